@@ -1,0 +1,1 @@
+"""iiad: train, profile, plan, distil and run iterative Transformers."""
