@@ -1,0 +1,195 @@
+"""Model folders: read with every check that a user would want, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .errors import InputError
+
+__all__ = [
+    "load_model",
+    "model_fingerprint",
+    "read_config",
+    "read_weights",
+    "require_new_folder",
+    "save_checkpoint",
+    "staged_folder",
+]
+
+_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The fields of a model folder's config.json. Raises InputError where there is none that can be read."""
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: not a model folder: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: must hold a JSON object, found a {type(config).__name__}")
+    return config
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, sorted. Raises InputError for none, or for pickles alone."""
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickles:
+            raise InputError(
+                f"{folder}: its weights are a pickle ({pickles[0].name}), which can run code when loaded; "
+                "accepted: safetensors"
+            )
+        raise InputError(f"{folder}: has no weights (*.safetensors)")
+    return files
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a model folder by name, on the CPU. Raises InputError for a file that cannot be read."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
+    return weights
+
+
+def load_model(
+    model: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", num_iterations: Any = None
+) -> Any:
+    """A causal language model from a folder or the hub, in evaluation mode, with nothing missing or left over.
+
+    num_iterations: run this plan instead of the checkpoint's own (iterated models only).
+    Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
+    infinity among the weights, a plan that the model cannot run.
+    """
+    folder = Path(model)
+    if folder.exists() or not _is_hub_name(str(model)):
+        read_config(folder)
+        weight_files(folder)
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            str(model),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # transformers raises many kinds; each is the user's folder or name
+        raise InputError(f"{model}: cannot be loaded: {_one_line(error)}") from error
+    _require_exact(model, info)
+    bad = next((name for name, tensor in loaded.state_dict().items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise InputError(f"{model}: tensor {bad} holds NaN or infinity")
+    if num_iterations is not None:
+        if not hasattr(loaded, "set_num_iterations"):
+            raise InputError(f"{model}: a {loaded.config.model_type} has no iterations to plan")
+        try:
+            loaded.set_num_iterations(num_iterations)
+        except ValueError as error:
+            raise InputError(f"{model}: {_one_line(error)}") from None
+    try:
+        return loaded.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {_one_line(error)}") from None
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _require_exact(model: str | Path, info: dict[str, Any]) -> None:
+    for mismatch in sorted(info.get("mismatched_keys") or []):
+        name, found, wanted = (
+            (*mismatch, "?", "?")[:3] if isinstance(mismatch, tuple) else (mismatch, "?", "?")
+        )
+        raise InputError(
+            f"{model}: tensor {name} has shape {tuple(found)}; config.json asks for {tuple(wanted)}"
+        )
+    for key, problem in (
+        ("missing_keys", "is missing from the weights"),
+        ("unexpected_keys", "is not part of the model that config.json describes"),
+    ):
+        for name in sorted(info.get(key) or []):
+            raise InputError(f"{model}: tensor {name} {problem}")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """sha256 of a model's configuration and weights: what a profile or plan is bound to.
+
+    The plan that the model happens to run is left out: a truncated teacher is still that teacher.
+    """
+    digest = hashlib.sha256()
+    config = model.config.to_diff_dict()
+    for name in ("num_iterations", "transformers_version", "auto_map", "architectures", "dtype", "use_cache"):
+        config.pop(name, None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def require_new_folder(folder: str | Path) -> None:
+    """Raise InputError if the folder already holds anything."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists already and is not empty; nothing was overwritten")
+
+
+@contextmanager
+def staged_folder(destination: str | Path) -> Iterator[Path]:
+    """A temporary folder beside the destination that takes its name when the block ends, and only then."""
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        yield stage
+        stage.chmod(0o755)
+        if destination.is_dir():
+            destination.rmdir()  # empty, or this raises
+        os.replace(stage, destination)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, folder: str | Path, *, tokenizer: Any = None, files_from: str | Path | None = None
+) -> None:
+    """Write a complete model folder (weights, config, code, tokenizer) in one step.
+
+    tokenizer: saved along, or, without one, the tokenizer files of the folder `files_from` are copied.
+    """
+    with staged_folder(folder) as stage:
+        model.save_pretrained(stage)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(stage)
+        for name in _COMPANIONS if files_from is not None else ():
+            origin = Path(files_from or "") / name
+            if origin.exists() and not (stage / name).exists():
+                shutil.copyfile(origin, stage / name)

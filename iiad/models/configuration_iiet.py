@@ -1,0 +1,165 @@
+"""Configuration of the Iterative Implicit Euler Transformer (IIET)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+__all__ = ["IIETConfig"]
+
+
+def _require(condition: bool, field: str, accepted: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"{field} must be {accepted}, got {found!r}")
+
+
+@strict
+class IIETConfig(PreTrainedConfig):
+    """Shape of an IIET: a Llama whose layers iterate. The defaults are the paper's 55M model.
+
+    The iteration plan is part of the configuration: `num_iterations[t]` is how many fixed-point iterations layer
+    t runs after its first evaluation, so layer t costs `1 + num_iterations[t]` evaluations of its block.
+
+    Fields that Llama has mean what they mean there. The others:
+
+    num_layers: L, the number of layers, each with weights of its own.
+    num_iterations: r_t per layer, an int for all layers alike or a list of L ints.
+    max_num_iterations: the most iterations that the weights provide for: the teacher's. A plan cannot exceed it.
+        Default: the largest of `num_iterations`.
+    history: True solves with the learned linear multistep history (paper, as released); False is the paper's
+        plain equation y = x + f(y), which with no iterations is exactly a Llama.
+    relaxation: learned damping of the plain iteration (ours); not available with history.
+    layer_norm_eps: epsilon of the LayerNorms after each evaluation (history only).
+
+    `num_hidden_layers` is derived: the number of block evaluations, because every evaluation keeps keys and values
+    of its own and transformers sizes its caches by that name. The depth in weights is `num_layers`.
+
+    Raises ValueError naming field, accepted values and what was found.
+    """
+
+    model_type = "iiet"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    intermediate_size: int = 1408
+    num_layers: int = 12
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = True
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float = 0.0
+    mlp_bias: bool = False
+    num_iterations: int | list[int] = 3
+    max_num_iterations: int | None = None
+    history: bool = True
+    relaxation: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "num_hidden_layers" in kwargs:
+            raise ValueError("num_hidden_layers is derived from the plan; give num_layers instead")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self.num_iterations = self.num_iterations  # broadcast: __setattr__ now knows num_layers
+        if self.max_num_iterations is None:
+            self.max_num_iterations = max(self.iterations, default=0)
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Also reached by `from_pretrained(folder, num_iterations=2)`, which sets fields after __post_init__.
+        if name == "num_iterations" and isinstance(value, int) and "num_layers" in self.__dict__:
+            value = [value] * self.num_layers
+        super().__setattr__(name, value)
+
+    @property
+    def iterations(self) -> list[int]:
+        """The plan: r_t for each of the L layers."""
+        assert isinstance(self.num_iterations, list)
+        return self.num_iterations
+
+    @property
+    def num_start_evaluations(self) -> int:
+        """Block evaluations that produce a layer's first iterate z(0): one, the explicit Euler step."""
+        return 1
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Block evaluations of one forward pass, sum over t of (1 + r_t): also the number of cache slots."""
+        return sum(self.num_start_evaluations + r for r in self.iterations)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        """Nothing: the number follows from the plan, but transformers assigns to it in places."""
+
+    def validate_architecture(self) -> None:
+        """Raise ValueError for a value out of range, a plan of the wrong length or above the maximum."""
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
+            _require(0 < getattr(self, name) < 1, name, "between 0 and 1", getattr(self, name))
+        _require(
+            self.max_position_embeddings >= 1,
+            "max_position_embeddings",
+            "at least 1",
+            self.max_position_embeddings,
+        )
+        _require(0 <= self.attention_dropout < 1, "attention_dropout", "in [0, 1)", self.attention_dropout)
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "hidden_size",
+            f"a multiple of num_attention_heads ({self.num_attention_heads})",
+            self.hidden_size,
+        )
+        heads = self.num_key_value_heads
+        _require(
+            heads is not None and heads >= 1 and self.num_attention_heads % heads == 0,
+            "num_key_value_heads",
+            f"a divisor of num_attention_heads ({self.num_attention_heads})",
+            heads,
+        )
+        _require(
+            self.head_dim is not None and self.head_dim >= 2 and self.head_dim % 2 == 0,
+            "head_dim",
+            "even, for rotary position embeddings",
+            self.head_dim,
+        )
+        _require(not (self.history and self.relaxation), "relaxation", "false with history", self.relaxation)
+        self._validate_plan()
+
+    def _validate_plan(self) -> None:
+        plan, most = self.iterations, self.max_num_iterations
+        _require(
+            len(plan) == self.num_layers,
+            "num_iterations",
+            f"an int or a list of num_layers ({self.num_layers})",
+            plan,
+        )
+        _require(most is not None and most >= 0, "max_num_iterations", "at least 0", most)
+        for layer, r in enumerate(plan):
+            _require(
+                0 <= r <= (most or 0), f"num_iterations[{layer}]", f"from 0 to {most} (max_num_iterations)", r
+            )

@@ -1,0 +1,246 @@
+"""The Iterative Implicit Euler Transformer (Liu et al., EMNLP 2025, arXiv 2509.22463) as transformers models.
+
+Legend: B batch, T tokens, D model width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_iiet import IIETConfig
+from .layers import IterativeLayer, SlottedAttention
+from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
+
+__all__ = ["IIETForCausalLM", "IIETModel", "IIETPreTrainedModel"]
+
+
+def _record_layers() -> OutputRecorder:
+    # Older transformers have no key for the number of layers; they do not need it either.
+    key = {"num_hidden_layers_key": "num_layers"}
+    known = key if "num_hidden_layers_key" in OutputRecorder.__dataclass_fields__ else {}
+    return OutputRecorder(IterativeLayer, index=0, **known)
+
+
+class IIETPreTrainedModel(PreTrainedModel):
+    """Weights and abilities that all iterated models share."""
+
+    config: IIETConfig
+    config_class = IIETConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["IterativeLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": _record_layers(), "attentions": SlottedAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MultistepCorrector):
+            init.constant_(module.update_weights, 1 / module.update_weights.numel())
+            init.constant_(module.output_weights, 1 / module.output_weights.numel())
+        elif isinstance(module, PicardCorrector) and module.relaxation is not None:
+            init.zeros_(module.relaxation)
+        elif isinstance(module, RungeKutta) and module.alpha is not None:
+            init.constant_(module.alpha, 0.5)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and code, so that the folder also loads where iiad is not installed."""
+        base = type(self.base_model)
+        # transformers lists the configuration and the class that is saved; AutoModel would not find its class.
+        known = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**known, "AutoModel": f"{base.__module__.rsplit('.')[-1]}.{base.__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def set_num_iterations(self, num_iterations: int | Sequence[int]) -> None:
+        """Follow another plan from now on: r_t for each layer, or one number for all.
+
+        The weights stay as they are; the configuration changes with the plan, so that a saved model keeps it.
+        Raises ValueError for a plan of another length or above the maximum.
+        """
+        before = self.config.num_iterations
+        try:
+            self.config.num_iterations = (
+                num_iterations if isinstance(num_iterations, int) else list(num_iterations)
+            )
+            self.config.validate_architecture()
+        except ValueError:
+            self.config.num_iterations = before
+            raise
+        assert isinstance(self.base_model, IIETModel)
+        self.base_model.assign_slots()
+
+
+class IIETModel(IIETPreTrainedModel):
+    """Embeddings, L iterated layers and the final norm."""
+
+    def __init__(self, config: IIETConfig):
+        super().__init__(config)
+        config.validate_architecture()  # from_pretrained sets fields after the configuration checked itself
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.predictor = self.make_predictor(config)
+        self.layers: Any = nn.ModuleList(IterativeLayer(config, layer) for layer in range(config.num_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.assign_slots()
+        self.post_init()
+
+    def make_predictor(self, config: IIETConfig) -> ExplicitEuler | RungeKutta:
+        """The predictor that all layers share."""
+        return ExplicitEuler()
+
+    def assign_slots(self) -> None:
+        """Let the layers follow the configuration's plan: iterations, and cache slots in order of evaluation."""
+        first, start = 0, self.config.num_start_evaluations
+        for layer, num_iterations in zip(self.layers, self.config.iterations, strict=True):
+            layer.set_num_iterations(num_iterations, first, start)
+            first += start + num_iterations
+
+    def run_layers(
+        self, hidden_states: Tensor, history: tuple[Tensor, ...], start: int = 0, **kwargs: Any
+    ) -> Tensor:
+        """Run layers start, ..., L - 1 and the final norm.
+
+        hidden_states: (B, T, D), the input of layer `start` (from 0). history: H_0, ..., H_start, each (B, T, D);
+        ignored without history. Returns (B, T, D).
+        """
+        for layer in self.layers[start:]:
+            hidden_states, state = layer(hidden_states, history, self.predictor, **kwargs)
+            if layer.corrector.uses_history:
+                history = (*history, state)
+        return self.norm(hidden_states)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """input_ids: (B, T), or inputs_embeds: (B, T, D) -> last_hidden_state (B, T, D) and the cache."""
+        inputs_embeds, context = self.prepare(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        hidden_states = self.run_layers(inputs_embeds, (inputs_embeds,), **context, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states, past_key_values=context["past_key_values"]
+        )
+
+    def prepare(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The embeddings H_0 (B, T, D), and what every layer is given: mask, rotary angles and cache."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (
+                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            ).unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        return inputs_embeds, {
+            "attention_mask": mask,
+            "position_ids": position_ids,
+            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+
+
+class IIETForCausalLM(IIETPreTrainedModel, GenerationMixin):
+    """IIET with a language-modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    model_class = IIETModel
+
+    def __init__(self, config: IIETConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids: (B, T) -> logits (B, T, V); with labels (B, T), which are shifted inside, also the mean loss.
+
+        logits_to_keep: only the last so many positions (0: all), or the indices of those wanted.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -1,0 +1,175 @@
+"""Saved folders: they load with iiad, without it, at another plan, and bad ones are refused in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from iiad import InputError
+from iiad.checkpoints import load_model, model_fingerprint, save_checkpoint
+from tests.conftest import VARIANTS, make_iiet
+
+
+def test_a_saved_model_loads_with_auto_classes_and_computes_the_same(variant, tokens, tmp_path):
+    save_checkpoint(variant, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert type(loaded) is type(variant)
+    assert loaded.config.num_iterations == variant.config.num_iterations
+    assert torch.equal(loaded(tokens).logits, variant(tokens).logits)
+    base = AutoModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(base(tokens).last_hidden_state, variant.model(tokens).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["history", "relaxed", "pcformer-rk2"])
+def test_a_saved_folder_loads_with_remote_code_where_iiad_is_not_importable(name, tokens, tmp_path):
+    variant = VARIANTS[name]()
+    save_checkpoint(variant, tmp_path / "model")
+    auto_map = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    torch.save((tokens, variant(tokens).logits.detach()), tmp_path / "wanted.pt")
+    script = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "iiad":
+            raise ImportError("iiad is not installed here")
+sys.meta_path.insert(0, Block())
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+tokens, wanted = torch.load({str(tmp_path / "wanted.pt")!r})
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
+assert torch.equal(model(tokens).logits, wanted)
+AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
+assert "iiad" not in sys.modules
+model.save_pretrained({str(tmp_path / "again")!r})
+AutoModelForCausalLM.from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
+print("loaded")
+"""
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "loaded", done.stderr[-2000:]
+
+
+def test_a_teacher_loads_at_any_smaller_plan_by_the_stock_keyword(tokens, tmp_path):
+    teacher = make_iiet(num_iterations=3)
+    save_checkpoint(teacher, tmp_path / "teacher")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", num_iterations=[0, 2, 1])
+    teacher.set_num_iterations([0, 2, 1])
+    assert student.config.num_iterations == [0, 2, 1]
+    assert torch.equal(student(tokens).logits, teacher(tokens).logits)
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", num_iterations=1).config.num_iterations
+        == [1] * 3
+    )
+    with pytest.raises(ValueError, match="num_iterations"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", num_iterations=4)
+
+
+def test_relaxed_models_keep_all_their_relaxation_under_a_smaller_plan(tokens, tmp_path):
+    teacher = make_iiet(num_iterations=3, history=False, relaxation=True)
+    save_checkpoint(teacher, tmp_path / "teacher")
+    student = load_model(tmp_path / "teacher", num_iterations=[1, 0, 2])
+    save_checkpoint(student, tmp_path / "student")
+    again = load_model(tmp_path / "student", num_iterations=3)
+    assert torch.equal(again(tokens).logits, teacher(tokens).logits)
+
+
+def test_num_hidden_layers_is_derived_and_not_written(tmp_path):
+    model = make_iiet(num_iterations=[0, 2, 1])
+    model.config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert "num_hidden_layers" not in written
+    assert written["num_layers"] == 3
+    assert written["num_iterations"] == [0, 2, 1]
+    assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == 6
+
+
+def test_a_fingerprint_follows_weights_and_not_the_plan():
+    model = make_iiet(num_iterations=3)
+    before = model_fingerprint(model)
+    model.set_num_iterations([0, 1, 2])
+    assert model_fingerprint(model) == before
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1e-3
+    assert model_fingerprint(model) != before
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(make_iiet(num_iterations=1), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def damage(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(folder, **options):
+    with pytest.raises(InputError) as error:
+        load_model(folder, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_folder_config_or_weights_file_is_named(folder, tmp_path):
+    assert "no such model folder" in refused(tmp_path / "nowhere")
+    (folder / "config.json").rename(tmp_path / "config.json")
+    assert "no config.json" in refused(folder)
+    (tmp_path / "config.json").rename(folder / "config.json")
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in refused(folder)
+
+
+def test_a_pickle_checkpoint_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert "pickle" in refused(folder)
+
+
+def test_nan_weights_are_refused_with_the_tensor_named(folder):
+    damage(folder, lambda w: w["model.norm.weight"].fill_(float("nan")))
+    assert "model.norm.weight holds NaN" in refused(folder)
+
+
+def test_missing_surplus_and_misshapen_tensors_are_named(folder):
+    original = (folder / "model.safetensors").read_bytes()
+    damage(folder, lambda w: w.pop("model.layers.1.corrector.update_weights"))
+    assert "model.layers.1.corrector.update_weights is missing" in refused(folder)
+    (folder / "model.safetensors").write_bytes(original)
+    damage(folder, lambda w: w.update({"model.extra": torch.ones(2)}))
+    assert "model.extra is not part of the model" in refused(folder)
+    (folder / "model.safetensors").write_bytes(original)
+    damage(folder, lambda w: w.update({"model.norm.weight": torch.ones(31)}))
+    message = refused(folder)
+    assert "model.norm.weight" in message
+    assert "(31,)" in message
+
+
+def test_damaged_json_and_truncated_weights_are_refused(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    assert "cannot be loaded" in refused(folder)
+    (folder / "config.json").write_text("{")
+    assert "cannot be read as JSON" in refused(folder)
+
+
+def test_a_plan_above_the_checkpoints_maximum_is_refused(folder):
+    assert "num_iterations[0] must be from 0 to 1" in refused(folder, num_iterations=[2, 0, 0])
+
+
+def test_saving_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    model = make_iiet(num_iterations=1)
+    monkeypatch.setattr(
+        type(model), "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space"))
+    )
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,296 @@
+"""What the iterations compute, against naive float64 versions of the equations, and how they are reached."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models.solvers import (
+    ExplicitEuler,
+    MultistepCorrector,
+    PicardCorrector,
+    RungeKutta,
+    solve,
+    weighted_sum,
+)
+from tests.conftest import SHAPE, make_iiet, make_pcformer, stir
+
+
+def llama_twin(model: IIETForCausalLM) -> LlamaForCausalLM:
+    shape = {k: v for k, v in SHAPE.items() if k != "num_layers"}
+    twin = LlamaForCausalLM(
+        LlamaConfig(
+            **shape, num_hidden_layers=SHAPE["num_layers"], tie_word_embeddings=True, rms_norm_eps=1e-6
+        )
+    ).eval()
+    weights = {k: v for k, v in model.state_dict().items() if "corrector" not in k}
+    twin.load_state_dict(weights)
+    return twin
+
+
+def naive_layer(model, t, x, history, **context):
+    """Layer t (from 0) by the equations of the paper, term by term, with nothing shared or reused."""
+    layer = model.model.layers[t]
+    fields = layer.corrector
+
+    def F(slot, point):
+        attended, _ = layer.self_attn(layer.input_layernorm(point), slot, **context)
+        middle = point + attended
+        return middle + layer.mlp(layer.post_attention_layernorm(middle))
+
+    if not fields.uses_history:
+        z = F(0, x)
+        for i in range(1, layer.num_iterations + 1):
+            step = x + (F(i, z) - z)
+            a = 1.0 if fields.relaxation is None else fields.relaxation[i - 1]
+            z = (1 - a) * z + a * step
+        return z, z
+    predictor = model.model.predictor
+    if isinstance(predictor, RungeKutta):
+        n, a = predictor.num_evaluations, predictor.alpha
+        k = [predictor.norms[0](F(0, x))]
+        for j in range(1, n):
+            scale = 0.5 if n == 4 and j < 3 else 1.0
+            k.append(predictor.norms[j](F(j, x + scale * k[-1])))
+        if a is None:
+            g = [1 / 2, 1 / 2] if n == 2 else [1 / 6, 1 / 3, 1 / 3, 1 / 6]
+        else:
+            g = [a * (1 - a), a] if n == 2 else [a * (1 - a) ** 3, a * (1 - a) ** 2, a * (1 - a), a]
+        z, first = fields.start_norm(x + sum(gj * kj for gj, kj in zip(g, k, strict=True))), n
+    else:
+        z, first = fields.start_norm(F(0, x)), 1
+    w, c = fields.update_weights, fields.output_weights
+    for i in range(layer.num_iterations):
+        u = sum(w[k] * state for k, state in enumerate(history)) + w[-1] * z
+        z = fields.update_norm(F(first + i, u))
+    return sum(c[k] * state for k, state in enumerate(history)) + c[-1] * z, z
+
+
+@pytest.mark.parametrize("order", [2, 4])
+@pytest.mark.parametrize("coefficients", ["ema", "fixed"])
+def test_pcformer_follows_its_equations_in_float64(order, coefficients, tokens):
+    check_against_equations(make_pcformer(predictor_order=order, coefficients=coefficients), tokens)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_iterations": 3},
+        {"num_iterations": [0, 3, 1]},
+        {"num_iterations": [2, 0, 1], "history": False},
+        {"num_iterations": 2, "history": False, "relaxation": True},
+    ],
+    ids=["history", "history-plan", "plain", "relaxed"],
+)
+def test_iiet_follows_its_equations_in_float64(fields, tokens):
+    check_against_equations(make_iiet(**fields), tokens)
+
+
+def check_against_equations(model, tokens):
+    model = model.double()
+    with torch.no_grad():
+        x, context = model.model.prepare(tokens)
+        history = [x]
+        for t in range(model.config.num_layers):
+            x, state = naive_layer(model, t, x, history, **context)
+            history.append(state)
+        naive = model.lm_head(model.model.norm(x))
+        torch.testing.assert_close(model(tokens).logits, naive, rtol=0, atol=1e-12)
+
+
+def test_plain_without_iterations_equals_llama_to_the_last_bit(tokens):
+    model = make_iiet(num_iterations=0, history=False)
+    twin = llama_twin(model)
+    ours, theirs = model(tokens, labels=tokens), twin(tokens, labels=tokens)
+    assert torch.equal(ours.logits, theirs.logits)
+    ours.loss.backward()
+    theirs.loss.backward()
+    gradients = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name].grad), name
+
+
+def test_relaxation_zero_equals_llama_whatever_the_iterations(tokens):
+    model = make_iiet(num_iterations=3, history=False, relaxation=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.corrector.relaxation.zero_()
+    assert torch.equal(model(tokens).logits, llama_twin(model)(tokens).logits)
+
+
+def test_first_iterates_do_not_depend_on_how_many_follow(tokens):
+    model = make_iiet(num_iterations=3)
+    x, context = model.model.prepare(tokens)
+    layer = model.model.layers[0]
+    known = layer.corrector.prepare(x, (x,), 3)
+    full = layer.iterates(x, known, model.model.predictor, **context)
+    assert len(full) == 4
+    for stop in range(3):
+        model.set_num_iterations([stop, 3, 3])
+        stopped = layer.iterates(x, known, model.model.predictor, **context)
+        assert all(torch.equal(a, b) for a, b in zip(stopped, full, strict=False))
+        assert len(stopped) == stop + 1
+
+
+def test_each_iteration_costs_one_evaluation_and_the_history_is_summed_once_a_layer(tokens, monkeypatch):
+    import iiad.models.solvers as solvers
+
+    model = make_iiet(num_iterations=[3, 0, 2])
+    evaluations, sums = [], []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: evaluations.append(1))
+    monkeypatch.setattr(solvers, "weighted_sum", lambda w, h: sums.append(len(h)) or weighted_sum(w, h))
+    model(tokens)
+    assert len(evaluations) == model.config.num_hidden_layers == 3 + 5
+    assert sums == [
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]  # w and c of layer 1, c alone of layer 2 (no iterations), w and c of layer 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(0.05, 0.6), seed=st.integers(0, 1000), iterations=st.integers(0, 40))
+def test_picard_converges_to_the_implicit_euler_solution_of_a_contraction(scale, seed, iterations):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    matrix = scale * matrix / torch.linalg.matrix_norm(matrix, 2)
+    x = torch.randn(1, 1, 4, generator=generator, dtype=torch.float64)
+
+    def evaluate(slot, point, base):
+        return base + point @ matrix
+
+    corrector = PicardCorrector(iterations, relaxation=False)
+    iterates = solve(ExplicitEuler(), corrector, evaluate, x, (x, x), iterations)
+    exact = x @ torch.linalg.inv(torch.eye(4, dtype=torch.float64) - matrix)  # y = x + f(y)
+    assert len(iterates) == iterations + 1
+    bound = scale ** (iterations + 2) / (1 - scale) * x.norm() + 1e-12
+    assert (iterates[-1] - exact).norm() <= bound
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_weighted_sum_has_the_values_and_gradients_of_the_stacked_sum(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(n, generator=generator, dtype=torch.float64, requires_grad=True)
+    states = [
+        torch.randn(2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(n)
+    ]
+    direction = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    stacked = torch.einsum("k,kbtd->btd", weights, torch.stack(states))
+    ours = weighted_sum(weights, states)
+    torch.testing.assert_close(ours, stacked, rtol=0, atol=1e-13)
+    wanted = torch.autograd.grad((stacked * direction).sum(), [weights, *states])
+    found = torch.autograd.grad((ours * direction).sum(), [weights, *states])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+# Llama's RMSNorm computes in float32 whatever the model's type, so the differences must be well above its rounding.
+STEP = {"eps": 1e-3, "atol": 1e-4, "rtol": 1e-3}
+
+
+def test_gradients_of_a_whole_iterated_model_agree_with_finite_differences():
+    torch.manual_seed(0)
+    config = IIETConfig(
+        **{**SHAPE, "hidden_size": 8, "intermediate_size": 8, "num_layers": 2}, num_iterations=2
+    )
+    model = stir(IIETForCausalLM(config)).double()
+    ids = torch.randint(3, 90, (1, 5))
+
+    def loss(*values):
+        names = [name for name, _ in model.named_parameters()]
+        logits = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (ids,)).logits
+        return torch.nn.functional.cross_entropy(
+            logits[0, :-1], ids[0, 1:]
+        )  # transformers' own drops to float32
+
+    values = [p.detach().clone() for p in model.parameters()]
+    small = [i for i, (name, _) in enumerate(model.named_parameters()) if "corrector" in name]
+    for i in small:
+        values[i].requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda *some: loss(*place(values, small, some)), [values[i] for i in small]
+    )
+
+
+def place(values, indices, some):
+    values = list(values)
+    for i, value in zip(indices, some, strict=True):
+        values[i] = value
+    return values
+
+
+@pytest.mark.parametrize("per_layer", [0, 1, 2])
+def test_hidden_states_are_one_per_layer_for_every_plan(per_layer, tokens):
+    model = make_iiet(num_iterations=[per_layer, 0, 2])
+    out = model(tokens, output_hidden_states=True, output_attentions=False)
+    assert len(out.hidden_states) == 4
+
+
+def test_changing_the_plan_and_back_restores_the_model_and_keeps_the_config_in_step(tokens):
+    model = make_iiet(num_iterations=3)
+    full = model(tokens).logits
+    model.set_num_iterations([1, 0, 2])
+    assert model.config.num_iterations == [1, 0, 2]
+    assert model.config.num_hidden_layers == 6
+    assert not torch.equal(model(tokens).logits, full)
+    model.set_num_iterations(3)
+    assert torch.equal(model(tokens).logits, full)
+
+
+@pytest.mark.parametrize("plan", [[1, 1], 4, [0, 0, 4], [0, -1, 0]])
+def test_a_plan_that_does_not_fit_is_refused_and_changes_nothing(plan, tokens):
+    model = make_iiet(num_iterations=3)
+    full = model(tokens).logits
+    with pytest.raises(ValueError, match="num_iterations"):
+        model.set_num_iterations(plan)
+    assert model.config.num_iterations == [3, 3, 3]
+    assert torch.equal(model(tokens).logits, full)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tokens):
+    model = make_iiet(num_iterations=[2, 0, 3])
+    model.train()
+    model(tokens, labels=tokens).loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    new_name = "activation_checkpointing_enable"  # older transformers know the old name alone
+    enable = getattr(model, new_name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+    model(tokens, labels=tokens).loss.backward()
+    for name, gradient in wanted.items():
+        assert torch.equal(dict(model.named_parameters())[name].grad, gradient), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_iterations": [1, 2]}, "num_iterations must be an int or a list of num_layers"),
+        ({"num_iterations": -1}, "max_num_iterations must be at least 0"),
+        ({"num_iterations": 2, "max_num_iterations": 1}, "num_iterations\\[0\\] must be from 0 to 1"),
+        ({"num_attention_heads": 5}, "hidden_size must be a multiple"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"relaxation": True}, "relaxation must be false with history"),
+        ({"attention_dropout": 1.0}, "attention_dropout must be in"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be between"),
+        ({"num_hidden_layers": 4}, "give num_layers instead"),
+    ],
+)
+def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        IIETConfig(**{**SHAPE, **fields})
+
+
+def test_multistep_weights_start_as_the_mean_of_what_the_layer_sees():
+    corrector = MultistepCorrector(8, depth=4, layer_norm_eps=1e-5)
+    assert corrector.update_weights.tolist() == pytest.approx([1 / 5] * 5)
+    fresh = IIETForCausalLM(IIETConfig(**SHAPE))
+    assert fresh.model.layers[2].corrector.output_weights.tolist() == pytest.approx([1 / 4] * 4)
