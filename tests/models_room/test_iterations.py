@@ -191,39 +191,30 @@ def test_weighted_sum_has_the_values_and_gradients_of_the_stacked_sum(n, seed):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-# Llama's RMSNorm computes in float32 whatever the model's type, so the differences must be well above its rounding.
-STEP = {"eps": 1e-3, "atol": 1e-4, "rtol": 1e-3}
-
-
 def test_gradients_of_a_whole_iterated_model_agree_with_finite_differences():
-    torch.manual_seed(0)
-    config = IIETConfig(
-        **{**SHAPE, "hidden_size": 8, "intermediate_size": 8, "num_layers": 2}, num_iterations=2
-    )
-    model = stir(IIETForCausalLM(config)).double()
-    ids = torch.randint(3, 90, (1, 5))
+    shape = {**SHAPE, "hidden_size": 8, "intermediate_size": 8, "num_layers": 2}
+    model = stir(IIETForCausalLM(IIETConfig(**shape, num_iterations=2))).double()
+    ids = torch.randint(3, 90, (1, 5), generator=torch.Generator().manual_seed(0))
 
-    def loss(*values):
-        names = [name for name, _ in model.named_parameters()]
-        logits = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (ids,)).logits
-        return torch.nn.functional.cross_entropy(
-            logits[0, :-1], ids[0, 1:]
-        )  # transformers' own drops to float32
+    def loss():  # transformers' own loss drops to float32
+        return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
 
-    values = [p.detach().clone() for p in model.parameters()]
-    small = [i for i, (name, _) in enumerate(model.named_parameters()) if "corrector" in name]
-    for i in small:
-        values[i].requires_grad_(True)
-    assert torch.autograd.gradcheck(
-        lambda *some: loss(*place(values, small, some)), [values[i] for i in small]
-    )
-
-
-def place(values, indices, some):
-    values = list(values)
-    for i, value in zip(indices, some, strict=True):
-        values[i] = value
-    return values
+    loss().backward()
+    step = 1e-2  # Llama's RMSNorm computes in float32 whatever the model's type: stay well above its rounding
+    for name, parameter in model.named_parameters():
+        flat = parameter.data.view(-1)
+        for index in range(0, flat.numel(), max(1, flat.numel() // 2)):
+            if parameter is model.model.embed_tokens.weight:
+                index = int(ids[0, 1]) * 8  # a row that is used
+            before = flat[index].item()
+            with torch.no_grad():
+                flat[index] = before + step
+                above = loss()
+                flat[index] = before - step
+                below = loss()
+                flat[index] = before
+            slope = (above - below).item() / (2 * step)
+            assert parameter.grad.view(-1)[index].item() == pytest.approx(slope, rel=2e-3, abs=2e-5), name
 
 
 @pytest.mark.parametrize("per_layer", [0, 1, 2])
