@@ -17,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .artefacts import ModelIdentity
 from .errors import InputError
 
 __all__ = [
+    "identify_model",
     "load_model",
     "model_fingerprint",
     "read_config",
@@ -193,3 +195,23 @@ def save_checkpoint(
             origin = Path(files_from or "") / name
             if origin.exists() and not (stage / name).exists():
                 shutil.copyfile(origin, stage / name)
+
+
+def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
+    """Who a loaded model is, and what its cost follows from; works for any causal language model.
+
+    A model without iterations (a Llama, say) is one with none in each layer.
+    """
+    config = model.config
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    num_layers = getattr(config, "num_layers", None) or config.num_hidden_layers
+    return ModelIdentity(
+        name=str(name),
+        fingerprint=model_fingerprint(model),
+        model_type=config.model_type,
+        num_layers=num_layers,
+        num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
+        num_start_evaluations=getattr(config, "num_start_evaluations", 1),
+        cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
+    )

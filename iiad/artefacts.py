@@ -1,0 +1,145 @@
+"""What the stages hand to each other: JSON files that say what they hold, how it came about and from what.
+
+Needs neither torch nor transformers. All definitions here are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InputError
+
+__all__ = [
+    "Artefact",
+    "DataIdentity",
+    "ModelIdentity",
+    "describe_problems",
+    "require_new_file",
+    "write_whole",
+]
+
+
+class Record(BaseModel):
+    """A frozen record: unknown fields, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelIdentity(Record):
+    """Which model, and what its cost follows from."""
+
+    name: str = Field(description="folder or hub name as it was given")
+    fingerprint: str = Field(description="sha256 of configuration and weights, whatever plan the model runs")
+    model_type: str
+    num_layers: int = Field(ge=1, description="layers with weights of their own")
+    num_iterations: list[int] = Field(
+        description="the plan it runs: r_t for each layer; zeros for a Transformer"
+    )
+    num_start_evaluations: int = Field(ge=1, description="block evaluations before a layer's first iteration")
+    cache_bytes_per_slot: int = Field(ge=0, description="keys and values of one evaluation, bytes per token")
+
+    @property
+    def num_evaluations(self) -> int:
+        """Block evaluations per token, sum over t of (start evaluations + r_t): also the cache slots."""
+        return sum(self.num_start_evaluations + r for r in self.num_iterations)
+
+
+class DataIdentity(Record):
+    """Which tokens."""
+
+    names: list[str] = Field(description="the files, or the embedded corpus, in order")
+    fingerprint: str = Field(description="sha256 of content, tokenizer and settings")
+    num_tokens: int = Field(ge=0, description="tokens that were used")
+
+
+class Artefact(Record):
+    """A stage's output as a JSON file. Subclasses set `kind` and add their fields."""
+
+    kind: str
+    format_version: int = 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole or not at all. Raises InputError where it cannot be written."""
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read and check a file. Raises InputError in one line: no file, no JSON, another kind, a wrong field."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+        wanted = cls.model_fields["kind"].default
+        if not isinstance(fields, dict) or fields.get("kind") != wanted:
+            found = fields.get("kind") if isinstance(fields, dict) else None
+            raise InputError(f"{path}: must be a {wanted} (kind: {wanted!r}), found kind {found!r}")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise InputError(f"{path}: {describe_problems(error)[0]}") from None
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """Each problem of a validation as one line: field, what is accepted, what was found."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "the whole"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: no such field")
+        elif problem["type"] == "missing":
+            lines.append(f"{field}: is missing")
+        elif problem["type"] == "value_error":
+            lines.append(f"{field}: {message}")
+        else:
+            lines.append(f"{field}: {message[0].lower()}{message[1:]}, found {_short(problem['input'])}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def require_new_file(path: str | Path, overwrite: bool = False) -> Path:
+    """The path, if a file can be written there. Raises InputError for a file that exists, a folder, no folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; name another file, or pass --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: its folder cannot be made: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: its folder cannot be written to")
+    return path
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file so that it is there whole or, whatever happens, as it was before."""
+    path = Path(path)
+    stage = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as file:
+            stage = file.name
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(stage, 0o644)
+        os.replace(stage, path)
+    except OSError as error:
+        if stage is not None:
+            Path(stage).unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
