@@ -1,0 +1,101 @@
+"""What a model reads of a token corpus: blocks to train on and windows to evaluate on.
+
+T tokens of a block, B windows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from iiad.data.corpus import TokenCorpus
+from iiad.errors import InputError
+
+__all__ = ["TokenBlocks", "evaluation_windows"]
+
+
+class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+    """The corpus as blocks of `block_size` tokens that do not overlap; a tail shorter than that is dropped.
+
+    Item i is `{"input_ids": (T,), "labels": (T,)}`, int64, the labels a copy of the ids: causal models of
+    transformers shift them. Blocks run across documents, as the end-of-text tokens in them show.
+
+    Args:
+        corpus: the tokens.
+        block_size: T, at least 2, so that a block has a token to predict.
+
+    Raises:
+        InputError: `block_size` is too small, or larger than the corpus.
+    """
+
+    def __init__(self, corpus: TokenCorpus, block_size: int) -> None:
+        if block_size < 2:
+            raise InputError(f"block_size: found {block_size}; accepted: at least 2")
+        if corpus.num_tokens < block_size:
+            found = f"the corpus has {corpus.num_tokens} tokens, fewer than one block of {block_size}"
+            raise InputError(f"block_size: {found}; accepted: at most the tokens of the corpus")
+        self.corpus = corpus
+        self.block_size = block_size
+
+    def __len__(self) -> int:
+        return self.corpus.num_tokens // self.block_size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        start = index % len(self) * self.block_size
+        input_ids = _tensor(self.corpus.tokens[start : start + self.block_size])  # (T,)
+        return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def evaluation_windows(
+    corpus: TokenCorpus, block_size: int, max_tokens: int | None = None, batch_size: int = 1
+) -> Iterator[torch.Tensor]:
+    """Cut the corpus into windows in which every token but the very first is predicted exactly once.
+
+    Of a window w, `w[:, :-1]` is the input and `w[:, 1:]` the target, both (B, T) with T <= `block_size`.
+    Neighbours share one token: the last target of one is the first input of the next.
+
+    Args:
+        corpus: the tokens.
+        block_size: the most tokens of an input.
+        max_tokens: use only this many tokens, from the start; their number less one is predicted.
+        batch_size: the most windows at a time.
+
+    Returns:
+        An iterator over (B, T + 1) int64 batches in the corpus's order. A last window that is shorter than the
+        others comes in a batch of its own.
+
+    Raises:
+        InputError: on the call, if an argument is too small or the corpus has fewer than 2 tokens.
+    """
+    lowest = {"block_size": (block_size, 1), "batch_size": (batch_size, 1)}
+    if max_tokens is not None:
+        lowest["max_tokens"] = (max_tokens, 2)
+    for field, (found, least) in lowest.items():
+        if found < least:
+            raise InputError(f"{field}: found {found}; accepted: at least {least}")
+    if corpus.num_tokens < 2:
+        raise InputError(f"corpus: found {corpus.num_tokens} tokens; accepted: at least 2")
+    num_tokens = corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, max_tokens)
+    return _windows(corpus.tokens[:num_tokens], block_size, batch_size)
+
+
+def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[torch.Tensor]:
+    num_targets = len(tokens) - 1
+    num_full, rest = divmod(num_targets, block_size)
+    for first in range(0, num_full, batch_size):
+        count = min(batch_size, num_full - first)
+        start = first * block_size
+        span = _tensor(tokens[start : start + count * block_size + 1])
+        yield span.unfold(0, block_size + 1, block_size).contiguous()  # (B, T + 1)
+    if rest:
+        yield _tensor(tokens[num_full * block_size :])[None]
+
+
+def _tensor(tokens: np.ndarray) -> torch.Tensor:
+    """A copy as int64: what embeddings take, and safe to write to."""
+    return torch.from_numpy(tokens.astype(np.int64))

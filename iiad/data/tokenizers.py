@@ -1,0 +1,122 @@
+"""Tokenizers: load one, train one, and tell whether two are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iiad.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["END_OF_TEXT", "MIN_VOCAB_SIZE", "load_tokenizer", "tokenizer_fingerprint", "train_tokenizer"]
+
+END_OF_TEXT = "<|endoftext|>"
+MIN_VOCAB_SIZE = 257  # every byte, and the end of text
+
+# What BPE may merge within, for prose and source code alike; tried in this order at each place.
+_WORD = r"[ _.]?[\p{L}\p{M}]+"  # with the space, underscore or dot before it: " name", "_name", ".name"
+_NUMBER = r" ?\p{N}{1,3}"
+_SIGNS = r" ?[^\s\p{L}\p{M}\p{N}]+"
+_LINE_ENDS = r"\s*[\r\n](?!\s)"  # white space that ends in a newline, whole
+_INDENT = r"\s+(?!\S)"  # other white space, less the last space, which goes to the word
+_SPACE = r"\s+"
+_PATTERN = "|".join([_WORD, _NUMBER, _SIGNS, _LINE_ENDS, _INDENT, _SPACE])
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a Hugging Face folder or, if no such folder exists, of a model on the hub.
+
+    Raises:
+        InputError: there is none, it needs code from its folder, it is not backed by the `tokenizers`
+            library, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.path.expanduser(path)
+    if not os.path.isdir(name) and (Path(path).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise InputError(f"tokenizer: {str(path)!r}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the loader raises whatever its many parsers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"tokenizer: {str(path)!r}: cannot be loaded: {reason}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        accepted = "accepted: one with a tokenizer.json"
+        raise InputError(f"tokenizer: {str(path)!r}: found {type(tokenizer).__name__}; {accepted}")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"tokenizer: {str(path)!r}: no eos_token, which must stand between documents")
+    return tokenizer
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, context_length: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer. The same texts give the same tokenizer, token for token.
+
+    Any text comes back exactly: the alphabet is all 256 bytes and nothing is normalized. `<|endoftext|>` is
+    the one special token, with id 0: it begins, ends and pads.
+
+    Args:
+        texts: documents or pieces of them; read once, not held in memory.
+        vocab_size: the most tokens to have. Texts that offer fewer merges give a smaller vocabulary.
+        context_length: recorded as the tokenizer's `model_max_length`, in tokens.
+
+    Raises:
+        InputError: `vocab_size` below 257 or `context_length` below 1, or `texts` hold no text.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise InputError(f"vocab_size: found {vocab_size}; accepted: at least {MIN_VOCAB_SIZE}")
+    if context_length is not None and context_length < 1:
+        raise InputError(f"context_length: found {context_length}; accepted: at least 1")
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_with_text(texts), trainer)
+    limit = {} if context_length is None else {"model_max_length": context_length}
+    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles, **limit
+    )
+
+
+def _with_text(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty; that there are none is an error."""
+    found = False
+    for text in texts:
+        if text:
+            found = True
+            yield text
+    if not found:
+        raise InputError("texts: found no text; accepted: at least one document with text to train on")
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hash what decides which ids a text gets: sha256 in hexadecimal.
+
+    Two tokenizers agree if and only if their `tokenizer.json` and special tokens do. Where they were loaded
+    from does not count, nor do padding and truncation, which calling a tokenizer may switch.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["padding"] = backend["truncation"] = None
+    state = {"backend": backend, "special_tokens": tokenizer.special_tokens_map}
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()

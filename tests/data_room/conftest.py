@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from iiad.data import Source, pack, resolve_inputs, train_tokenizer
+from iiad.errors import InputError
+
+Refused = Callable[..., AbstractContextManager[None]]
+
+CODE = '''class Stack:
+    """Last in, first out."""
+
+    def __init__(self, items=()):
+        self._items = list(items)
+
+    def push(self, item):
+        self._items.append(item)
+        return len(self._items) + 100
+
+
+# Ünïcödé, 漢字 and 🙂
+'''
+
+
+@pytest.fixture(scope="session")
+def code() -> str:
+    return CODE
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer([CODE], vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def refused() -> Refused:
+    """A block that must raise InputError with a message of one line that holds every one of `words`."""
+
+    @contextmanager
+    def check(*words: object) -> Iterator[None]:
+        with pytest.raises(InputError, match=re.escape(str(words[0]))) as caught:
+            yield
+        message = str(caught.value)
+        assert "\n" not in message
+        missing = [word for word in words if str(word) not in message]
+        assert not missing, f"{missing} not in {message!r}"
+
+    return check
+
+
+@pytest.fixture
+def packed(tokenizer, tmp_path):
+    """Pack files, patterns or sources in a cache of the test's own."""
+
+    def run(*inputs, **options):
+        paths = [str(item) for item in inputs if not isinstance(item, Source)]
+        sources = [item for item in inputs if isinstance(item, Source)] + (
+            resolve_inputs(paths) if paths else []
+        )
+        return pack(sources, tokenizer, **{"cache_dir": tmp_path / "cache", "progress": False, **options})
+
+    return run

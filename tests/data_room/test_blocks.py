@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiad.data import TokenBlocks, TokenCorpus, evaluation_windows
+
+
+def corpus_of(num_tokens: int) -> TokenCorpus:
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    return TokenCorpus(tokens, num_tokens, 1, num_tokens, "0" * 64, ("a.txt",), 0)
+
+
+def test_blocks_do_not_overlap_and_the_tail_is_dropped():
+    blocks = TokenBlocks(corpus_of(11), 4)
+    assert len(blocks) == 2
+    assert [block["input_ids"].tolist() for block in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert blocks[-1]["input_ids"].tolist() == [4, 5, 6, 7]
+    assert blocks[0]["input_ids"].dtype == torch.int64
+
+
+def test_labels_are_the_ids_and_masking_them_leaves_the_ids_alone():
+    block = TokenBlocks(corpus_of(8), 4)[1]
+    assert torch.equal(block["labels"], block["input_ids"])
+    block["labels"][:] = -100
+    assert block["input_ids"].tolist() == [4, 5, 6, 7]
+
+
+def test_blocks_batch_in_a_data_loader():
+    batch = next(iter(torch.utils.data.DataLoader(TokenBlocks(corpus_of(20), 5), batch_size=3)))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "input_ids": (3, 5),
+        "labels": (3, 5),
+    }
+
+
+def test_a_corpus_shorter_than_a_block_is_refused(refused):
+    with refused("block_size", "has 7 tokens", "one block of 8"):
+        TokenBlocks(corpus_of(7), 8)
+    with refused("block_size", "found 1", "at least 2"):
+        TokenBlocks(corpus_of(7), 1)
+    with pytest.raises(IndexError):
+        TokenBlocks(corpus_of(8), 8)[1]
+
+
+@given(
+    num_tokens=st.integers(2, 60),
+    block_size=st.integers(1, 12),
+    batch_size=st.integers(1, 5),
+    max_tokens=st.none() | st.integers(2, 70),
+)
+def test_windows_predict_every_token_but_the_first_exactly_once(
+    num_tokens, block_size, batch_size, max_tokens
+):
+    batches = list(evaluation_windows(corpus_of(num_tokens), block_size, max_tokens, batch_size))
+    used = min(num_tokens, max_tokens or num_tokens)
+    inputs = [token for batch in batches for token in batch[:, :-1].flatten().tolist()]
+    targets = [token for batch in batches for token in batch[:, 1:].flatten().tolist()]
+    assert inputs == list(range(used - 1))
+    assert targets == list(range(1, used))
+    assert all(batch.shape[1] == block_size + 1 for batch in batches[:-1])
+    assert all(len(batch) <= batch_size for batch in batches)
+    assert all(batch.is_contiguous() and batch.dtype == torch.int64 for batch in batches)
+
+
+def test_a_short_last_window_is_a_batch_of_its_own():
+    shapes = [tuple(batch.shape) for batch in evaluation_windows(corpus_of(12), 3, batch_size=2)]
+    assert shapes == [(2, 4), (1, 4), (1, 3)]
+
+
+def test_windows_refuse_bad_arguments_on_the_call(refused):
+    with refused("corpus", "found 1 tokens"):
+        evaluation_windows(corpus_of(1), 4)
+    with refused("block_size", "found 0"):
+        evaluation_windows(corpus_of(9), 0)
+    with refused("max_tokens", "found 1"):
+        evaluation_windows(corpus_of(9), 4, max_tokens=1)
+    with refused("batch_size", "found 0"):
+        evaluation_windows(corpus_of(9), 4, batch_size=0)

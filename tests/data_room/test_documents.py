@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiad.data import documents as room
+from iiad.data import read_documents, resolve_inputs
+from iiad.data.documents import cut_pieces
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write a file and read it back as a list of whole documents."""
+
+    def run(name: str, content: bytes, **options) -> list[str]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        [source] = resolve_inputs([str(path)])
+        return ["".join(document) for document in read_documents(source, **options)]
+
+    return run
+
+
+def parquet_bytes(column: pyarrow.Array | pyarrow.ChunkedArray, name: str = "text") -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({name: column}), sink, row_group_size=2)
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_text_file_is_one_document_exactly_as_it_lies(read):
+    text = "é\r\nline\r\n\n 🙂"
+    assert read("a.txt", text.encode()) == [text]
+    assert read("a.txt.gz", gzip.compress(text.encode())) == [text]
+
+
+def test_a_jsonl_file_is_one_document_a_line_and_blank_lines_are_skipped(read):
+    lines = '{"text": "one\\r\\n"}\n\n   \r\n{"id": 1, "text": "\\u00e9"}'
+    assert read("a.jsonl", lines.encode()) == ["one\r\n", "é"]
+    assert read("a.jsonl.gz", gzip.compress(lines.encode())) == ["one\r\n", "é"]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()])
+def test_a_parquet_file_is_one_document_a_row(read, kind):
+    rows = ["one", "", "é\n", "four", "five"]
+    assert read("a.parquet", parquet_bytes(pyarrow.array(rows, kind))) == rows
+
+
+def test_a_parquet_column_may_be_dictionary_encoded_and_named_by_text_field(read):
+    column = pyarrow.array(["a", "b", "a"]).dictionary_encode()
+    assert read("a.parquet", parquet_bytes(column, "body"), text_field="body") == ["a", "b", "a"]
+
+
+def test_a_byte_order_mark_is_dropped_at_the_start_only(read):
+    assert read("a.txt", "\ufeffx\ufeff".encode()) == ["x\ufeff"]
+    assert read("a.jsonl", b'\xef\xbb\xbf{"text": "x"}') == ["x"]
+
+
+def test_characters_survive_a_cut_anywhere_in_the_file(read, monkeypatch):
+    monkeypatch.setattr(room, "READ_BYTES", 3)
+    assert read("a.txt", ("🙂é" * 50).encode()) == ["🙂é" * 50]
+
+
+@given(st.lists(st.text(alphabet="ab \n\t"), max_size=6), st.integers(1, 12))
+def test_pieces_join_to_the_text_within_the_limit_whatever_the_parts(texts, limit):
+    pieces = list(cut_pieces(texts, limit))
+    assert "".join(pieces) == "".join(texts)
+    assert all(0 < len(piece) <= limit for piece in pieces)
+    assert pieces == list(cut_pieces(["".join(texts)], limit))
+
+
+def test_pieces_end_where_no_token_crosses_if_there_is_such_a_place():
+    assert list(cut_pieces(["ab\ncd\n\nef\n  gh"], 12)) == ["ab\n", "cd\n\nef\n  gh"]
+    assert list(cut_pieces(["a b\r\ncc  ddd"], 11)) == ["a b\r\ncc ", " ddd"]
+    assert list(cut_pieces(["abcdef"], 4)) == ["abcd", "ef"]
+
+
+def test_memory_does_not_grow_with_a_text_file(read, tmp_path):
+    def peak(num_lines: int) -> int:
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some line of text\n" * num_lines, 1))
+        [source] = resolve_inputs([str(tmp_path / "a.txt.gz")])
+        tracemalloc.start()
+        for document in read_documents(source, piece_chars=1 << 16):
+            for _ in document:
+                pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(600_000) < peak(60_000) * 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"abc\xff", ["invalid UTF-8 at byte 3"]),
+        ("a.txt", b"abc\xc3", ["invalid UTF-8 at byte 3"]),
+        ("a.txt", b"ab\0c", ["NUL byte at byte 2"]),
+        ("a.txt", "ab".encode("utf-16"), ["NUL byte at byte 3", "UTF-16"]),
+        ("a.txt.gz", gzip.compress(b"x" * 99)[:-9], ["truncated gzip"]),
+        ("a.txt.gz", b"not gzip", ["gzip"]),
+        ("a.txt.gz", gzip.compress(b"x" * 99)[:12] + b"\xff" * 20, ["gzip"]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-9], ["gzip"]),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"text": }\n',
+            ["line 3", "column 10", "Expecting value", "JSON object"],
+        ),
+        ("a.jsonl", b'{"text": "x"}\n["x"]', ["line 2", "JSON list"]),
+        ("a.jsonl", b'"x"', ["line 1", "JSON string"]),
+        ("a.jsonl", b'{"body": "x", "id": 1}', ["line 1", "'text'", "'body', 'id'"]),
+        ("a.jsonl", b"{}", ["line 1", "fields found: none"]),
+        ("a.jsonl", b'{"text": 3}', ["line 1", "JSON number"]),
+        ("a.jsonl", b'{"text": null}', ["line 1", "JSON null"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', ["line 2", "invalid UTF-8 at byte 24"]),
+        ("a.jsonl", b'{"text": "x"}\n\0', ["line 2", "NUL byte at byte 14"]),
+        ("a.jsonl", b'{"text": "a\\ud83d"}', ["line 1", "surrogate", "character 1"]),
+        ("a.jsonl", b"[" * 200_000, ["line 1", "JSON"]),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", ["line 1", "JSON"]),
+        ("a.parquet", b"not parquet", ["corrupt or unreadable parquet"]),
+        ("a.parquet", parquet_bytes(pyarrow.array(["x"]))[:-20], ["corrupt or unreadable parquet"]),
+        ("a.parquet", parquet_bytes(pyarrow.array(["x"]), "body"), ["no column 'text'", "'body'"]),
+        ("a.parquet", parquet_bytes(pyarrow.array([1, 2])), ["int64", "string column"]),
+        ("a.parquet", parquet_bytes(pyarrow.array(["x", None])), ["row 2", "null"]),
+        (
+            "a.parquet",
+            parquet_bytes(pyarrow.array([b"x", b"\xff"]).view(pyarrow.string())),
+            ["row 2", "UTF-8"],
+        ),
+    ],
+)
+def test_a_fault_is_named_with_its_place_in_one_line(read, refused, tmp_path, name, content, words):
+    with refused(tmp_path / name, *words):
+        read(name, content)
+
+
+def test_many_fields_are_not_all_listed(read, refused):
+    with refused("'f9' and 15 more"):
+        read("a.jsonl", json.dumps({f"f{n}": n for n in range(25)}).encode())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_file_that_vanishes_is_named(read, refused, tmp_path, name):
+    (tmp_path / name).touch()
+    [source] = resolve_inputs([str(tmp_path / name)])
+    (tmp_path / name).unlink()
+    with refused(tmp_path / name, "No such file"):
+        [list(document) for document in read_documents(source)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_position_is_told_and_stays_within_the_file(read, name, monkeypatch):
+    monkeypatch.setattr(room, "READ_BYTES", 8)
+    content = {
+        "a.txt": b"text\n" * 20,
+        "a.jsonl": b'{"text": "x"}\n' * 20,
+        "a.parquet": parquet_bytes(pyarrow.array(["x"] * 20)),
+    }[name]
+    positions: list[int] = []
+    read(name, content, on_position=positions.append)
+    assert positions == sorted(positions) != []
+    assert positions[-1] <= len(content)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiad.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from iiad.data.tokenizers import END_OF_TEXT
+
+
+@given(text=st.text())
+def test_any_text_comes_back_exactly(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=True)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize(
+    "text", [" a , b . c 's", "\r\n\t x\n\n\n    y ", END_OF_TEXT, "\x00\x1c\u00a0\ufeff"]
+)
+def test_awkward_text_comes_back_exactly(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_same_texts_give_the_same_tokenizer(code, tokenizer):
+    again = train_tokenizer(iter([code]), vocab_size=320)
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)
+
+
+def test_one_special_token_begins_ends_and_pads(tokenizer):
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.all_special_tokens == [END_OF_TEXT]
+    assert len(tokenizer) == 320
+
+
+def test_context_length_is_recorded(code):
+    assert train_tokenizer([code], 257, context_length=64).model_max_length == 64
+
+
+def test_the_smallest_vocabulary_is_every_byte_and_the_end_of_text(code, refused):
+    assert len(train_tokenizer([code], 257)) == 257
+    with refused("vocab_size", "found 256", "at least 257"):
+        train_tokenizer([code], 256)
+
+
+def test_training_refuses_no_text_and_no_context(code, refused):
+    with refused("texts", "no text"):
+        train_tokenizer(["", ""], 300)
+    with refused("context_length", "found 0"):
+        train_tokenizer([code], 300, context_length=0)
+
+
+def test_indentation_leaves_the_last_space_to_the_word():
+    tokenizer = train_tokenizer(["\n        return x\n    return y\nreturn z"] * 9, 400)
+    tokens = tokenizer.tokenize("x\n        return x")
+    assert tokens == ["x", "ĊĠĠĠĠĠĠĠ", "Ġreturn", "Ġx"]
+
+
+@pytest.mark.parametrize("model_type", [None, "llama", "gpt2"])
+def test_a_saved_tokenizer_loads_with_the_same_fingerprint(tokenizer, tmp_path, model_type):
+    tokenizer.save_pretrained(tmp_path)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    loaded = load_tokenizer(tmp_path)
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+
+
+def test_use_does_not_change_the_fingerprint(code):
+    tokenizer = train_tokenizer([code], 300)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=3)
+    tokenizer("x", split_special_tokens=True)
+    assert tokenizer_fingerprint(tokenizer) == before
+
+
+def test_another_vocabulary_or_special_token_changes_the_fingerprint(code, tokenizer):
+    other = train_tokenizer([code], 300)
+    prints = {tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(other)}
+    other.add_special_tokens({"pad_token": "<pad>"})
+    assert len(prints | {tokenizer_fingerprint(other)}) == 3
+
+
+def test_what_cannot_be_loaded_is_named_in_one_line(tokenizer, tmp_path, refused, monkeypatch):
+    with refused(tmp_path / "gone", "no such folder"):
+        load_tokenizer(tmp_path / "gone")
+    with refused("./gone", "no such folder"):
+        load_tokenizer("./gone")
+    (tmp_path / "broken").mkdir()
+    with refused(tmp_path / "broken", "cannot be loaded"):
+        load_tokenizer(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    with refused(tmp_path / "broken", "cannot be loaded"):
+        load_tokenizer(tmp_path / "broken")
+    endless = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    endless.save_pretrained(tmp_path / "endless")
+    with refused(tmp_path / "endless", "eos_token"):
+        load_tokenizer(tmp_path / "endless")
+
+
+def test_a_name_is_left_to_the_hub_and_its_errors_made_one_line(monkeypatch, refused):
+    def offline(name, **options):
+        raise OSError(f"cannot reach the hub\nfor {name}")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    with refused("'owner/name'", "cannot reach the hub for owner/name"):
+        load_tokenizer("owner/name")
+
+
+def test_a_tokenizer_without_a_fast_backend_is_refused(monkeypatch, refused):
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **options: object())
+    with refused("'owner/name'", "tokenizer.json"):
+        load_tokenizer("owner/name")
