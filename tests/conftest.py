@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.training import TrainRecipe, train
 
 SHAPE = {
     "vocab_size": 97,
@@ -66,3 +71,67 @@ def variant(request: pytest.FixtureRequest) -> IIETForCausalLM:
 def tokens() -> torch.Tensor:
     """(2, 17) token ids without padding or end-of-text."""
     return torch.randint(3, SHAPE["vocab_size"], (2, 17), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl of 120 made-up documents with some structure to learn."""
+    rng = random.Random(0)
+    nouns = "layer iteration teacher student plan budget kernel cache token block".split()
+    verbs = "stops scores keeps drops learns repeats follows".split()
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    with path.open("w") as file:
+        for number in range(120):
+            sentences = [
+                f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)} {rng.randint(0, 9)} times."
+                for _ in range(12)
+            ]
+            file.write(json.dumps({"id": number, "text": " ".join(sentences)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests keep tokenized data."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def recipe_fields(text_file: Path, cache_dir: Path) -> dict[str, Any]:
+    """A recipe that trains a tiny IIET on the text file in a few seconds."""
+    return {
+        "model": {
+            "solver": "iiet",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "num_iterations": 2,
+            "attention_dropout": 0.1,
+        },
+        "tokenizer": {"vocab_size": 300},
+        "data": {
+            "train": [str(text_file)],
+            "validation": [str(text_file)],
+            "block_size": 32,
+            "cache_dir": str(cache_dir),
+        },
+        "training": {
+            "max_steps": 24,
+            "warmup_steps": 4,
+            "learning_rate": 0.01,
+            "per_device_train_batch_size": 4,
+            "save_steps": 4,
+            "logging_steps": 2,
+            "iterations_start": 0.5,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(recipe_fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: a tiny IIET teacher with its tokenizer."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(TrainRecipe.model_validate(recipe_fields), folder)
+    return folder

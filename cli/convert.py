@@ -1,0 +1,27 @@
+"""`iiad convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of the released code, or one of ours.")],
+    destination: Annotated[Path, typer.Argument(help="A new folder for the converted checkpoint.")],
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a released IIET, whose config does not say them. Default: 3."),
+    ] = None,
+) -> None:
+    """Convert a released IIET or PCformer checkpoint to ours, or one of ours back.
+
+    Example:  iiad convert released/iiet-55m teacher --iterations 3
+    """
+    from iiad.conversion import convert as run
+
+    print(run(source, destination, iterations))

@@ -1,0 +1,31 @@
+"""`iiad train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML recipe, or the name of one that ships with iiad.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+) -> None:
+    """Train a teacher (or a Transformer, or a PCformer) from scratch.
+
+    Example:  iiad train small-iiet --output-dir teacher --set training.max_steps=500
+    """
+    from iiad.training import TrainRecipe, load_recipe
+    from iiad.training import train as run
+
+    results = run(load_recipe(TrainRecipe, recipe, set_ or []), output_dir, resume)
+    print(f"{output_dir}: trained on {results['tokens']:,} tokens", end="")
+    print(f", validation {results['validation_nll']:.4f} nats a token" if "validation_nll" in results else "")

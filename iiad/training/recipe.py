@@ -1,0 +1,317 @@
+"""Recipes: what to train, on what and how, checked whole before a model or data set loads.
+
+Field names are Hugging Face's TrainingArguments' where those cover them. Recipes are frozen and refuse what they
+do not know. This module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..artefacts import describe_problems
+from ..errors import InputError
+
+__all__ = [
+    "DataSection",
+    "DistillRecipe",
+    "DistillationSection",
+    "ModelSection",
+    "OptimizationSection",
+    "StageSection",
+    "TokenizerSection",
+    "TrainRecipe",
+    "TrainingSection",
+    "find_recipe",
+    "load_recipe",
+]
+
+Scheduler = Literal["linear", "cosine", "constant_with_warmup"]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses unknown fields, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The model: one line, `solver`, changes between Transformer, IIET and PCformer."""
+
+    solver: Literal["transformer", "iiet", "pcformer"] = "iiet"
+    hidden_size: int = Field(512, ge=2, description="D")
+    intermediate_size: int = Field(1408, ge=1, description="width of the MLP")
+    num_layers: int = Field(12, ge=1, description="L, layers with weights of their own")
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int | None = Field(None, ge=1, description="default: as many as attention heads")
+    head_dim: int | None = Field(None, ge=2, description="default: hidden_size / num_attention_heads")
+    max_position_embeddings: int = Field(2048, ge=2, description="longest context, in tokens")
+    rope_theta: float = Field(10000.0, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
+    initializer_range: float = Field(0.02, gt=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    tie_word_embeddings: bool = True
+    num_iterations: int | list[int] | None = Field(
+        None, description="r_t, one number or one per layer; default: 3 for iiet, 1 for pcformer"
+    )
+    history: bool = Field(True, description="iiet: the learned multistep history; false: the plain equation")
+    relaxation: bool = Field(False, description="iiet without history: learned damping")
+    predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
+    coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
+
+    @model_validator(mode="after")
+    def _fields_fit_the_solver(self) -> ModelSection:
+        given = self.model_fields_set
+        owners = {"num_iterations": ("iiet", "pcformer"), "history": ("iiet",), "relaxation": ("iiet",)}
+        owners |= {"predictor_order": ("pcformer",), "coefficients": ("pcformer",)}
+        for field, solvers in owners.items():
+            if field in given and self.solver not in solvers:
+                raise ValueError(
+                    f"{field} is for solver {' or '.join(solvers)}, found solver {self.solver!r}"
+                )
+        plan = self.num_iterations if isinstance(self.num_iterations, list) else [self.num_iterations or 0]
+        if any(r < 0 for r in plan):
+            raise ValueError(f"num_iterations must be at least 0, found {self.num_iterations}")
+        if isinstance(self.num_iterations, list) and len(plan) != self.num_layers:
+            raise ValueError(
+                f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
+            )
+        return self
+
+
+class TokenizerSection(Section):
+    """A tokenizer folder, or the size of a byte-level BPE to train on the corpus."""
+
+    path: str | None = Field(None, description="a Hugging Face tokenizer folder or hub name")
+    vocab_size: int | None = Field(None, ge=257, description="train one of this size instead")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TokenizerSection:
+        if (self.path is None) == (self.vocab_size is None):
+            raise ValueError("give either path or vocab_size")
+        return self
+
+
+class DataSection(Section):
+    """Text to learn from."""
+
+    train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
+    validation: list[str] = Field([], description="the same, for validation loss")
+    text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
+    block_size: int = Field(512, ge=2, description="tokens in a block")
+    cache_dir: str | None = Field(None, description="where tokenized data are kept")
+
+
+class OptimizationSection(Section):
+    """How to optimize, whatever the stage."""
+
+    per_device_train_batch_size: int = Field(8, ge=1, description="blocks in a batch")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Scheduler = "cosine"
+    weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
+    gradient_checkpointing: bool = Field(False, description="recompute each layer in the backward pass")
+    seed: int = Field(0, ge=0, lt=2**32)
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int | None = Field(2, ge=1, description="checkpoints to keep; null: all")
+    logging_steps: int = Field(10, ge=1)
+    eval_steps: int | None = Field(
+        None, ge=1, description="validation loss this often; default: at the end alone"
+    )
+    report_to: list[str] = Field([], description="tensorboard, wandb, ...")
+
+
+class TrainingSection(OptimizationSection):
+    """Training from scratch."""
+
+    max_steps: int = Field(ge=1, description="optimizer steps")
+    learning_rate: float = Field(3e-4, gt=0, lt=10)
+    warmup_steps: int = Field(100, ge=0)
+    iterations_start: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="iterations start after this share of the steps (paper: the last quarter)",
+    )
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> TrainingSection:
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
+            )
+        return self
+
+
+class StageSection(Section):
+    """One stage of distillation: its length and learning rate."""
+
+    max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
+    learning_rate: float = Field(1e-4, gt=0, lt=10)
+    warmup_steps: int = Field(50, ge=0)
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> StageSection:
+        if self.max_steps and self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
+            )
+        return self
+
+
+class DistillationSection(Section):
+    """Stage 1 learns from teacher and text, stage 2 (recover) from the text alone."""
+
+    kl_weight: float = Field(1.0, ge=0, description="weight of T^2 KL(teacher || student) in stage 1")
+    temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
+    hidden_weight: float = Field(0.0, ge=0, description="weight of the hidden-state loss in stage 1")
+    distill: StageSection = StageSection()
+    recover: StageSection = StageSection()
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> DistillationSection:
+        if not self.distill.max_steps and not self.recover.max_steps:
+            raise ValueError("distill.max_steps and recover.max_steps are both 0: nothing to do")
+        return self
+
+
+class TrainRecipe(Section):
+    """`iiad train`: a model from scratch."""
+
+    model: ModelSection = ModelSection()
+    tokenizer: TokenizerSection
+    data: DataSection
+    training: TrainingSection
+
+    @model_validator(mode="after")
+    def _blocks_fit_the_model(self) -> TrainRecipe:
+        if self.data.block_size > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.block_size must be at most model.max_position_embeddings "
+                f"({self.model.max_position_embeddings}), found {self.data.block_size}"
+            )
+        return self
+
+
+class DistillRecipe(Section):
+    """`iiad distill`: an E-IIET from a teacher and a plan, which are given apart from the recipe."""
+
+    data: DataSection
+    distillation: DistillationSection = DistillationSection()
+    training: OptimizationSection = OptimizationSection()
+
+
+Recipe = TypeVar("Recipe", TrainRecipe, DistillRecipe)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The recipe file of that path, or of that name among those that ship with iiad. Raises InputError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = sorted(Path(str(import_module("iiad_recipes").__file__)).parent.glob("*.yaml"))
+    for candidate in shipped:
+        if candidate.stem == str(name):
+            return candidate
+    known = ", ".join(candidate.stem for candidate in shipped)
+    raise InputError(f"{name}: no such recipe file; recipes that ship with iiad: {known}")
+
+
+def load_recipe(
+    kind: type[Recipe],
+    path: str | Path | None,
+    settings: Sequence[str] = (),
+    defaults: dict[str, Any] | None = None,
+) -> Recipe:
+    """Read a recipe, put `section.field=value` settings over it, and check it whole.
+
+    path: a YAML file, the name of a shipped recipe, or None for defaults alone. defaults: nested fields that stand
+    below the file's. Raises InputError with all problems in one line.
+    """
+    fields: dict[str, Any] = {}
+    _merge(fields, defaults or {})
+    source = "the recipe"
+    if path is not None:
+        source = str(path)
+        _merge(fields, _read_yaml(find_recipe(path)))
+    for setting in settings:
+        _apply(fields, setting)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problems = [line + _suggestion(kind, line) for line in describe_problems(error)]
+        raise InputError(f"{source}: {'; '.join(problems)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: must hold sections (model, tokenizer, data, ...), found {fields!r}")
+    return fields
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is, but for a key that is there twice: by itself YAML keeps the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; ConstructorError for a key that is there twice."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(name), dict):
+            _merge(below[name], value)
+        else:
+            below[name] = dict(value) if isinstance(value, dict) else value
+
+
+def _apply(fields: dict[str, Any], setting: str) -> None:
+    name, equals, text = setting.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise InputError(f"--set {setting}: must be section.field=value, as in training.max_steps=100")
+    for part in parts[:-1]:
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise InputError(f"--set {setting}: {part} is a field, not a section")
+    try:
+        fields[parts[-1]] = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise InputError(f"--set {setting}: the value cannot be read as YAML") from None
+
+
+def _suggestion(kind: type[BaseModel], problem: str) -> str:
+    """What a misspelled field may have meant."""
+    path, _, message = problem.partition(": ")
+    if message != "no such field":
+        return ""
+    *sections, field = path.split(".")
+    for section in sections:
+        inner = kind.model_fields[section].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        kind = inner
+    close = difflib.get_close_matches(field, kind.model_fields, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (there are: {', '.join(kind.model_fields)})"

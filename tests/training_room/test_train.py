@@ -1,0 +1,268 @@
+"""Training from scratch: phases, folders, resume."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from iiad import InputError
+from iiad.models import PCformerForCausalLM
+from iiad.training import RunRecord, TrainRecipe, train
+from iiad.training.engine import StageTrainer, latest_checkpoint
+from iiad.training.phases import TwoPhases
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe_with(fields, **changes):
+    fields = copy.deepcopy(fields)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        if value is None:
+            fields[section].pop(field)
+        else:
+            fields[section][field] = value
+    return TrainRecipe.model_validate(fields)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_holds_a_loadable_model_its_tokenizer_card_log_and_record(teacher_folder):
+    model = AutoModelForCausalLM.from_pretrained(teacher_folder)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    assert model.config.num_iterations == [2, 2]
+    assert model.config.vocab_size == len(tokenizer)
+    assert tokenizer.decode(tokenizer("The layer stops.")["input_ids"]) == "The layer stops."
+    assert "iterations per layer (the plan): [2, 2]" in (teacher_folder / "README.md").read_text()
+    record = RunRecord.load(teacher_folder / "run.json")
+    assert record.finished
+    assert set(record.inputs) == {"tokenizer", "data"}
+    assert yaml.safe_load((teacher_folder / "recipe.yaml").read_text())["training"]["max_steps"] == 24
+    assert json.loads((teacher_folder / "config.json").read_text())["pad_token_id"] is None
+
+
+def test_iterations_start_in_the_second_phase_and_the_loss_falls(teacher_folder):
+    entries = [entry for entry in log_of(teacher_folder) if "loss" in entry]
+    evaluations = {entry["step"]: entry["evaluations_per_token"] for entry in entries}
+    assert evaluations[12] == 2
+    assert evaluations[14] == 6
+    assert entries[-1]["loss"] < entries[0]["loss"] - 0.5
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_share_of_zero_or_one_means_iterations_always_or_at_the_end_alone(start):
+    class Model:
+        class config:  # noqa: N801
+            num_iterations = [9]
+
+        def set_num_iterations(self, plan):
+            self.config.num_iterations = plan
+
+    class State:
+        global_step = 0
+
+    model, phases = Model(), TwoPhases([3], start, 10)
+    plans = []
+    for State.global_step in range(10):
+        phases.on_step_begin(None, State, None, model=model)
+        plans.append(model.config.num_iterations)
+    phases.on_train_end(None, State, None, model=model)
+    assert plans == [[3] if start == 0 else [0]] * 10
+    assert model.config.num_iterations == [3]
+
+
+@pytest.mark.parametrize(
+    ("solver", "kind", "dropped"),
+    [("transformer", LlamaForCausalLM, "model__num_iterations"), ("pcformer", PCformerForCausalLM, None)],
+)
+def test_the_solver_line_alone_changes_the_model(solver, kind, dropped, recipe_fields, tmp_path):
+    changes = {"model__solver": solver, "training__max_steps": 4, "model__num_iterations": 1}
+    if dropped:
+        changes[dropped] = None
+    recipe = recipe_with(recipe_fields, **changes)
+    results = train(recipe, tmp_path / "run")
+    assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "run"), kind)
+    assert results["tokens"] == 4 * 4 * 32
+    assert 0 < results["validation_nll"] < 7
+
+
+def test_the_same_recipe_gives_the_same_weights(recipe_fields, teacher_folder, tmp_path):
+    train(TrainRecipe.model_validate(recipe_fields), tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        teacher_folder / "model.safetensors"
+    ).read_bytes()
+
+
+def test_accumulation_changes_no_step_beyond_rounding(recipe_fields, tmp_path):
+    common = {"training__max_steps": 6, "model__attention_dropout": 0.0, "training__iterations_start": 0.0}
+    train(recipe_with(recipe_fields, **common), tmp_path / "one")
+    split = {"training__per_device_train_batch_size": 1, "training__gradient_accumulation_steps": 4}
+    train(recipe_with(recipe_fields, **common, **split), tmp_path / "four")
+    one, four = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "four")
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=0, atol=2e-4, msg=name)
+    losses = [
+        [entry["loss"] for entry in log_of(tmp_path / name) if "loss" in entry] for name in ("one", "four")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_recompute_changes_no_weight(recipe_fields, tmp_path):
+    train(recipe_with(recipe_fields, training__max_steps=4), tmp_path / "kept")
+    train(
+        recipe_with(recipe_fields, training__max_steps=4, training__gradient_checkpointing=True),
+        tmp_path / "again",
+    )
+    kept, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again"))
+    assert kept == again
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(InputError) as error:
+        train(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_finished_run_is_refused_and_untouched(recipe_fields, teacher_folder):
+    before = {path: path.stat().st_mtime_ns for path in teacher_folder.rglob("*")}
+    for resume in (False, True):
+        message = refusal(TrainRecipe.model_validate(recipe_fields), teacher_folder, resume=resume)
+        assert "holds a finished run" in message
+    assert {path: path.stat().st_mtime_ns for path in teacher_folder.rglob("*")} == before
+
+
+def test_a_folder_with_other_things_in_it_is_refused(recipe_fields, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "is not empty and holds no run" in refusal(TrainRecipe.model_validate(recipe_fields), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_unfinished_run_is_continued_only_when_asked_and_with_the_same_recipe(
+    recipe_fields, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    interrupt_at(monkeypatch, step=6)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainRecipe.model_validate(recipe_fields), run)
+    assert not (run / "config.json").exists()
+    assert "continue it with --resume" in refusal(TrainRecipe.model_validate(recipe_fields), run)
+    other = recipe_with(recipe_fields, training__learning_rate=0.02)
+    assert "training.learning_rate was 0.01, now 0.02" in refusal(other, run, resume=True)
+
+
+def interrupt_at(monkeypatch, step):
+    original = StageTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", compute_loss)
+
+
+def test_data_that_changed_since_the_run_began_are_noticed(recipe_fields, text_file, tmp_path, monkeypatch):
+    copied = tmp_path / "text.jsonl"
+    shutil.copyfile(text_file, copied)
+    recipe = recipe_with(recipe_fields, data__train=[str(copied)])
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=6)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run")
+    with copied.open("a") as file:
+        file.write('{"text": "one more document"}\n')
+    assert "data has changed since the run began" in refusal(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_named(
+    recipe_fields, tmp_path, monkeypatch
+):
+    import iiad.training.engine as engine
+
+    original = engine.cross_entropy
+    calls = []
+
+    def poisoned(logits, ids):
+        calls.append(1)
+        return original(logits, ids) * (float("nan") if len(calls) > 9 else 1.0)
+
+    monkeypatch.setattr(engine, "cross_entropy", poisoned)
+    message = refusal(TrainRecipe.model_validate(recipe_fields), tmp_path / "run")
+    assert "loss is nan at step 10" in message
+    assert "checkpoint-8" in message
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(recipe_fields, tmp_path, monkeypatch):
+    original = StageTrainer.save_model
+
+    def save_model(self, *args, **kwargs):
+        if self.state.global_step == 8:
+            raise OSError(28, "No space left on device")
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "save_model", save_model)
+        message = refusal(TrainRecipe.model_validate(recipe_fields), tmp_path / "run")
+    assert "No space left" in message
+    assert "checkpoint-4" in message
+    assert latest_checkpoint(tmp_path / "run").name == "checkpoint-4"
+    assert not (tmp_path / "run" / ".saving").exists()
+
+
+def test_too_little_data_for_one_step_is_refused(recipe_fields, tmp_path):
+    recipe = recipe_with(recipe_fields, training__per_device_train_batch_size=5000)
+    assert "one step needs 5000" in refusal(recipe, tmp_path / "run")
+
+
+def test_an_impossible_shape_is_refused_before_anything_is_written(recipe_fields, tmp_path):
+    recipe = recipe_with(recipe_fields, model__num_attention_heads=3)
+    assert "hidden_size must be a multiple of num_attention_heads (3), got 16" in refusal(
+        recipe, tmp_path / "run"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import sys
+from iiad.training import TrainRecipe, load_recipe, train
+train(load_recipe(TrainRecipe, sys.argv[1]), sys.argv[2], resume="--resume" in sys.argv)
+"""
+
+
+def test_a_run_killed_and_resumed_ends_with_the_weights_of_an_unbroken_one(
+    recipe_fields, teacher_folder, tmp_path
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_fields))
+    command = [sys.executable, "-c", SCRIPT, str(recipe), str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Killed in the first phase, with at least one step made since the checkpoint that it will go on from.
+    victim = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 6,' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    victim.kill()
+    victim.wait()
+    assert latest_checkpoint(tmp_path / "run") is not None
+    assert not (tmp_path / "run" / "config.json").exists()
+    subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        teacher_folder / "model.safetensors"
+    ).read_bytes()
+    steps = [entry["step"] for entry in log_of(tmp_path / "run") if "loss" in entry]
+    assert steps == list(range(2, 25, 2))
