@@ -19,7 +19,7 @@ from .plan import plan
 from .profile import profile
 from .train import train
 
-__all__ = ["app", "run"]
+__all__ = ["app", "run", "spread_data"]
 
 app = typer.Typer(
     name="iiad",
@@ -51,12 +51,25 @@ def run() -> None:
     sys.exit(_guarded())
 
 
+def spread_data(arguments: list[str]) -> list[str]:
+    """Let `--data` take several values, as a shell's `--data texts/*.jsonl` gives them: up to the next option."""
+    spread: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument.startswith("-") and argument != "-":
+            taking = argument == "--data"
+        elif taking and spread[-1] != "--data":
+            spread.append("--data")
+        spread.append(argument)
+    return spread
+
+
 def _guarded() -> int:
     # typer brings a click of its own in newer versions; its public errors tell which one.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         # Not standalone: our own boundary decides what an error looks like.
-        return app(standalone_mode=False) or 0
+        return app(spread_data(sys.argv[1:]), standalone_mode=False) or 0
     except typer.Abort:
         return _report("interrupted", 130)
     except KeyboardInterrupt:

@@ -123,7 +123,11 @@ def distill(
             log=run.path / "log.jsonl",
         )
     student.requires_grad_(True)
-    results: dict[str, Any] = {"overhead_cut": plan.overhead_cut, "compute_cut": plan.compute_cut}
+    blocks_seen = (sections.distill.max_steps + sections.recover.max_steps) * (
+        recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
+    )
+    results: dict[str, Any] = {"tokens": blocks_seen * recipe.data.block_size}
+    results |= {"overhead_cut": plan.overhead_cut, "compute_cut": plan.compute_cut}
     if validation is not None:
         size = (recipe.data.block_size, recipe.training.per_device_train_batch_size)
         results["teacher_validation_nll"] = validation_nll(teacher, validation, *size)

@@ -10,6 +10,7 @@ from .profile import METRICS, Profile, ProfileSettings
 
 if TYPE_CHECKING:
     from .calibration import calibration_batches, sample_blocks
+    from .measurement import measure_influence
     from .profiler import BatchScores, make_profile, num_profile_evaluations, profile_model
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ProfileSettings",
     "calibration_batches",
     "make_profile",
+    "measure_influence",
     "num_profile_evaluations",
     "profile_model",
     "rank_agreement",
@@ -29,6 +31,7 @@ _WITH_TORCH = {
     "BatchScores": "profiler",
     "calibration_batches": "calibration",
     "make_profile": "profiler",
+    "measure_influence": "measurement",
     "num_profile_evaluations": "profiler",
     "profile_model": "profiler",
     "sample_blocks": "calibration",

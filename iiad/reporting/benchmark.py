@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from iiad.benchmarking.artefact import Bench, BenchResult, Spread
 
-from .evaluation import format_bytes, plain_table
+from .evaluation import format_bytes, report, stacked_tables
 
 __all__ = ["bench_table"]
 
 _LEGEND = (
-    "Speeds are medians; ratios are to the first model in the same round, with the smallest and largest in brackets.",
-    "predicted: evaluations of the first / own. Head, embedding and history cost what they did, so measured",
-    "ratios stay nearer to 1 than predicted ones, the more so the smaller the model. cache: measured after the run.",
+    "speedup: median of the ratios to the first model in the same round (smallest-largest); predicted: block "
+    "evaluations of the first / own; what does not shrink with them (head, embedding, the work per call) holds "
+    "measured speedups below it; cache: measured after the last token, its ratio: to the first model's."
 )
 
 
-def bench_table(bench: Bench) -> RenderableType:
-    """What `iiad bench` prints: the settings, the table, and what its columns mean."""
+def bench_table(bench: Bench, width: int) -> RenderableType:
+    """What `iiad bench` prints on `width` characters: the settings, the table, what its columns mean."""
     settings = bench.settings
-    table = plain_table(
-        ["model", "evaluations/token", "predicted", "prefill tokens/s", "prefill ratio"],
-        ["decode tokens/s", "decode ratio", "cache/token", "cache", "cache ratio"],
-    )
-    for result in bench.results:
-        table.add_row(*_cells(result))
+    columns = ["model", "predicted\nspeedup", "prefill\nspeedup", "decode\nspeedup", "cache\nratio"]
+    columns += [
+        "evaluations\nper token",
+        "prefill\ntokens/s",
+        "decode\ntokens/s",
+        "cache per\ntoken",
+        "cache",
+    ]
+    tables = stacked_tables(columns, [_cells(result) for result in bench.results], width)
     head = (
         f"batch {settings.batch_size}, {settings.prompt_tokens} prompt + {settings.new_tokens} new tokens, "
         f"{settings.repeats} rounds, {settings.dtype} on {settings.device} ({settings.device_name}), "
         f"{settings.num_threads} threads, torch {settings.torch_version}"
     )
-    return Group(Text(head), table, *(Text(line, style="dim") for line in _LEGEND))
+    return report(head, tables, _LEGEND)
 
 
 def _cells(result: BenchResult) -> list[str]:
     predicted = result.predicted_speedup
     return [
         result.label,
-        str(result.evaluations_per_token),
         "-" if predicted is None else f"{predicted:.2f}x",
-        _speed(result.prefill_tokens_per_second.median),
         _ratio(result.prefill_speedup),
-        _speed(result.decode_tokens_per_second.median),
         _ratio(result.decode_speedup),
+        f"{result.cache_ratio:.2f}x",
+        str(result.evaluations_per_token),
+        _speed(result.prefill_tokens_per_second.median),
+        _speed(result.decode_tokens_per_second.median),
         format_bytes(result.cache_bytes_per_token),
         format_bytes(result.cache_bytes),
-        f"{result.cache_ratio:.2f}x",
     ]
 
 

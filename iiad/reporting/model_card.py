@@ -32,9 +32,16 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
     if hasattr(config, "num_iterations"):
         lines.append(f"- iterations per layer (the plan): {config.num_iterations}")
     lines += [f"- {name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
-    lines += ["", "## Load", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines += [
+        "",
+        "## Load",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+    ]
     trust = "" if config.model_type == "llama" else ", trust_remote_code=True"
-    lines += [f'model = AutoModelForCausalLM.from_pretrained(folder{trust})', "```"]
+    lines += [f"model = AutoModelForCausalLM.from_pretrained(folder{trust})", "```"]
     if trust:
         lines += ["", "With `import iiad` before, `trust_remote_code` is not needed."]
     lines += ["", "## Made from", ""]
@@ -44,4 +51,6 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )

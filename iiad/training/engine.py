@@ -80,6 +80,14 @@ def run_stage(
             f"data.train has {len(dataset)} blocks; one step needs "  # type: ignore[arg-type]
             f"{batch} (per_device_train_batch_size x gradient_accumulation_steps)"
         )
+    if optimization.attn_implementation is not None:
+        try:
+            model.set_attn_implementation(optimization.attn_implementation)
+        except (ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"training.attn_implementation: {optimization.attn_implementation}: {reason}"
+            ) from None
     if optimization.gradient_checkpointing:
         new_name = "activation_checkpointing_enable"  # older transformers know the old name alone
         (getattr(model, new_name, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})

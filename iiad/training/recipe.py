@@ -121,6 +121,9 @@ class OptimizationSection(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
     bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
     gradient_checkpointing: bool = Field(False, description="recompute each layer in the backward pass")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
+        None, description="how attention is computed while training; default: transformers' choice"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     save_steps: int = Field(500, ge=1)
     save_total_limit: int | None = Field(2, ge=1, description="checkpoints to keep; null: all")

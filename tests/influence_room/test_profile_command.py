@@ -86,7 +86,7 @@ def test_the_options_reach_the_profile(run, tmp_path):
     ("arguments", "model", "message"),
     [
         (["--metric", "magic"], "model", "metric: found 'magic'; accepted: kl, cosine"),
-        (["--dtype", "int8"], "model", "dtype: found 'int8'; accepted: auto, float32"),
+        (["--dtype", "int8"], "model", "dtype: found 'int8'; accepted: float32"),
         (["--block-size", "33"], "model", "block_size: found 33; accepted: 2 to 32"),
         (["--max-tokens", "31"], "model", "max_tokens: found 31; accepted: at least one block of 32"),
         (["--data", "no-such-file.txt"], "model", "no-such-file.txt"),

@@ -1,0 +1,40 @@
+"""`iiad demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from iiad.artefacts import Artefact
+
+__all__ = ["demo"]
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """Run the whole pipeline on the source text of Python's standard library, in some minutes on two CPU cores.
+
+    What is finished in the folder is not run again: after Ctrl-C, call it once more.
+
+    Example:  iiad demo --output-dir demo-output
+    """
+    from rich.console import Console
+
+    from iiad.demo import run_demo
+    from iiad.planning import Plan
+    from iiad.reporting.demo import demo_report
+    from iiad.reporting.influence import InfluenceReport
+    from iiad.reporting.planning import PlanReport
+
+    console = Console()
+
+    def show(artefact: Artefact) -> None:
+        console.print(PlanReport(artefact) if isinstance(artefact, Plan) else InfluenceReport(artefact))  # type: ignore[arg-type]
+
+    console.print(demo_report(run_demo(output_dir, show)))

@@ -1,0 +1,66 @@
+"""`iiad evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Model folders or hub names; the others are compared with the first.")
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Text: file, glob, folder or stdlib (its validation split). Repeatable."),
+    ],
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="plan.json: adds the first model truncated to it, without any training."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write evaluation.json.")] = None,
+    text_field: Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")] = "text",
+    block_size: Annotated[
+        int | None, typer.Option(help="Most tokens of context. Default: 512, or less if a model takes less.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Blocks at a time.")] = 8,
+    max_tokens: Annotated[int | None, typer.Option(help="Use only so many tokens of the text.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16 (autocast). Default: float32 on the CPU, else bfloat16."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Perplexity, bits per byte and accuracy of models on a text, beside what they cost.
+
+    Example:  iiad evaluate teacher student --data valid.jsonl --plan plan.json --output evaluation.json
+    """
+    from rich.console import Console
+
+    from iiad.artefacts import require_new_file
+
+    if output is not None:
+        require_new_file(output, overwrite)
+    from iiad.evaluation import evaluate_models
+    from iiad.reporting.evaluation import evaluation_table
+
+    evaluation = evaluate_models(
+        models,
+        data,
+        plan=plan,
+        text_field=text_field,
+        block_size=block_size,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    if output is not None:
+        evaluation.save(output)
+    console = Console()
+    console.print(evaluation_table(evaluation, console.width))

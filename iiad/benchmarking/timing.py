@@ -1,0 +1,77 @@
+"""One timed run of one model: a prompt in one forward call, then greedy decoding from the exact cache.
+
+Legend: B sequences, T prompt tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+__all__ = ["Timing", "random_prompts", "time_model"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one run took.
+
+    Attributes:
+        prefill_seconds: reading the prompts and choosing one token after each.
+        decode_seconds: all decoding steps together.
+        cache_bytes: keys and values that the cache holds after the last step.
+        tokens: (B, steps + 1), the tokens chosen, on the model's device.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    cache_bytes: int
+    tokens: Tensor
+
+
+@torch.inference_mode()
+def time_model(model: Any, prompts: Tensor, num_steps: int) -> Timing:
+    """Run and time a causal language model (ours).
+
+    Our own loop rather than generate(), whose bookkeeping would be timed along.
+
+    prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
+    call that reads one token of each sequence and chooses the next.
+    """
+    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    only_last = {"logits_to_keep": 1} if takes_keep else {}
+    cache = DynamicCache(config=model.config)
+    chosen = []
+    started = _now(prompts.device)
+    inputs = prompts
+    for step in range(num_steps + 1):
+        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
+        inputs = logits[:, -1:].argmax(-1)  # (B, 1)
+        chosen.append(inputs)
+        if step == 0:
+            prefilled = _now(prompts.device)
+    ended = _now(prompts.device)
+    return Timing(prefilled - started, ended - prefilled, _cache_bytes(cache), torch.cat(chosen, 1))
+
+
+def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int) -> Tensor:
+    """(batch_size, num_tokens) token ids below vocab_size, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (batch_size, num_tokens), generator=generator)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a monotonic clock, once all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _cache_bytes(cache: DynamicCache) -> int:
+    """Of the tensors as they are, whatever a model's cache leaves out (a sliding window, say)."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

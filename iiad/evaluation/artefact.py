@@ -1,0 +1,77 @@
+"""evaluation.json: how well models predict a text, and what each costs. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+
+__all__ = ["Evaluation", "EvaluationResult", "EvaluationSettings", "bits_per_byte", "perplexity"]
+
+
+class EvaluationSettings(Record):
+    """What the numbers depend on besides models and text."""
+
+    block_size: int = Field(ge=1, description="most tokens of context that a prediction had")
+    batch_size: int = Field(ge=1, description="windows at a time; the results do not depend on it")
+    max_tokens: int | None = Field(ge=2, description="tokens used, from the start of the text; None: all")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        description="precision of the blocks; bfloat16 is autocast, with head and loss in the weights' precision"
+    )
+    device: str
+
+
+class EvaluationResult(Record):
+    """One model under one plan. The comparisons are with the first model of the evaluation."""
+
+    label: str = Field(description="short name, unique in the evaluation")
+    model: ModelIdentity = Field(
+        description="the model and the plan it ran; cache bytes in the settings' dtype"
+    )
+    data: str = Field(description="fingerprint of the entry of the evaluation's data that it read")
+    tokens: int = Field(ge=1, description="predicted tokens: all that were used but the first")
+    nll: float = Field(description="mean negative log likelihood of a token, in nats")
+    perplexity: float = Field(description="exp(nll); depends on the tokenizer")
+    bits_per_byte: float = Field(
+        description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers"
+    )
+    accuracy: float = Field(ge=0, le=1, description="share of tokens that the model ranked first")
+    evaluations_per_token: int = Field(
+        description="block evaluations, sum over t of (start evaluations + r_t)"
+    )
+    cache_bytes_per_token: int = Field(description="keys and values of all evaluations, bytes per token")
+    overhead_cut: float | None = Field(
+        description="1 - sum r / sum r of the first; None where the first has no iterations or the two differ in "
+        "more than their iterations"
+    )
+    compute_cut: float | None = Field(
+        description="1 - evaluations / evaluations of the first; None where the blocks differ in shape"
+    )
+    retained: float | None = Field(
+        description="accuracy / accuracy of the first; None where the tokenizers differ or the first has none"
+    )
+
+
+class Evaluation(Artefact):
+    """Results of one or more models on one text, the first of which the others are compared with."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    settings: EvaluationSettings
+    data: list[DataIdentity] = Field(description="the text as tokens, one entry for each tokenizer")
+    results: list[EvaluationResult] = Field(min_length=1, description="one per model, in the order given")
+
+
+def perplexity(nll: float) -> float:
+    """exp(nll), at most the largest float: an untrained model may exceed it, and JSON has no infinity."""
+    return math.exp(min(nll, 709.0))
+
+
+def bits_per_byte(nll: float, tokens_per_byte: float) -> float:
+    """nll / ln 2 * tokens per byte.
+
+    nll: nats per token. tokens_per_byte: of the whole text, so that of a part of it the bytes are prorated.
+    """
+    return nll / math.log(2) * tokens_per_byte

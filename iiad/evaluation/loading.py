@@ -1,0 +1,130 @@
+"""Models to be run and compared: where and in which precision, who they are, what to call them, which plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import identify_model, load_model, read_config
+from iiad.errors import InputError
+from iiad.planning import Plan, check_plan
+
+__all__ = [
+    "DTYPES",
+    "choose_device",
+    "choose_dtype",
+    "identify_rows",
+    "label_models",
+    "load_identified",
+    "read_limits",
+    "read_plan",
+    "truncated_identity",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or CUDA where there is one, else the CPU. Raises InputError for one not to be had."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"device: found {device!r}: {reason}; accepted: cpu, or cuda where there is one"
+        ) from None
+    return device
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """The precision asked for, or float32 on the CPU and bfloat16 elsewhere. Raises InputError for another."""
+    if dtype is None:
+        return "float32" if device.startswith("cpu") else "bfloat16"
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: found {dtype!r}; accepted: {', '.join(DTYPES)}")
+    return dtype
+
+
+def read_limits(model: str | Path) -> tuple[int, int]:
+    """max_position_embeddings and vocab_size of a model that is not loaded yet, each in tokens.
+
+    Raises InputError: no such model, or a configuration that does not say.
+    """
+    if Path(model).exists() or str(model).count("/") != 1:
+        read_config(model)
+    try:
+        config = AutoConfig.from_pretrained(str(model))
+        return int(config.max_position_embeddings), int(config.vocab_size)
+    except Exception as error:  # transformers raises many kinds; each is the user's folder or name
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{model}: its configuration cannot be used: {reason}") from error
+
+
+def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -> tuple[Any, ModelIdentity]:
+    """A model on its device, and who it is.
+
+    The identity is taken of the weights as they are stored, because the fingerprint that plans are bound to
+    depends on their precision; its cache bytes are then those of `dtype`.
+
+    cast: True puts the weights in dtype; False in float32, for autocast to work on. Raises InputError as
+    `iiad.checkpoints.load_model` does.
+    """
+    loaded = load_model(model, device="cpu")
+    identity = identify_model(loaded, model)
+    per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
+    wanted = DTYPES[dtype] if cast else torch.float32
+    for parameter in loaded.parameters():
+        # Not loaded.to(wanted): that would round the frequencies of the rotary embedding, a buffer, as well.
+        parameter.data = parameter.data.to(device=device, dtype=wanted)
+    loaded.to(device)
+    return loaded, identity.model_copy(update={"cache_bytes_per_slot": per_slot})
+
+
+def label_models(models: Sequence[str | Path]) -> list[str]:
+    """A short name for each: its folder's name, or all of what was given, or that numbered, to be unique.
+
+    Raises InputError where there is no model.
+    """
+    if not models:
+        raise InputError("models: found none; accepted: at least one folder or hub name")
+    short = [Path(model).name or str(model) for model in models]
+    names = [
+        name if short.count(name) == 1 else str(model) for name, model in zip(short, models, strict=True)
+    ]
+    counts: dict[str, int] = {}
+    labels = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        labels.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return labels
+
+
+def read_plan(plan: Plan | str | Path | None) -> Plan | None:
+    """A plan, read from its file if it is not one already; None stays None. Raises InputError as Plan.load."""
+    if not isinstance(plan, str | Path):
+        return plan
+    return Plan.load(plan)
+
+
+def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
+    """The same model under the plan. Raises InputError where the plan is not one for this model."""
+    check_plan(plan, identity)
+    return identity.model_copy(update={"num_iterations": list(plan.num_iterations)})
+
+
+def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> list[tuple[str, ModelIdentity]]:
+    """The rows that one model makes in a comparison: itself and, with a plan, itself truncated to that.
+
+    Each is a label, and the model under the plan that the row runs. Raises InputError as `truncated_identity`.
+    """
+    rows = [(label, identity)]
+    if plan is not None:
+        rows.append((f"{label}, truncated", truncated_identity(identity, plan)))
+    return rows
