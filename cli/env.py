@@ -32,8 +32,7 @@ def env() -> None:
         except PackageNotFoundError:
             print(f"{name:13}not installed")
     print(f"{'python':13}{platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(
-        f"{'cpu':13}{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{'cpu':13}{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'gpu':13}{', '.join(devices) or 'none'}")

@@ -21,6 +21,8 @@ from .train import train
 
 __all__ = ["app", "run", "spread_data"]
 
+INTERRUPTED = "interrupted; a run goes on with --resume"
+
 app = typer.Typer(
     name="iiad",
     no_args_is_help=True,
@@ -48,6 +50,9 @@ for command in (train, profile, plan, distill, evaluate, generate, bench, conver
 
 def run() -> None:
     """Run the command line: exit code 0, 2 for bad input, 1 for a fault of ours, 130 for Ctrl-C."""
+    # Read when transformers is imported, which the commands do: its bars and remarks would stand between ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(_guarded())
 
 
@@ -69,11 +74,10 @@ def _guarded() -> int:
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         # Not standalone: our own boundary decides what an error looks like.
-        return app(spread_data(sys.argv[1:]), standalone_mode=False) or 0
-    except typer.Abort:
-        return _report("interrupted", 130)
-    except KeyboardInterrupt:
-        return _report("interrupted; a run continues with --resume", 130)
+        code = app(spread_data(sys.argv[1:]), standalone_mode=False) or 0
+        return _report(INTERRUPTED, 130) if code == 130 else code
+    except (typer.Abort, KeyboardInterrupt):
+        return _report(INTERRUPTED, 130)
     except usage_error as error:
         return _report(" ".join(error.format_message().split()), 2)
     except BrokenPipeError:

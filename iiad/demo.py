@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,7 @@ def run_demo(
     for name, (changes, share) in MODELS.items():
         clock.begin(f"train {name}")
         recipe = load_recipe(TrainRecipe, "demo", [*changes, *common])
-        results, ran = _unless_finished(folder / name, lambda to, r=recipe: train(r, to, resume=True))
+        results, ran = _unless_finished(folder / name, partial(train, recipe, resume=True))
         tokens[name] = results["tokens"]
         clock.end(share, ran)
 
@@ -118,7 +119,7 @@ def run_demo(
     student = load_recipe(DistillRecipe, "demo-distill", common)
     teacher, plan_file = folder / "teacher", folder / "plan.json"
     results, ran = _unless_finished(
-        folder / "student", lambda to: distill(teacher, plan_file, student, to, resume=True)
+        folder / "student", partial(distill, teacher, plan_file, student, resume=True)
     )
     tokens["student"] = tokens["teacher"] + results["tokens"]
     clock.end(SHARES["distill"], ran)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from iiad.loading import choose_device, choose_dtype, load_identified, read_plan, truncated_identity
+
 from .data import load_tokenizer
 from .errors import InputError
-from .evaluation.loading import choose_device, choose_dtype, load_identified, read_plan, truncated_identity
 from .planning import Plan
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iiad.errors import InputError
 from iiad.evaluation.cost import Cost, block_shape, compute_cut
-from iiad.evaluation.loading import (
+from iiad.loading import (
     choose_device,
     choose_dtype,
     identify_rows,

@@ -1,9 +1,7 @@
-"""Progress over bytes: a bar on a terminal, two plain lines elsewhere, or the caller's own function."""
+"""Progress over bytes: shown to people, given to the caller's own function, or neither."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,36 +19,15 @@ def report_progress(task: str, total: int, progress: Progress) -> Iterator[Calla
         yield lambda done: call(done, total)
     elif not progress:
         yield lambda done: None
-    elif sys.stderr.isatty():
-        yield from _bar(task, total)
     else:
-        yield from _lines(task, total)
+        from iiad.reporting.progress import progress as show  # rich, which most uses of this room do without
 
+        with show(task, total, "B") as advance:
+            before = 0
 
-def _bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich import progress
-    from rich.console import Console
+            def report(done: int) -> None:
+                nonlocal before
+                advance(done - before)
+                before = done
 
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task_id = bar.add_task(task, total=total)
-        yield lambda done: bar.update(task_id, completed=done)
-
-
-def _lines(task: str, total: int) -> Iterator[Callable[[int], None]]:
-    megabytes = total / 1e6
-    print(f"{task}: {megabytes:.1f} MB", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    yield lambda done: None
-    seconds = max(time.monotonic() - started, 1e-9)
-    print(
-        f"{task}: done in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s",
-        file=sys.stderr,
-        flush=True,
-    )
+            yield report

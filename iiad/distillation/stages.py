@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from ..checkpoints import identify_model, load_model, read_weights
-from ..data import TokenBlocks, load_tokenizer, tokenizer_fingerprint
-from ..errors import InputError
-from ..planning import Plan, check_plan
-from ..reporting.model_card import model_card
-from ..reporting.progress import say
-from ..training.engine import Objective, cross_entropy, latest_checkpoint, run_stage
-from ..training.recipe import DistillationSection, DistillRecipe, StageSection
-from ..training.runs import RunFolder
-from ..training.teacher import prepare_data, validation_nll
+from iiad.checkpoints import identify_model, load_model, read_weights
+from iiad.data import TokenBlocks, load_tokenizer, tokenizer_fingerprint
+from iiad.errors import InputError
+from iiad.planning import Plan, check_plan
+from iiad.reporting.model_card import model_card
+from iiad.reporting.progress import say
+from iiad.training.engine import Objective, cross_entropy, latest_checkpoint, run_stage
+from iiad.training.recipe import DistillationSection, DistillRecipe, StageSection
+from iiad.training.runs import RunFolder
+from iiad.training.teacher import prepare_data, validation_nll
+
 from .losses import hidden_state_loss, kl_divergence
 
 __all__ = ["distill"]

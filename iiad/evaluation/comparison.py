@@ -9,12 +9,7 @@ from pathlib import Path
 from iiad.artefacts import DataIdentity
 from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.planning import Plan
-from iiad.reporting.progress import progress
-
-from .artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
-from .cost import Cost, block_shape, compute_cut, overhead_cut
-from .loading import (
+from iiad.loading import (
     choose_device,
     choose_dtype,
     identify_rows,
@@ -23,6 +18,11 @@ from .loading import (
     read_limits,
     read_plan,
 )
+from iiad.planning import Plan
+from iiad.reporting.progress import progress
+
+from .artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
+from .cost import Cost, block_shape, compute_cut, overhead_cut
 from .scoring import TokenScore, evaluate_model
 
 __all__ = ["evaluate_models"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from iiad.artefacts import DataIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.evaluation.loading import choose_device, choose_dtype, load_identified, read_limits
+from iiad.loading import choose_device, choose_dtype, load_identified, read_limits
 from iiad.reporting.progress import progress, say
 
 from .calibration import calibration_batches, sample_blocks

@@ -22,8 +22,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..errors import InputError
-from ..reporting.progress import progress
+from iiad.errors import InputError
+from iiad.reporting.progress import progress
+
 from .recipe import OptimizationSection, StageSection, TrainingSection
 
 __all__ = ["Objective", "StageTrainer", "cross_entropy", "latest_checkpoint", "run_stage"]

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..artefacts import describe_problems
-from ..errors import InputError
+from iiad.artefacts import describe_problems
+from iiad.errors import InputError
 
 __all__ = [
     "DataSection",

@@ -15,9 +15,9 @@ import yaml
 from pydantic import Field, JsonValue
 from transformers import PreTrainedModel
 
-from ..artefacts import Artefact, write_whole
-from ..errors import InputError
-from ..reporting.progress import say
+from iiad.artefacts import Artefact, write_whole
+from iiad.errors import InputError
+from iiad.reporting.progress import say
 
 __all__ = ["RunFolder", "RunRecord"]
 

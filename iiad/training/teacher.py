@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
-from ..data import (
+from iiad.data import (
     Source,
     TokenBlocks,
     TokenCorpus,
@@ -20,11 +20,12 @@ from ..data import (
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from ..errors import InputError
-from ..evaluation import evaluate_model
-from ..models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
-from ..reporting.model_card import model_card
-from ..reporting.progress import say
+from iiad.errors import InputError
+from iiad.evaluation import evaluate_model
+from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.reporting.model_card import model_card
+from iiad.reporting.progress import say
+
 from .engine import run_stage
 from .phases import TwoPhases
 from .recipe import DataSection, ModelSection, TokenizerSection, TrainRecipe

@@ -16,7 +16,7 @@ from iiad.checkpoints import identify_model, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_model, evaluate_models
 from iiad.evaluation.cost import Cost, compute_cut, overhead_cut
-from iiad.evaluation.loading import label_models, load_identified
+from iiad.loading import label_models, load_identified
 from iiad.planning import Plan
 from iiad.reporting.evaluation import evaluation_table, format_bytes, format_share, stacked_tables
 from tests.conftest import make_iiet

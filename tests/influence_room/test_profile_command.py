@@ -75,11 +75,11 @@ def test_the_options_reach_the_profile(run, tmp_path):
         "--batch-size",
         "2",
         "--dtype",
-        "float64",
+        "bfloat16",
     )
     made = Profile.load(tmp_path / "profile.json")
     assert list(made.scores) == ["cosine"]
-    assert (made.settings.block_size, made.settings.batch_size, made.settings.dtype) == (16, 2, "float64")
+    assert (made.settings.block_size, made.settings.batch_size, made.settings.dtype) == (16, 2, "bfloat16")
 
 
 @pytest.mark.parametrize(
