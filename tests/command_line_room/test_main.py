@@ -161,29 +161,12 @@ def pipeline(teacher_folder, recipe_fields, text_file, cache_dir, tmp_path_facto
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IIAD_CACHE", str(cache_dir))
+        profile, plan, student = folder / "profile.json", folder / "plan.json", folder / "student"
+        text, recipe_file = ["--data", text_file], ["--recipe", folder / "recipe.yaml"]
         for line in (
-            [
-                "profile",
-                teacher_folder,
-                "--data",
-                text_file,
-                "--output",
-                folder / "profile.json",
-                "--max-tokens",
-                512,
-            ],
-            ["plan", folder / "profile.json", "--threshold", "1e9", "--output", folder / "plan.json"],
-            [
-                "distill",
-                teacher_folder,
-                folder / "plan.json",
-                "--data",
-                text_file,
-                "--output-dir",
-                folder / "student",
-                "--recipe",
-                folder / "recipe.yaml",
-            ],
+            ["profile", teacher_folder, *text, "--output", profile, "--max-tokens", 512],
+            ["plan", profile, "--threshold", "1e9", "--output", plan],
+            ["distill", teacher_folder, plan, *text, "--output-dir", student, *recipe_file],
         ):
             patch.setattr(sys, "argv", ["iiad", *map(str, line)])
             with pytest.raises(SystemExit) as exit_:
@@ -244,7 +227,7 @@ def test_a_plan_for_another_teacher_is_refused_everywhere(iiad, pipeline, text_f
     other = pipeline / "student"  # other weights than the plan's teacher
     for command in (
         ["evaluate", other, "--data", text_file, "--plan", pipeline / "plan.json"],
-        ["bench", other, "--plan", pipeline / "plan.json"],
+        ["bench", other, "--plan", pipeline / "plan.json", "--prompt-tokens", 8, "--new-tokens", 4],
         ["distill", other, pipeline / "plan.json", "--data", text_file, "--output-dir", tmp_path / "run"],
         ["generate", other, "--prompt", "a", "--plan", pipeline / "plan.json"],
     ):
