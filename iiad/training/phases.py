@@ -9,27 +9,57 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-__all__ = ["TwoPhases"]
+from iiad.models import IIETModel
+
+__all__ = ["TwoPhases", "continue_without_a_jump"]
 
 
 class TwoPhases(TrainerCallback):
     """Run no iterations before step ceil(iterations_start * max_steps), the whole plan from there on.
 
     The step decides, not what happened before, so that a resumed run is in the phase it would have been in.
+    smooth: begin the second phase with `continue_without_a_jump`.
     """
 
-    def __init__(self, plan: Sequence[int], iterations_start: float, max_steps: int):
+    def __init__(self, plan: Sequence[int], iterations_start: float, max_steps: int, smooth: bool = True):
         self.plan = list(plan)
         self.first_step = math.ceil(iterations_start * max_steps)
+        self.smooth = smooth
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Switch when the phase changes; `state.global_step` counts the steps already made."""
         wanted = self.plan if state.global_step >= self.first_step else [0] * len(self.plan)
-        if model.config.num_iterations != wanted:
-            model.set_num_iterations(wanted)
+        if model.config.num_iterations == wanted:
+            return
+        model.set_num_iterations(wanted)
+        # Not when a run is resumed later in the second phase: its checkpoint has learnt weights already.
+        if self.smooth and 0 < state.global_step == self.first_step:
+            continue_without_a_jump(model.base_model)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Leave the model with its whole plan, also when no step was left for it."""
         model.set_num_iterations(self.plan)
+
+
+@torch.no_grad()
+def continue_without_a_jump(model: IIETModel) -> None:
+    """Set the weights that only iterations use so that the iterations, at first, change nothing (ours).
+
+    A model trained without iterations has not learnt w and LN; their initial values make z(1) another function
+    than z(0), and what was learnt is lost. With w_t = (c_{t-1}, 0), the combination at each iteration is the
+    layer's own input, u = x_t, and with LN = LN0 so z(i) = LN(F(x_t)) = z(0) for all i. The gradient by w[t,t] is
+    not zero, so the iterations grow from there. A plain model has nothing to set: its relaxation starts at 0.
+    """
+    before = None
+    for layer in model.layers:
+        corrector = layer.corrector
+        if not corrector.uses_history:
+            continue
+        corrector.update_norm.load_state_dict(corrector.start_norm.state_dict())
+        corrector.update_weights.zero_()
+        # x_1 = H_0; x_t is the combination by c that the layer before made
+        corrector.update_weights[:-1] = 1.0 if before is None else before.output_weights
+        before = corrector

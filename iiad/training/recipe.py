@@ -146,6 +146,9 @@ class TrainingSection(OptimizationSection):
         le=1,
         description="iterations start after this share of the steps (paper: the last quarter)",
     )
+    smooth_start: bool = Field(
+        True, description="iterations start as identities; false: at their initial values"
+    )
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> TrainingSection:

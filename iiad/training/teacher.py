@@ -119,7 +119,14 @@ def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> 
     if recipe.model.solver == "iiet":
         assert isinstance(model.config, IIETConfig)
         training = recipe.training
-        callbacks.append(TwoPhases(model.config.iterations, training.iterations_start, training.max_steps))
+        callbacks.append(
+            TwoPhases(
+                model.config.iterations,
+                training.iterations_start,
+                training.max_steps,
+                training.smooth_start,
+            )
+        )
     run_stage(
         model,
         blocks,

@@ -18,7 +18,8 @@ from iiad import InputError
 from iiad.models import PCformerForCausalLM
 from iiad.training import RunRecord, TrainRecipe, train
 from iiad.training.engine import StageTrainer, latest_checkpoint
-from iiad.training.phases import TwoPhases
+from iiad.training.phases import TwoPhases, continue_without_a_jump
+from tests.conftest import make_iiet
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,33 @@ def test_a_share_of_zero_or_one_means_iterations_always_or_at_the_end_alone(star
     phases.on_train_end(None, State, None, model=model)
     assert plans == [[3] if start == 0 else [0]] * 10
     assert model.config.num_iterations == [3]
+
+
+def test_a_smooth_start_of_the_iterations_changes_no_output_and_lets_them_learn(tokens):
+    model = make_iiet(num_iterations=0, max_num_iterations=3)
+    before = model(tokens).logits
+    model.set_num_iterations(3)
+    assert (model(tokens).logits - before).abs().max() > 0.1
+    continue_without_a_jump(model.model)
+    torch.testing.assert_close(model(tokens).logits, before, rtol=0, atol=1e-5)
+    model(tokens, labels=tokens).loss.backward()
+    assert all(layer.corrector.update_weights.grad[-1].abs() > 0 for layer in model.model.layers)
+
+
+@pytest.mark.parametrize(("step", "smooth"), [(5, True), (5, False), (6, True)])
+def test_the_smooth_start_is_made_once_at_the_switch_and_not_when_resumed_after_it(step, smooth, tokens):
+    class State:
+        global_step = step
+
+    model = make_iiet(num_iterations=0, max_num_iterations=3)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    output = model(tokens).logits
+    TwoPhases([3, 3, 3], 0.5, 10, smooth).on_step_begin(None, State, None, model=model)
+    assert model.config.num_iterations == [3, 3, 3]
+    if smooth and step == 5:
+        torch.testing.assert_close(model(tokens).logits, output, rtol=0, atol=1e-5)
+    else:
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
