@@ -37,4 +37,4 @@ def demo(
     def show(artefact: Artefact) -> None:
         console.print(PlanReport(artefact) if isinstance(artefact, Plan) else InfluenceReport(artefact))  # type: ignore[arg-type]
 
-    console.print(demo_report(run_demo(output_dir, show)))
+    console.print(demo_report(run_demo(output_dir, show), console.width))

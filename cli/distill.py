@@ -15,7 +15,7 @@ def distill(
     plan: Annotated[Path, typer.Argument(help="plan.json, as `iiad plan` writes it.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished E-IIET.")],
     data: Annotated[
-        list[str] | None, typer.Option(help="Text to learn from: file, glob, folder or stdlib. Repeatable.")
+        list[str] | None, typer.Option(help="Text to learn from: files, globs, folders or stdlib.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A YAML recipe, or the name of one that ships with iiad.")
@@ -31,10 +31,15 @@ def distill(
     Example:  iiad distill teacher plan.json --data texts/*.jsonl --output-dir student --set distillation.kl_weight=2
     """
     from iiad.distillation import distill as run
+    from iiad.errors import InputError
     from iiad.training import DistillRecipe, load_recipe
 
-    settings = [*([f"data.train={_as_yaml(data)}"] if data else []), *(set_ or [])]
-    results = run(teacher, plan, load_recipe(DistillRecipe, recipe, settings), output_dir, resume)
+    if data is None and recipe is None:
+        raise InputError("no text to learn from: give --data, or data.train in a --recipe")
+    overrides = {"data": {"train": data}} if data else {}
+    results = run(
+        teacher, plan, load_recipe(DistillRecipe, recipe, set_ or [], overrides), output_dir, resume
+    )
     line = f"{output_dir}: overhead cut {100 * results['overhead_cut']:.0f} %"
     if "validation_nll" in results:
         line += (
@@ -42,9 +47,3 @@ def distill(
             f" (teacher {results['teacher_validation_nll']:.4f})"
         )
     print(line)
-
-
-def _as_yaml(values: list[str]) -> str:
-    import json
-
-    return json.dumps(values)  # JSON is YAML

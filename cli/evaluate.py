@@ -16,7 +16,7 @@ def evaluate(
     ],
     data: Annotated[
         list[str],
-        typer.Option(help="Text: file, glob, folder or stdlib (its validation split). Repeatable."),
+        typer.Option(help="Text, after the models: files, globs, folders or stdlib (its validation split)."),
     ],
     plan: Annotated[
         Path | None,

@@ -14,7 +14,9 @@ def profile(
     model: Annotated[
         str, typer.Argument(help="The teacher: a model folder with its tokenizer, or a hub name.")
     ],
-    data: Annotated[list[str], typer.Option(help="Calibration text: files, globs, folders or stdlib.")],
+    data: Annotated[
+        list[str], typer.Option(help="Calibration text, after the model: files, globs, folders or stdlib.")
+    ],
     output: Annotated[Path, typer.Option(help="The profile to write (JSON).")],
     metric: Annotated[
         list[str] | None, typer.Option(help="kl or cosine; may be repeated. Default: both.")

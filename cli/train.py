@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Train a teacher (or a Transformer, or a PCformer) from scratch.
 
-    Example:  iiad train small-iiet --output-dir teacher --set training.max_steps=500
+    Example:  iiad train demo --output-dir teacher --set training.max_steps=500
     """
     from iiad.training import TrainRecipe, load_recipe
     from iiad.training import train as run

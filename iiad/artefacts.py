@@ -116,12 +116,9 @@ def require_new_file(path: str | Path, overwrite: bool = False) -> Path:
         raise InputError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; name another file, or pass --overwrite")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: its folder cannot be made: {error.strerror}") from None
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: its folder cannot be written to")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{path}: {there} cannot be written to")
     return path
 
 
@@ -130,6 +127,7 @@ def write_whole(path: str | Path, text: str) -> None:
     path = Path(path)
     stage = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
         ) as file:

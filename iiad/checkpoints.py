@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .artefacts import ModelIdentity
-from .errors import InputError
+from .errors import InputError, one_line
 
 __all__ = [
     "identify_model",
+    "is_hub_name",
     "load_model",
     "model_fingerprint",
     "read_config",
     "read_weights",
+    "require_finite",
     "require_new_folder",
     "save_checkpoint",
     "staged_folder",
+    "weight_files",
 ]
 
 _COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -86,10 +89,9 @@ def load_model(
     Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
     infinity among the weights, a plan that the model cannot run.
     """
-    folder = Path(model)
-    if folder.exists() or not _is_hub_name(str(model)):
-        read_config(folder)
-        weight_files(folder)
+    if not is_hub_name(model):
+        read_config(model)
+        weight_files(model)
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             str(model),
@@ -99,30 +101,33 @@ def load_model(
             ignore_mismatched_sizes=True,
         )
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
-        raise InputError(f"{model}: cannot be loaded: {_one_line(error)}") from error
+        raise InputError(f"{model}: cannot be loaded: {one_line(error)}") from error
     _require_exact(model, info)
-    bad = next((name for name, tensor in loaded.state_dict().items() if not tensor.isfinite().all()), None)
-    if bad is not None:
-        raise InputError(f"{model}: tensor {bad} holds NaN or infinity")
+    require_finite(loaded.state_dict(), model)
     if num_iterations is not None:
         if not hasattr(loaded, "set_num_iterations"):
             raise InputError(f"{model}: a {loaded.config.model_type} has no iterations to plan")
         try:
             loaded.set_num_iterations(num_iterations)
         except ValueError as error:
-            raise InputError(f"{model}: {_one_line(error)}") from None
+            raise InputError(f"{model}: {one_line(error)}") from None
     try:
         return loaded.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {_one_line(error)}") from None
+        raise InputError(f"device {device!r} cannot be used: {one_line(error)}") from None
 
 
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+def is_hub_name(model: str | Path) -> bool:
+    """Whether this can only be the name of a model on the hub: owner/name, and no such folder here."""
+    name = str(model)
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise InputError, naming the first tensor that holds NaN or infinity."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{where}: tensor {name} holds NaN or infinity")
 
 
 def _require_exact(model: str | Path, info: dict[str, Any]) -> None:
@@ -166,18 +171,29 @@ def require_new_folder(folder: str | Path) -> None:
 
 @contextmanager
 def staged_folder(destination: str | Path) -> Iterator[Path]:
-    """A temporary folder beside the destination that takes its name when the block ends, and only then."""
+    """A temporary folder beside the destination that takes its name when the block ends, and only then.
+
+    Raises InputError where something cannot be written, a full disk for one; nothing is left behind then.
+    """
     destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    stage = None
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
         yield stage
         stage.chmod(0o755)
         if destination.is_dir():
             destination.rmdir()  # empty, or this raises
         os.replace(stage, destination)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own for a full disk
+        raise InputError(f"{destination}: cannot be written: {one_line(error)}") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def save_checkpoint(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,11 +20,12 @@ from .checkpoints import (
     load_model,
     read_config,
     read_weights,
+    require_finite,
     require_new_folder,
     save_checkpoint,
     staged_folder,
 )
-from .errors import InputError
+from .errors import InputError, one_line
 from .models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 
 __all__ = ["convert", "from_released", "to_released"]
@@ -35,6 +37,11 @@ _SHARED_FIELDS = """
 vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim hidden_act
 max_position_embeddings initializer_range rms_norm_eps use_cache pad_token_id bos_token_id eos_token_id
 tie_word_embeddings attention_bias attention_dropout mlp_bias rope_theta rope_scaling rope_parameters
+""".split()
+
+_COUNTS = """
+vocab_size hidden_size intermediate_size num_layers num_attention_heads num_key_value_heads head_dim
+max_position_embeddings
 """.split()
 
 _MATRICES = {"model.history.weight": "update_weights", "model.history.weight_c": "output_weights"}
@@ -117,21 +124,34 @@ def _write_ours(
     num_iterations: int | None,
 ) -> str:
     fields = {name: config[name] for name in _SHARED_FIELDS if config.get(name) is not None}
-    fields["num_layers"] = config.get("num_hidden_layers")
-    if not isinstance(fields["num_layers"], int):
+    if "num_hidden_layers" not in config:
         raise InputError(f"{source}: config.json has no num_hidden_layers")
+    fields["num_layers"] = config["num_hidden_layers"]
+    fields.setdefault("tie_word_embeddings", "lm_head.weight" not in weights)
+    for name, value in fields.items():
+        if name in _COUNTS and (not isinstance(value, int) or value < 1):
+            raise InputError(
+                f"{source}: config.json: {name} must be an integer of at least 1, found {value!r}"
+            )
     order = sum(name.startswith("model.RK_norm.") and name.endswith(".weight") for name in weights)
     model: IIETForCausalLM
-    if order:
-        if num_iterations not in (None, 1):
-            raise InputError("--iterations is for IIET; a released PCformer corrects once a layer")
-        fields |= {"predictor_order": order, "coefficients": "ema" if "model.alpha" in weights else "fixed"}
-        model = PCformerForCausalLM(PCformerConfig(**fields))
-    else:
-        if num_iterations is None:
-            num_iterations = config.get("num_iterations", RELEASED_ITERATIONS)
-        model = IIETForCausalLM(IIETConfig(**fields, num_iterations=num_iterations))
+    try:
+        if order:
+            if num_iterations not in (None, 1):
+                raise InputError("--iterations is for IIET; a released PCformer corrects once a layer")
+            fields |= {
+                "predictor_order": order,
+                "coefficients": "ema" if "model.alpha" in weights else "fixed",
+            }
+            model = PCformerForCausalLM(PCformerConfig(**fields))
+        else:
+            if num_iterations is None:
+                num_iterations = config.get("num_iterations", RELEASED_ITERATIONS)
+            model = IIETForCausalLM(IIETConfig(**fields, num_iterations=num_iterations))
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
     _load_exactly(model, from_released(weights, fields["num_layers"]), source)
+    require_finite(model.state_dict(), source)
     save_checkpoint(model, destination, files_from=source)
     what = f"PCformer, order {order}" if order else f"IIET, {num_iterations} iterations"
     return f"{source} ({what}, {fields['num_layers']} layers) -> {destination}"
@@ -141,7 +161,11 @@ def _load_exactly(model: IIETForCausalLM, weights: dict[str, Tensor], source: Pa
     expected = model.state_dict()
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
-        weights.pop("lm_head.weight", None)
+        head = weights.pop("lm_head.weight", None)
+        if head is not None and not torch.equal(head, weights["model.embed_tokens.weight"]):
+            raise InputError(
+                f"{source}: config.json ties the head to the embeddings, but lm_head.weight differs from them"
+            )
     for name in sorted(expected.keys() ^ weights.keys()):
         problem = "is missing" if name in expected else "is not part of the model that config.json describes"
         raise InputError(f"{source}: tensor {name} {problem}")

@@ -29,11 +29,11 @@ __all__ = ["Demo", "run_demo"]
 
 # What each model is trained with besides the demo recipe, and its share of the demo's time.
 MODELS: dict[str, tuple[list[str], float]] = {
-    "transformer": (["model.solver=transformer"], 0.14),
+    "transformer": (["model.solver=transformer"], 0.16),
     "iiet-r0": (["model.num_iterations=0"], 0.16),
-    "teacher": ([], 0.30),
+    "teacher": ([], 0.36),
 }
-SHARES = {"profile": 0.06, "distill": 0.18, "evaluate": 0.10, "bench": 0.06}
+SHARES = {"profile": 0.04, "distill": 0.13, "evaluate": 0.09, "bench": 0.06}
 OUTPUTS = [*MODELS, "profile.json", "plan.json", "student", "evaluation.json", "bench.json"]
 CALIBRATION_TOKENS = 32768
 
@@ -70,7 +70,7 @@ class _Clock:
         self.stage += 1
         left = ""
         if self.worked:
-            left = f" (about {(1 - self.done) * self.minutes / self.worked:.0f} minutes left in all)"
+            left = f" (about {(1 - self.done) * self.minutes / self.worked:.1f} minutes left in all)"
         say(f"\n[{self.stage}/{len(MODELS) + len(SHARES)}] {title}{left}")
 
     def end(self, share: float, ran: bool) -> None:
@@ -92,13 +92,13 @@ def run_demo(
     """
     folder = Path(output_dir)
     _require_demo_folder(folder)
-    precision = f"training.bf16={str(bf16_is_faster()).lower()}"
+    precision = f"training.bf16={str(_bf16_as_before(folder)).lower()}"
     common = [precision, *settings]
     clock, tokens = _Clock(), {}
     for name, (changes, share) in MODELS.items():
         clock.begin(f"train {name}")
         recipe = load_recipe(TrainRecipe, "demo", [*changes, *common])
-        results, ran = _unless_finished(folder / name, partial(train, recipe, resume=True))
+        results, ran = _unless_finished(folder / name, partial(train, recipe))
         tokens[name] = results["tokens"]
         clock.end(share, ran)
 
@@ -118,9 +118,7 @@ def run_demo(
     clock.begin("distil the teacher into a student of that plan")
     student = load_recipe(DistillRecipe, "demo-distill", common)
     teacher, plan_file = folder / "teacher", folder / "plan.json"
-    results, ran = _unless_finished(
-        folder / "student", partial(distill, teacher, plan_file, student, resume=True)
-    )
+    results, ran = _unless_finished(folder / "student", partial(distill, teacher, plan_file, student))
     tokens["student"] = tokens["teacher"] + results["tokens"]
     clock.end(SHARES["distill"], ran)
 
@@ -154,11 +152,23 @@ def bf16_is_faster() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
+def _bf16_as_before(folder: Path) -> bool:
+    """What the demo in this folder began with; where there is none, what is faster here."""
+    record = folder / next(iter(MODELS)) / "run.json"
+    if not record.exists():
+        return bf16_is_faster()
+    training = RunRecord.load(record).settings["training"]
+    assert isinstance(training, dict)
+    return bool(training["bf16"])
+
+
 def _require_demo_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder")
     strange = (
-        sorted(path.name for path in folder.iterdir() if path.name not in OUTPUTS) if folder.exists() else []
+        sorted(path.name for path in folder.iterdir() if path.name not in OUTPUTS and path.name[0] != ".")
+        if folder.exists()
+        else []
     )
     if strange:
         raise InputError(f"{folder}: holds other things than a demo ({strange[0]}); name another folder")
@@ -168,14 +178,15 @@ def _require_demo_folder(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
-def _unless_finished(folder: Path, make: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """The results of a run, and whether it had to be run."""
-    if (folder / "run.json").exists():
+def _unless_finished(folder: Path, make: Callable[..., dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """The results of a run, and whether it had to be run, or gone on with."""
+    begun = (folder / "run.json").exists()
+    if begun:
         record = RunRecord.load(folder / "run.json")
         if record.finished:
             say(f"{folder}: finished before; not run again")
             return record.results, False
-    return make(folder), True
+    return make(folder, resume=begun), True
 
 
 def _kept(kind: type[Kind], path: Path, make: Callable[[], Kind]) -> tuple[Kind, bool]:

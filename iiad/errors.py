@@ -1,8 +1,8 @@
-"""The one error that a user is meant to see."""
+"""The one error that a user is meant to see, and how other libraries' errors become part of it."""
 
 from __future__ import annotations
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "one_line"]
 
 
 class InputError(ValueError):
@@ -11,3 +11,9 @@ class InputError(ValueError):
     The message is one line that names where, what was found and what is accepted. At the command line it is
     printed as it is and the exit code is 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's error in one line, without the wrapping that transformers' strict configurations add."""
+    text = str(error).rpartition("\n    ValueError: ")[2] if "validation error" in str(error) else str(error)
+    return " ".join(text.split()) or type(error).__name__

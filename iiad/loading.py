@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from iiad.artefacts import ModelIdentity
-from iiad.checkpoints import identify_model, load_model, read_config
-from iiad.errors import InputError
+from iiad.checkpoints import identify_model, is_hub_name, load_model, read_config, weight_files
+from iiad.errors import InputError, one_line
 from iiad.planning import Plan, check_plan
 
 __all__ = [
@@ -57,14 +57,14 @@ def read_limits(model: str | Path) -> tuple[int, int]:
 
     Raises InputError: no such model, or a configuration that does not say.
     """
-    if Path(model).exists() or str(model).count("/") != 1:
+    if not is_hub_name(model):
         read_config(model)
+        weight_files(model)
     try:
         config = AutoConfig.from_pretrained(str(model))
         return int(config.max_position_embeddings), int(config.vocab_size)
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{model}: its configuration cannot be used: {reason}") from error
+        raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
 
 
 def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -> tuple[Any, ModelIdentity]:

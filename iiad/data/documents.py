@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from iiad.data.sources import Source
-from iiad.errors import InputError
+from iiad.errors import InputError, one_line
 
 __all__ = ["PIECE_CHARS", "cut_pieces", "read_documents"]
 
@@ -224,8 +224,7 @@ def _parquet_texts(source: Source, text_field: str, report: OnPosition) -> Itera
         found = f"invalid UTF-8 at byte {error.start} of column {text_field!r}"
         raise InputError(f"{source.path}: row {row}: {found}; accepted: UTF-8 text") from error
     except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source.path}: corrupt or unreadable parquet file: {reason}") from error
+        raise InputError(f"{source.path}: corrupt or unreadable parquet file: {one_line(error)}") from error
 
 
 def _check_column(source: Source, schema: Any, text_field: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iiad.errors import InputError
+from iiad.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,8 +44,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loader raises whatever its many parsers raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"tokenizer: {str(path)!r}: cannot be loaded: {reason}") from error
+        raise InputError(f"tokenizer: {str(path)!r}: cannot be loaded: {one_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         accepted = "accepted: one with a tokenizer.json"
         raise InputError(f"tokenizer: {str(path)!r}: found {type(tokenizer).__name__}; {accepted}")

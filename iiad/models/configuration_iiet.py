@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -80,6 +81,10 @@ class IIETConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if "num_hidden_layers" in kwargs:
             raise ValueError("num_hidden_layers is derived from the plan; give num_layers instead")
+        for name in kwargs:  # transformers keeps an unknown field without a word
+            near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
+            known = hasattr(type(self), name) or not near
+            _require(known, name, f"a known field (did you mean {''.join(near)}?)", kwargs[name])
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:

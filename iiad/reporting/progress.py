@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 def say(message: str) -> None:
     """One remark on what is going on."""
-    console.print(message, markup=False)
+    console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -5,29 +5,48 @@ Legend: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
-from iiad.errors import InputError
-from iiad.reporting.progress import progress
+from iiad.checkpoints import read_weights
+from iiad.errors import InputError, one_line
+from iiad.reporting.progress import say
 
+from .callbacks import FiniteGradients, StageLog, StepProgress, Validation
 from .recipe import OptimizationSection, StageSection, TrainingSection
 
-__all__ = ["Objective", "StageTrainer", "cross_entropy", "latest_checkpoint", "run_stage"]
+__all__ = [
+    "Blocks",
+    "Objective",
+    "StageTrainer",
+    "blocks_per_step",
+    "check_stage",
+    "cross_entropy",
+    "language_modelling",
+    "latest_checkpoint",
+    "run_stage",
+]
+
+
+class Blocks(Protocol):
+    """Equally long blocks of tokens: item i is a dict with input_ids (T,)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Tensor]: ...
+
 
 # An objective takes the model and input_ids (B, T) and gives the loss, and its parts by name for the log.
 Objective = Callable[[PreTrainedModel, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -40,8 +59,9 @@ def cross_entropy(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def language_modelling(model: PreTrainedModel, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ordinary objective: next-token cross-entropy."""
-    return cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids), {}
+    """Next-token cross-entropy: learning from text. input_ids: (B, T) -> the loss, and itself as the part "ce"."""
+    loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+    return loss, {"ce": loss.detach()}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -55,55 +75,79 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(reversed(checkpoints(Path(folder))), None)
 
 
-def run_stage(
-    model: PreTrainedModel,
-    dataset: Dataset[dict[str, Tensor]],
-    optimization: OptimizationSection,
-    length: TrainingSection | StageSection,
-    folder: str | Path,
-    *,
-    name: str,
-    objective: Objective = language_modelling,
-    validation: Dataset[dict[str, Tensor]] | None = None,
-    tokenizer: Any = None,
-    log: Path,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> None:
-    """Train the model in place, from the newest checkpoint in the folder if there is one.
+def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: OptimizationSection) -> None:
+    """Raise InputError, before anything is written, for what would stop `run_stage` at its start.
 
-    dataset: items with input_ids (T,), all of one length. length: steps, learning rate and warm-up.
-    folder: for checkpoints. log: the JSONL file that all stages of a run share.
-    Raises InputError for too little data, a loss that is NaN or infinite, and a checkpoint that cannot be saved.
+    That is: fewer blocks than one step needs, an attention or a logger that is not installed. Sets the model's
+    attention.
     """
-    batch = optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
-    if len(dataset) < batch:  # type: ignore[arg-type]
+    batch = blocks_per_step(optimization)
+    if len(blocks) < batch:
         raise InputError(
-            f"data.train has {len(dataset)} blocks; one step needs "  # type: ignore[arg-type]
-            f"{batch} (per_device_train_batch_size x gradient_accumulation_steps)"
+            f"data.train has {len(blocks)} blocks; one step needs {batch} "
+            "(per_device_train_batch_size x gradient_accumulation_steps)"
         )
     if optimization.attn_implementation is not None:
         try:
             model.set_attn_implementation(optimization.attn_implementation)
         except (ImportError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"training.attn_implementation: {optimization.attn_implementation}: {reason}"
-            ) from None
+            wanted = optimization.attn_implementation
+            raise InputError(f"training.attn_implementation: {wanted}: {one_line(error)}") from None
+    installed = get_available_reporting_integrations()
+    for logger in optimization.report_to:
+        if logger not in installed:
+            known = ", ".join(installed) or "none"
+            raise InputError(f"training.report_to: {logger!r} is not installed; installed here: {known}")
+
+
+def blocks_per_step(optimization: OptimizationSection) -> int:
+    """Blocks that one optimizer step learns from."""
+    return optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
+
+
+def run_stage(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    optimization: OptimizationSection,
+    length: TrainingSection | StageSection,
+    folder: Path,
+    *,
+    name: str,
+    log: Path,
+    objective: Objective = language_modelling,
+    validate: Callable[[PreTrainedModel], float] | None = None,
+    tokenizer: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train the model in place, from the newest checkpoint in the folder if there is one.
+
+    blocks: items with input_ids (T,), all of one length. length: steps, learning rate and warm-up; where the last
+    step was made before, its weights are loaded and nothing is run. folder: for checkpoints. log: the JSONL file
+    that all stages of a run share. validate: nats per token of the model on held-out text.
+    Raises InputError for a loss or gradient that is NaN or infinite, and a checkpoint that cannot be saved.
+    """
+    start = latest_checkpoint(folder)
+    if start is not None and start.name == f"checkpoint-{length.max_steps}":
+        say(f"{name}: all steps were made before; not run again")
+        model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
+        return
     if optimization.gradient_checkpointing:
         new_name = "activation_checkpointing_enable"  # older transformers know the old name alone
         (getattr(model, new_name, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    bar = _Progress(name)
+    # A whole number of steps, so that none at the end of an epoch has fewer blocks than the others.
+    whole = len(blocks) - len(blocks) % blocks_per_step(optimization)
+    bar = StepProgress(name)
     trainer = StageTrainer(
         model=model,
-        args=training_arguments(optimization, length, folder, evaluates=validation is not None),
-        train_dataset=dataset,
-        eval_dataset=validation,
+        args=training_arguments(optimization, length, folder),
+        train_dataset=Subset(cast(Any, blocks), range(whole)),
         tokenizer=tokenizer,
-        callbacks=[_Log(log, name), bar, *callbacks],
+        callbacks=[StageLog(log, name), bar, FiniteGradients(), *callbacks],
         stage_objective=objective,
         save_total_limit=optimization.save_total_limit,
     )
-    start = latest_checkpoint(folder)
+    if validate is not None and optimization.eval_steps:
+        trainer.add_callback(Validation(trainer, validate, optimization.eval_steps))
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
@@ -111,37 +155,28 @@ def run_stage(
 
 
 def training_arguments(
-    optimization: OptimizationSection,
-    length: TrainingSection | StageSection,
-    folder: str | Path,
-    evaluates: bool,
+    optimization: OptimizationSection, length: TrainingSection | StageSection, folder: Path
 ) -> TrainingArguments:
     """Our recipe's sections as Hugging Face's arguments, which have the same names."""
-    shared = (
-        "per_device_train_batch_size gradient_accumulation_steps lr_scheduler_type weight_decay adam_beta1 "
-        "adam_beta2 adam_epsilon max_grad_norm bf16 seed save_steps logging_steps"
-    ).split()
+    shared = """
+    per_device_train_batch_size gradient_accumulation_steps lr_scheduler_type weight_decay adam_beta1 adam_beta2
+    adam_epsilon max_grad_norm bf16 seed save_steps logging_steps
+    """.split()
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{name: getattr(optimization, name) for name in shared},
         max_steps=length.max_steps,
         learning_rate=length.learning_rate,
         warmup_steps=length.warmup_steps,
-        per_device_eval_batch_size=optimization.per_device_train_batch_size,
-        eval_strategy="steps" if evaluates and optimization.eval_steps else "no",
-        eval_steps=optimization.eval_steps,
         report_to=list(optimization.report_to) or "none",
         use_cpu=not torch.cuda.is_available(),
-        dataloader_drop_last=True,  # every batch has as many tokens, so that a mean of means is the mean
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,  # we stop at NaN; the filter would hide it
-        prediction_loss_only=True,
         remove_unused_columns=False,
         disable_tqdm=True,
     )
-    if (
-        arguments.n_gpu > 1
-    ):  # several GPUs without torchrun: one is used, DataParallel would copy the model each step
+    # Several GPUs without torchrun: one is used. DataParallel would copy the model at each step.
+    if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
@@ -177,17 +212,9 @@ class StageTrainer(Trainer):
                 f"(learning rate {self._get_learning_rate():.3g}); "
                 f"last whole checkpoint: {last or 'none yet'}; try a lower learning rate or a longer warm-up"
             )
-        if model.training:
-            for name, part in parts.items():
-                self.parts.setdefault(name, []).append(part.item())
+        for name, part in parts.items():
+            self.parts.setdefault(name, []).append(part.item())
         return (loss, {"loss": loss}) if return_outputs else loss
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Validation loss: always the next-token cross-entropy, whatever the stage learns from."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, _ = language_modelling(model, inputs["input_ids"])
-        return loss.detach(), None, None
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Matrices alone decay: not norms, biases, history weights or relaxation."""
@@ -208,6 +235,8 @@ class StageTrainer(Trainer):
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
         self.staging = folder / ".saving"
+        for leftover in folder.glob(".checkpoint-*-deleted"):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging.mkdir(parents=True)
@@ -219,7 +248,7 @@ class StageTrainer(Trainer):
             os.replace(self.staging / final.name, final)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"{final}: cannot be saved: {' '.join(str(error).split())}; "
+                f"{final}: cannot be saved: {one_line(error)}; "
                 f"last whole checkpoint: {latest_checkpoint(folder) or 'none yet'}"
             ) from error
         finally:
@@ -235,53 +264,3 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)
-
-
-class _Log(TrainerCallback):
-    """log.jsonl: a line whenever something is logged; after a resume, without what will be logged again."""
-
-    def __init__(self, path: Path, stage: str):
-        self.path, self.stage = path, stage
-        self.started = time.monotonic()
-        self.first_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started, self.first_step = time.monotonic(), state.global_step
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a kill in the middle of a line
-            if entry["stage"] != self.stage or entry["step"] <= state.global_step:
-                kept.append(line + "\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any
-    ) -> None:
-        if not logs or not ("loss" in logs or "eval_loss" in logs):
-            return
-        seconds = time.monotonic() - self.started
-        entry = {"stage": self.stage, "step": state.global_step, **logs, "seconds": round(seconds, 3)}
-        if hasattr(model.config, "num_iterations"):
-            entry["evaluations_per_token"] = model.config.num_hidden_layers
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
-class _Progress(TrainerCallback):
-    """A bar or lines with steps per second and time left."""
-
-    def __init__(self, stage: str):
-        self.stage = stage
-        self.closing = ExitStack()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        left = state.max_steps - state.global_step
-        self.advance = self.closing.enter_context(progress(self.stage, left, "steps"))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)

@@ -32,10 +32,9 @@ class TwoPhases(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Switch when the phase changes; `state.global_step` counts the steps already made."""
         wanted = self.plan if state.global_step >= self.first_step else [0] * len(self.plan)
-        if model.config.num_iterations == wanted:
-            return
-        model.set_num_iterations(wanted)
-        # Not when a run is resumed later in the second phase: its checkpoint has learnt weights already.
+        if model.config.num_iterations != wanted:
+            model.set_num_iterations(wanted)
+        # At the switch alone, and again when resumed from the checkpoint that was saved just before it.
         if self.smooth and 0 < state.global_step == self.first_step:
             continue_without_a_jump(model.base_model)
 
@@ -51,7 +50,8 @@ def continue_without_a_jump(model: IIETModel) -> None:
     A model trained without iterations has not learnt w and LN; their initial values make z(1) another function
     than z(0), and what was learnt is lost. With w_t = (c_{t-1}, 0), the combination at each iteration is the
     layer's own input, u = x_t, and with LN = LN0 so z(i) = LN(F(x_t)) = z(0) for all i. The gradient by w[t,t] is
-    not zero, so the iterations grow from there. A plain model has nothing to set: its relaxation starts at 0.
+    not zero, so the iterations grow from there. A plain model has nothing to set: with relaxation, which starts
+    at 0, it is continuous by itself; without, it cannot be.
     """
     before = None
     for layer in model.layers:

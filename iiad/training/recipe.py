@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iiad.artefacts import describe_problems
 from iiad.errors import InputError
@@ -45,20 +45,20 @@ class ModelSection(Section):
     """The model: one line, `solver`, changes between Transformer, IIET and PCformer."""
 
     solver: Literal["transformer", "iiet", "pcformer"] = "iiet"
-    hidden_size: int = Field(512, ge=2, description="D")
-    intermediate_size: int = Field(1408, ge=1, description="width of the MLP")
-    num_layers: int = Field(12, ge=1, description="L, layers with weights of their own")
-    num_attention_heads: int = Field(4, ge=1)
+    hidden_size: int = Field(512, ge=2, le=2**17, description="D")
+    intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
+    num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
+    num_attention_heads: int = Field(4, ge=1, le=2**12)
     num_key_value_heads: int | None = Field(None, ge=1, description="default: as many as attention heads")
     head_dim: int | None = Field(None, ge=2, description="default: hidden_size / num_attention_heads")
-    max_position_embeddings: int = Field(2048, ge=2, description="longest context, in tokens")
+    max_position_embeddings: int = Field(2048, ge=2, le=2**24, description="longest context, in tokens")
     rope_theta: float = Field(10000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
     initializer_range: float = Field(0.02, gt=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     tie_word_embeddings: bool = True
     num_iterations: int | list[int] | None = Field(
-        None, description="r_t, one number or one per layer; default: 3 for iiet, 1 for pcformer"
+        None, description="r_t, one number or one per layer; iiet only; default: 3"
     )
     history: bool = Field(True, description="iiet: the learned multistep history; false: the plain equation")
     relaxation: bool = Field(False, description="iiet without history: learned damping")
@@ -66,15 +66,7 @@ class ModelSection(Section):
     coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
 
     @model_validator(mode="after")
-    def _fields_fit_the_solver(self) -> ModelSection:
-        given = self.model_fields_set
-        owners = {"num_iterations": ("iiet", "pcformer"), "history": ("iiet",), "relaxation": ("iiet",)}
-        owners |= {"predictor_order": ("pcformer",), "coefficients": ("pcformer",)}
-        for field, solvers in owners.items():
-            if field in given and self.solver not in solvers:
-                raise ValueError(
-                    f"{field} is for solver {' or '.join(solvers)}, found solver {self.solver!r}"
-                )
+    def _shape_is_possible(self) -> ModelSection:
         plan = self.num_iterations if isinstance(self.num_iterations, list) else [self.num_iterations or 0]
         if any(r < 0 for r in plan):
             raise ValueError(f"num_iterations must be at least 0, found {self.num_iterations}")
@@ -82,14 +74,36 @@ class ModelSection(Section):
             raise ValueError(
                 f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
             )
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads ({heads}), found {self.hidden_size}"
+            )
+        if heads % (self.num_key_value_heads or heads):
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads ({heads}), found {self.num_key_value_heads}"
+            )
+        head_dim = self.head_dim or self.hidden_size // heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even, for rotary position embeddings, found {head_dim}")
+        if self.history and self.relaxation:
+            raise ValueError("relaxation is for history: false")
         return self
+
+    def unused_fields(self) -> list[str]:
+        """Fields that were given and that only another solver uses: one line of a recipe changes the solver."""
+        owners = {"num_iterations": "iiet", "history": "iiet", "relaxation": "iiet"}
+        owners |= {"predictor_order": "pcformer", "coefficients": "pcformer"}
+        return sorted(
+            field for field in self.model_fields_set if owners.get(field, self.solver) != self.solver
+        )
 
 
 class TokenizerSection(Section):
     """A tokenizer folder, or the size of a byte-level BPE to train on the corpus."""
 
     path: str | None = Field(None, description="a Hugging Face tokenizer folder or hub name")
-    vocab_size: int | None = Field(None, ge=257, description="train one of this size instead")
+    vocab_size: int | None = Field(None, ge=257, le=2**24, description="train one of this size instead")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> TokenizerSection:
@@ -107,12 +121,17 @@ class DataSection(Section):
     block_size: int = Field(512, ge=2, description="tokens in a block")
     cache_dir: str | None = Field(None, description="where tokenized data are kept")
 
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
 
 class OptimizationSection(Section):
     """How to optimize, whatever the stage."""
 
-    per_device_train_batch_size: int = Field(8, ge=1, description="blocks in a batch")
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, le=2**20, description="blocks in a batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=2**20)
     lr_scheduler_type: Scheduler = "cosine"
     weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -124,7 +143,7 @@ class OptimizationSection(Section):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
         None, description="how attention is computed while training; default: transformers' choice"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**31)
     save_steps: int = Field(500, ge=1)
     save_total_limit: int | None = Field(2, ge=1, description="checkpoints to keep; null: all")
     logging_steps: int = Field(10, ge=1)
@@ -237,19 +256,18 @@ def load_recipe(
     kind: type[Recipe],
     path: str | Path | None,
     settings: Sequence[str] = (),
-    defaults: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe, put `section.field=value` settings over it, and check it whole.
 
-    path: a YAML file, the name of a shipped recipe, or None for defaults alone. defaults: nested fields that stand
-    below the file's. Raises InputError with all problems in one line.
+    path: a YAML file, the name of a shipped recipe, or None for defaults alone. overrides: nested fields that stand
+    above the file's and below the settings. Raises InputError with all problems in one line.
     """
     fields: dict[str, Any] = {}
-    _merge(fields, defaults or {})
-    source = "the recipe"
+    source = "the recipe" if path is None else str(path)
     if path is not None:
-        source = str(path)
         _merge(fields, _read_yaml(find_recipe(path)))
+    _merge(fields, overrides or {})
     for setting in settings:
         _apply(fields, setting)
     try:
@@ -305,7 +323,8 @@ def _apply(fields: dict[str, Any], setting: str) -> None:
     try:
         fields[parts[-1]] = yaml.load(text, _Loader)
     except yaml.YAMLError:
-        raise InputError(f"--set {setting}: the value cannot be read as YAML") from None
+        hint = "a name that begins with * must be quoted" if "*" in text else "put it in quotes"
+        raise InputError(f"--set {setting}: the value cannot be read as YAML; {hint}") from None
 
 
 def _suggestion(kind: type[BaseModel], problem: str) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 from pydantic import Field, JsonValue
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from iiad.artefacts import Artefact, write_whole
-from iiad.errors import InputError
+from iiad.checkpoints import require_finite
+from iiad.errors import InputError, one_line
 from iiad.reporting.progress import say
 
 __all__ = ["RunFolder", "RunRecord"]
@@ -24,7 +26,9 @@ __all__ = ["RunFolder", "RunRecord"]
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
 # Fields that may change when a run is resumed: they say how it is watched and kept, not what it computes.
+# Teacher and plan are bound by their hashes, wherever they lie now.
 FREE_TO_CHANGE = {"save_steps", "save_total_limit", "logging_steps", "report_to", "eval_steps", "cache_dir"}
+FREE_TO_CHANGE |= {"teacher", "plan"}
 
 
 class RunRecord(Artefact):
@@ -39,16 +43,19 @@ class RunRecord(Artefact):
 
 
 class RunFolder:
-    """An output folder that one run owns.
+    """An output folder for one run. Nothing is written before `begin`.
 
-    Making one claims the folder. Raises InputError if it holds a finished run, an unfinished one that was not to
-    be resumed or had other settings or inputs, or anything else.
+    Raises InputError if the folder holds a finished run, an unfinished one that was not to be resumed or had other
+    settings, or anything else.
     """
 
     def __init__(self, folder: str | Path, command: str, settings: dict[str, Any], resume: bool):
         self.path = Path(folder)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                "WORLD_SIZE is above 1: training runs on one process for now; start it without torchrun"
+            )
         record = self._check(resume, command, settings)
-        self.resumed = record is not None
         self.record = record or RunRecord(command=command, settings=settings, inputs={})
 
     def _check(self, resume: bool, command: str, settings: dict[str, Any]) -> RunRecord | None:
@@ -59,7 +66,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; name a folder")
         if not (self.path / RECORD).exists():
-            if any(self.path.iterdir()):
+            # What a kill can leave before the record is there begins with a dot.
+            if any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"{self.path}: is not empty and holds no run; name another folder")
             return None
         record = RunRecord.load(self.path / RECORD)
@@ -90,11 +98,12 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made: {error.strerror}") from None
+        self.record.save(self.path / RECORD)  # first: it is what makes the folder a run
         write_whole(self.path / RECIPE, yaml.safe_dump(self.record.settings, sort_keys=False))
-        self.record.save(self.path / RECORD)
 
     def finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         """Put the finished model into the folder, and only then call the run finished."""
+        require_finite(model.state_dict(), self.path)
         stage = self.path / ".final"
         shutil.rmtree(stage, ignore_errors=True)
         try:
@@ -107,10 +116,10 @@ class RunFolder:
             for file in sorted(stage.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, self.path / file.name)
             stage.rmdir()
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library's own for a full disk
             shutil.rmtree(stage, ignore_errors=True)
             raise InputError(
-                f"{self.path}: the finished model cannot be written ({error.strerror or error}); "
+                f"{self.path}: the finished model cannot be written ({one_line(error)}); "
                 "its checkpoints are whole: make room and continue with --resume"
             ) from error
         self.record = self.record.model_copy(update={"finished": True, "results": results})

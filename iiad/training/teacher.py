@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback, set_seed
 
+from iiad.checkpoints import staged_folder
 from iiad.data import (
     Source,
     TokenBlocks,
@@ -20,24 +23,59 @@ from iiad.data import (
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from iiad.errors import InputError
+from iiad.errors import InputError, one_line
 from iiad.evaluation import evaluate_model
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
-from iiad.reporting.model_card import model_card
-from iiad.reporting.progress import say
+from iiad.reporting.progress import progress, say
 
-from .engine import run_stage
+from .engine import blocks_per_step, check_stage, run_stage
+from .model_card import model_card
 from .phases import TwoPhases
-from .recipe import DataSection, ModelSection, TokenizerSection, TrainRecipe
+from .recipe import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
 from .runs import RunFolder
 
-__all__ = ["build_model", "prepare_data", "train", "validation_nll"]
+__all__ = ["Corpora", "build_model", "train"]
 
 # What LlamaForCausalLM and ours have under the same name.
 _SHARED = """
 hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim max_position_embeddings rms_norm_eps
 initializer_range attention_dropout tie_word_embeddings
 """.split()
+
+
+class Corpora:
+    """The tokens that a run learns from and, where its recipe names some, those that it is measured on.
+
+    Raises InputError for text that cannot be read or is too short for one block or one prediction.
+    """
+
+    def __init__(self, section: DataSection, tokenizer: Any, optimization: OptimizationSection):
+        self.block_size = section.block_size
+        self.batch_size = optimization.per_device_train_batch_size
+        self.dtype = "bfloat16" if optimization.bf16 else "float32"
+        self.training = self._pack(section, section.train, "train", tokenizer)
+        self.blocks = TokenBlocks(self.training, section.block_size)
+        self.validation = (
+            self._pack(section, section.validation, "validation", tokenizer) if section.validation else None
+        )
+        self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
+        if self.validation is not None:
+            evaluation_windows(self.validation, self.block_size)  # checks its length
+            self.fingerprints["validation"] = self.validation.fingerprint
+
+    @staticmethod
+    def _pack(section: DataSection, inputs: list[str], split: str, tokenizer: Any) -> TokenCorpus:
+        sources = resolve_inputs(inputs, split)
+        return pack(sources, tokenizer, text_field=section.text_field, cache_dir=section.cache_dir)
+
+    @property
+    def validate(self) -> Callable[[PreTrainedModel], float] | None:
+        """Mean nats per token of a model on the whole validation corpus; None where there is none."""
+        return None if self.validation is None else partial(self._score, self.validation)
+
+    def _score(self, corpus: TokenCorpus, model: PreTrainedModel) -> float:
+        windows = evaluation_windows(corpus, self.block_size, batch_size=self.batch_size)
+        return evaluate_model(model, windows, name="validation", dtype=self.dtype).nll
 
 
 def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
@@ -50,105 +88,84 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
         "pad_token_id": None,  # blocks are packed without padding; a padding row would be left out of training
         "rope_parameters": {"rope_type": "default", "rope_theta": section.rope_theta},
     }
+    for unused in section.unused_fields():
+        say(f"model.{unused} is not used by solver {section.solver}")
     try:
         if section.solver == "transformer":
             return LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=section.num_layers))
         fields["num_layers"] = section.num_layers
+        if section.solver == "pcformer":
+            predictor = {"predictor_order": section.predictor_order, "coefficients": section.coefficients}
+            return PCformerForCausalLM(PCformerConfig(**fields, **predictor))
         if section.num_iterations is not None:
             fields["num_iterations"] = section.num_iterations
-        if section.solver == "pcformer":
-            return PCformerForCausalLM(
-                PCformerConfig(
-                    **fields, predictor_order=section.predictor_order, coefficients=section.coefficients
-                )
-            )
         return IIETForCausalLM(IIETConfig(**fields, history=section.history, relaxation=section.relaxation))
     except (ValueError, StrictDataclassError) as error:
-        raise InputError(f"model: {str(error).splitlines()[-1].removeprefix('    ValueError: ')}") from None
-
-
-def prepare_tokenizer(section: TokenizerSection, sources: list[Source], text_field: str, kept: Path) -> Any:
-    """The tokenizer that the recipe names, or one trained on the sources and kept in the folder `kept`."""
-    if section.path is not None:
-        return load_tokenizer(section.path)
-    if kept.is_dir():
-        return load_tokenizer(kept)
-    assert section.vocab_size is not None
-    say(f"training a byte-level BPE of {section.vocab_size} tokens")
-    texts = (
-        piece for source in sources for document in read_documents(source, text_field) for piece in document
-    )
-    return train_tokenizer(texts, section.vocab_size)
-
-
-def prepare_data(section: DataSection, tokenizer: Any) -> tuple[TokenCorpus, TokenCorpus | None]:
-    """The training corpus and, if the recipe names one, the validation corpus, tokenized once."""
-
-    def packed(inputs: list[str], split: str) -> TokenCorpus:
-        sources = resolve_inputs(inputs, split)
-        return pack(sources, tokenizer, text_field=section.text_field, cache_dir=section.cache_dir)
-
-    return packed(section.train, "train"), packed(
-        section.validation, "validation"
-    ) if section.validation else None
-
-
-def validation_nll(model: PreTrainedModel, corpus: TokenCorpus, block_size: int, batch_size: int) -> float:
-    """Mean nats per token over the whole corpus, in windows of block_size."""
-    windows = evaluation_windows(corpus, block_size, batch_size=batch_size)
-    return evaluate_model(model, windows, name="validation").nll
+        raise InputError(f"model: {one_line(error)}") from None
 
 
 def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> dict[str, Any]:
     """Train the recipe's model from scratch; the finished model, its card and log lie in output_dir.
 
-    Returns the results that the run's record holds. Raises InputError for anything the user can mend.
+    Returns the results that the run's record holds: tokens learnt from and, with validation text, its nats per
+    token. Raises InputError for text, tokenizer, shape or folder that cannot be used, and as `run_stage`; up to the
+    first step nothing has been written then.
     """
     run = RunFolder(output_dir, "train", recipe.model_dump(mode="json"), resume)
     set_seed(recipe.training.seed)
-    sources = resolve_inputs(recipe.data.train, "train")
     kept = run.path / "tokenizer"
-    tokenizer = prepare_tokenizer(recipe.tokenizer, sources, recipe.data.text_field, kept)
+    tokenizer = prepare_tokenizer(recipe, kept)
     model = build_model(recipe.model, tokenizer)
-    corpus, validation = prepare_data(recipe.data, tokenizer)
-    blocks = TokenBlocks(corpus, recipe.data.block_size)
-    run.begin({"tokenizer": tokenizer_fingerprint(tokenizer), "data": corpus.fingerprint})
+    corpora = Corpora(recipe.data, tokenizer, recipe.training)
+    check_stage(model, corpora.blocks, recipe.training)
+    run.begin(corpora.fingerprints)
     if not kept.is_dir():
-        tokenizer.save_pretrained(kept)
-    callbacks = []
-    if recipe.model.solver == "iiet":
-        assert isinstance(model.config, IIETConfig)
-        training = recipe.training
-        callbacks.append(
-            TwoPhases(
-                model.config.iterations,
-                training.iterations_start,
-                training.max_steps,
-                training.smooth_start,
-            )
-        )
+        with staged_folder(kept) as stage:
+            tokenizer.save_pretrained(stage)
     run_stage(
         model,
-        blocks,
+        corpora.blocks,
         recipe.training,
         recipe.training,
         run.path,
         name="train",
-        validation=TokenBlocks(validation, recipe.data.block_size) if validation else None,
-        tokenizer=tokenizer,
         log=run.path / "log.jsonl",
-        callbacks=callbacks,
+        validate=corpora.validate,
+        tokenizer=tokenizer,
+        callbacks=_phases(recipe, model),
     )
-    results: dict[str, Any] = {"tokens": _tokens_seen(recipe)}
-    if validation is not None:
-        results["validation_nll"] = validation_nll(
-            model, validation, recipe.data.block_size, recipe.training.per_device_train_batch_size
-        )
+    blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
+    results: dict[str, Any] = {"tokens": blocks_seen * recipe.data.block_size}
+    if corpora.validate is not None:
+        results["validation_nll"] = corpora.validate(model)
     run.finish(model, tokenizer, model_card(model, run.record, results), results)
     return results
 
 
-def _tokens_seen(recipe: TrainRecipe) -> int:
+def prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
+    """The tokenizer that the recipe names, or one trained on its text, which the folder `kept` holds later on."""
+    section: TokenizerSection = recipe.tokenizer
+    if section.path is not None:
+        return load_tokenizer(section.path)
+    if kept.is_dir():
+        return load_tokenizer(kept)
+    assert section.vocab_size is not None
+    sources = resolve_inputs(recipe.data.train, "train")
+    with progress(
+        "training the tokenizer", sum(source.path.stat().st_size for source in sources), "B"
+    ) as advance:
+
+        def texts(source: Source) -> Any:
+            for document in read_documents(source, recipe.data.text_field):
+                yield from document
+            advance(source.path.stat().st_size)
+
+        return train_tokenizer((text for source in sources for text in texts(source)), section.vocab_size)
+
+
+def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> list[TrainerCallback]:
     training = recipe.training
-    blocks = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return blocks * recipe.data.block_size
+    if recipe.model.solver != "iiet":
+        return []
+    plan = model.config.iterations
+    return [TwoPhases(plan, training.iterations_start, training.max_steps, training.smooth_start)]

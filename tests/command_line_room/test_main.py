@@ -1,6 +1,7 @@
 """The command line: help, one clear line for what is wrong, and the pipeline end to end."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cli import main
 from iiad.evaluation import Evaluation
 from iiad.planning import Plan
 from iiad.training import RunRecord
+from iiad.training.recipe import find_recipe
 
 COMMANDS = "train profile plan distill evaluate generate bench convert demo env".split()
 
@@ -45,6 +47,8 @@ def test_every_command_has_help_with_an_example(command, iiad):
     code, out, _ = iiad(command, "--help")
     assert code == 0
     assert f"Example:  iiad {command}" in out
+    for recipe in re.findall(r"iiad train (\w\S+)|--recipe (\w\S+)", out):
+        assert find_recipe(next(filter(None, recipe))).exists()
 
 
 def test_a_bare_call_shows_the_commands(iiad):
@@ -63,6 +67,7 @@ def test_a_bare_call_shows_the_commands(iiad):
         (["train", "missing.yaml", "--output-dir", "x"], "missing.yaml: no such recipe file"),
         (["generate", "missing", "--prompt", "a"], "missing: no such model folder"),
         (["evaluate", "missing", "--data", "stdlib"], "missing: no such model folder"),
+        (["distill", "t", "p.json", "--output-dir", "x"], "give --data"),
         (["convert", "missing", "there"], "missing: no such model folder"),
     ],
 )

@@ -45,13 +45,13 @@ def test_every_kind_of_file_gives_the_same_tokens(packed, tmp_path, code, monkey
     monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", 60)
     texts = [code, "a\r\nb\r\n" * 40, "x" * 200, "é🙂\n" * 50]
     write_jsonl(tmp_path / "a.jsonl", texts)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes(), mtime=0))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "c.parquet")
     for number, text in enumerate(texts):
         (tmp_path / "d").mkdir(exist_ok=True)
         (tmp_path / "d" / f"{number}.txt").write_bytes(text.encode())
         (tmp_path / "e").mkdir(exist_ok=True)
-        (tmp_path / "e" / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode()))
+        (tmp_path / "e" / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     corpora = [packed(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d", "e")]
     for corpus in corpora[1:]:
         np.testing.assert_array_equal(corpus.tokens, corpora[0].tokens)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiad import InputError
-from iiad.checkpoints import identify_model, load_model
+from iiad.checkpoints import identify_model, load_model, save_checkpoint
 from iiad.distillation import distill
-from iiad.distillation.stages import LearnFromTeacher, learn_from_text
+from iiad.distillation.stages import LearnFromTeacher
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord
-from iiad.training.engine import latest_checkpoint
+from iiad.training.engine import language_modelling, latest_checkpoint
 from iiad.training.recipe import DistillationSection
 from tests.conftest import make_iiet
 
@@ -60,7 +60,7 @@ def test_a_finished_student_loads_at_its_plan_and_records_where_it_comes_from(st
     assert student.config.num_iterations == [2, 0]
     assert student.config.max_num_iterations == 2
     record = RunRecord.load(student_folder / "run.json")
-    assert set(record.inputs) == {"teacher", "plan", "tokenizer", "data"}
+    assert set(record.inputs) == {"teacher", "plan", "tokenizer", "data", "validation"}
     assert record.results["overhead_cut"] == 0.5
     assert record.results["validation_nll"] < 7
     assert "[2, 0]" in (student_folder / "README.md").read_text()
@@ -109,10 +109,35 @@ def test_a_full_plan_with_the_teachers_weights_has_no_kl_and_the_teachers_loss(t
     section = DistillationSection(hidden_weight=1.0)
     with torch.no_grad():
         loss, parts = LearnFromTeacher(teacher, section)(student, ids)
-        plain, _ = learn_from_text(student, ids)
+        plain, _ = language_modelling(student, ids)
     assert parts["kl"].item() == 0
     assert parts["hidden"].item() == 0
     assert loss.item() == plain.item() == parts["ce"].item()
+
+
+def test_under_bf16_the_teacher_computes_as_the_student_does(teacher_folder):
+    teacher, student = load_model(teacher_folder), load_model(teacher_folder)
+    ids = torch.randint(3, 200, (2, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, parts = LearnFromTeacher(teacher, DistillationSection(hidden_weight=1.0), bf16=True)(student, ids)
+    assert parts["kl"].item() == 0
+    assert parts["hidden"].item() == 0
+
+
+def test_a_teacher_stored_in_bfloat16_gives_a_student_trained_in_float32(teacher_folder, fields, tmp_path):
+    stored = load_model(teacher_folder)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    save_checkpoint(stored.to(torch.bfloat16), tmp_path / "teacher", tokenizer=tokenizer)
+    Plan.explicit([1, 1], identify_model(load_model(tmp_path / "teacher"), "teacher")).save(
+        tmp_path / "plan.json"
+    )
+    distill(
+        tmp_path / "teacher", tmp_path / "plan.json", DistillRecipe.model_validate(fields), tmp_path / "run"
+    )
+    before, after = load_model(tmp_path / "teacher").state_dict(), load_model(tmp_path / "run").state_dict()
+    assert after["model.norm.weight"].dtype == torch.float32
+    moved = (after["lm_head.weight"] != before["lm_head.weight"].float()).float().mean()
+    assert moved > 0.99
 
 
 def test_the_teacher_gets_no_gradient_and_stays_as_it_was(teacher_folder, plan_file, fields, tmp_path):
@@ -200,5 +225,5 @@ def test_a_run_killed_in_either_stage_and_resumed_ends_with_the_weights_of_an_un
     done = subprocess.run(
         [*command, "--resume"], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
-    assert ("stage-1-distill: finished before; not run again" in done.stderr) == (stage == "recover")
+    assert ("distill: all steps were made before; not run again" in done.stderr) == (stage == "recover")
     assert (run / "model.safetensors").read_bytes() == (student_folder / "model.safetensors").read_bytes()

@@ -1,13 +1,15 @@
 """Our models against outputs of the method's released code."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from iiad import InputError
 from iiad.conversion import convert, from_released, to_released
 from iiad.models import IIETConfig, IIETForCausalLM
 
@@ -83,3 +85,62 @@ def test_released_names_round_trip_through_ours():
     ours = from_released(weights, 4)
     assert ours["model.layers.2.corrector.update_weights"].shape == (4,)
     assert to_released(ours, 4).keys() == weights.keys()
+
+
+def released(tmp_path, config_changes=(), weight_changes=()):
+    folder = tmp_path / "released"
+    shutil.copytree(REFERENCE / "iiet-r3", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(config_changes)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    weights = {**load_file(folder / "model.safetensors"), **dict(weight_changes)}
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size must be a multiple of num_attention_heads"),
+        ({"hidden_size": "big"}, "hidden_size"),
+        ({"num_hidden_layers": 3}, "model.history.weight has shape (5, 5)"),
+        ({"num_hidden_layers": None}, "has no num_hidden_layers"),
+        ({"intermediate_size": 111}, "has shape"),
+        ({"hidden_act": "sillu"}, "sillu"),
+    ],
+)
+def test_a_released_checkpoint_whose_config_is_wrong_is_refused_in_one_line(config, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        convert(released(tmp_path, config), tmp_path / "ours")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_nan_and_a_head_of_its_own_in_a_tied_checkpoint_are_refused(tmp_path):
+    weights = load_file(REFERENCE / "iiet-r3" / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    other_head = released(tmp_path / "a", weight_changes={"lm_head.weight": embeddings + 1})
+    with pytest.raises(InputError, match=r"lm_head\.weight differs"):
+        convert(other_head, tmp_path / "ours")
+    poisoned = released(tmp_path / "b", weight_changes={"model.norm.weight": torch.full((48,), float("nan"))})
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds NaN"):
+        convert(poisoned, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_config_that_does_not_say_whether_the_head_is_tied_goes_by_the_weights(tmp_path):
+    weights = load_file(REFERENCE / "iiet-r3" / "model.safetensors")
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}
+    convert(released(tmp_path, {"tie_word_embeddings": None}, head), tmp_path / "ours")
+    assert torch.equal(
+        load_file(tmp_path / "ours" / "model.safetensors")["lm_head.weight"], head["lm_head.weight"]
+    )
+
+
+def test_a_plan_that_differs_between_layers_has_no_released_form(tmp_path):
+    convert(REFERENCE / "iiet-r3", tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    (tmp_path / "ours" / "config.json").write_text(json.dumps({**config, "num_iterations": [3, 0, 1, 3]}))
+    with pytest.raises(InputError, match="one number for all layers"):
+        convert(tmp_path / "ours", tmp_path / "back")

@@ -19,8 +19,8 @@ from iiad.models.solvers import (
 from tests.conftest import SHAPE, make_iiet, make_pcformer, stir
 
 
-def llama_twin(model: IIETForCausalLM) -> LlamaForCausalLM:
-    shape = {k: v for k, v in SHAPE.items() if k != "num_layers"}
+def llama_twin(model: IIETForCausalLM, **fields: object) -> LlamaForCausalLM:
+    shape = {**{k: v for k, v in SHAPE.items() if k != "num_layers"}, **fields}
     twin = LlamaForCausalLM(
         LlamaConfig(
             **shape, num_hidden_layers=SHAPE["num_layers"], tie_word_embeddings=True, rms_norm_eps=1e-6
@@ -111,6 +111,27 @@ def test_plain_without_iterations_equals_llama_to_the_last_bit(tokens):
     gradients = dict(twin.named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, gradients[name].grad), name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 16},
+        {"attention_dropout": 0.3},
+    ],
+    ids=["yarn", "linear", "biases", "head-dim", "dropout"],
+)
+def test_llamas_settings_mean_here_what_they_mean_there(fields, tokens):
+    model = make_iiet(num_iterations=0, history=False, **fields)
+    twin = llama_twin(model, **fields)
+    logits = []
+    for each in (model.train(), twin.train()):
+        torch.manual_seed(0)
+        logits.append(each(tokens).logits)
+    assert torch.equal(*logits)
 
 
 def test_relaxation_zero_equals_llama_whatever_the_iterations(tokens):
@@ -273,6 +294,8 @@ def test_gradient_checkpointing_changes_no_gradient(tokens):
         ({"attention_dropout": 1.0}, "attention_dropout must be in"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps must be between"),
         ({"num_hidden_layers": 4}, "give num_layers instead"),
+        ({"num_iteration": 2}, "did you mean num_iterations"),
+        ({"historry": False}, "did you mean history"),
     ],
 )
 def test_a_wrong_configuration_names_field_bound_and_value(fields, message):

@@ -80,7 +80,15 @@ def test_a_misspelling_of_any_field_is_caught_and_the_right_name_suggested(kind,
         ("model.num_iterations=-1", "num_iterations must be at least 0"),
         ("model.num_iterations=[1,2]", "num_iterations must be one number or 12 (num_layers)"),
         ("model.solver=llama", "model.solver"),
-        ("model.predictor_order=2", "predictor_order is for solver pcformer, found solver 'iiet'"),
+        (
+            "model.num_attention_heads=3",
+            "hidden_size must be a multiple of num_attention_heads (3), found 512",
+        ),
+        ("model.num_key_value_heads=3", "num_key_value_heads must divide num_attention_heads (4), found 3"),
+        ("model.head_dim=5", "head_dim must be even"),
+        ("model.num_layers=99999999999", "model.num_layers"),
+        ("model.relaxation=true", "relaxation is for history: false"),
+        ("data.train=[*.txt]", "a name that begins with * must be quoted"),
         ("tokenizer.path=somewhere", "give either path or vocab_size"),
         ("tokenizer.vocab_size=256", "tokenizer.vocab_size"),
         ("data.train=[]", "data.train"),
@@ -114,6 +122,15 @@ def test_a_recipe_cannot_be_changed_after_it_was_checked(tmp_path):
     recipe = load_recipe(TrainRecipe, write(tmp_path, GOOD))
     with pytest.raises(ValueError, match="frozen"):
         recipe.training.max_steps = 3
+
+
+def test_one_file_may_stand_without_a_list_and_one_line_changes_the_solver(tmp_path):
+    fields = {**GOOD, "model": {"num_iterations": 2, "history": True}}
+    recipe = load_recipe(
+        TrainRecipe, write(tmp_path, fields), ["data.train=a.txt", "model.solver=transformer"]
+    )
+    assert recipe.data.train == ["a.txt"]
+    assert recipe.model.unused_fields() == ["history", "num_iterations"]
 
 
 def test_distillation_needs_something_to_do():

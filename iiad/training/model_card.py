@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from iiad.training.runs import RunRecord
+from .runs import RunRecord
 
 __all__ = ["model_card"]
 
