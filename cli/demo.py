@@ -28,7 +28,7 @@ def demo(
 
     from iiad.demo import run_demo
     from iiad.planning import Plan
-    from iiad.reporting.demo import demo_report
+    from iiad.reporting.demo import demo_report, next_steps
     from iiad.reporting.influence import InfluenceReport
     from iiad.reporting.planning import PlanReport
 
@@ -37,4 +37,6 @@ def demo(
     def show(artefact: Artefact) -> None:
         console.print(PlanReport(artefact) if isinstance(artefact, Plan) else InfluenceReport(artefact))  # type: ignore[arg-type]
 
-    console.print(demo_report(run_demo(output_dir, show), console.width))
+    made = run_demo(output_dir, show)
+    console.print(demo_report(made, console.width))
+    print(next_steps(made))

@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[list[str], float]] = {
 }
 SHARES = {"profile": 0.04, "distill": 0.13, "evaluate": 0.09, "bench": 0.06}
 OUTPUTS = [*MODELS, "profile.json", "plan.json", "student", "evaluation.json", "bench.json"]
-CALIBRATION_TOKENS = 32768
+CALIBRATION_TOKENS = 16384
 
 Kind = TypeVar("Kind", bound=Artefact)
 
@@ -82,18 +82,18 @@ class _Clock:
         return (time.monotonic() - self.started) / 60
 
 
-def run_demo(
-    output_dir: str | Path, show: Callable[[Artefact], None], settings: tuple[str, ...] = ()
-) -> Demo:
+def run_demo(output_dir: str | Path, show: Callable[[Artefact], None]) -> Demo:
     """Run in output_dir what is not finished there yet of the pipeline.
 
-    show: called with profile and plan as soon as they are there. settings: for all recipes, as of `--set`.
+    show: called with profile and plan as soon as they are there.
     Raises InputError for a folder that holds anything but a demo.
     """
     folder = Path(output_dir)
     _require_demo_folder(folder)
-    precision = f"training.bf16={str(_bf16_as_before(folder)).lower()}"
-    common = [precision, *settings]
+    bf16 = _bf16_as_before(folder)
+    dtype = "bfloat16" if bf16 else "float32"
+    say(f"everything goes to {folder}; matrix products are done in {dtype}, the faster one here")
+    common = [f"training.bf16={str(bf16).lower()}"]
     clock, tokens = _Clock(), {}
     for name, (changes, share) in MODELS.items():
         clock.begin(f"train {name}")
@@ -127,7 +127,9 @@ def run_demo(
     evaluation, ran = _kept(
         Evaluation,
         folder / "evaluation.json",
-        lambda: evaluate_models(models, ["stdlib"], plan=plan, block_size=student.data.block_size),
+        lambda: evaluate_models(
+            models, ["stdlib"], plan=plan, block_size=student.data.block_size, dtype=dtype
+        ),
     )
     clock.end(SHARES["evaluate"], ran)
     clock.begin("time their decoding, in turns")

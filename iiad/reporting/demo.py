@@ -9,13 +9,13 @@ from iiad.demo import Demo
 
 from .evaluation import format_share, stacked_tables
 
-__all__ = ["demo_report"]
+__all__ = ["demo_report", "next_steps"]
 
 # Row of the table -> row of evaluation and bench.
 ROWS = {
     "Transformer": "transformer",
-    "IIET r = 0": "iiet-r0",
-    "IIET teacher r = 3": "teacher",
+    "IIET, r = 0": "iiet-r0",
+    "teacher, r = 3": "teacher",
     "truncated teacher": "teacher, truncated",
     "E-IIET": "student",
 }
@@ -31,7 +31,7 @@ COLUMNS = [
 
 
 def demo_report(demo: Demo, width: int) -> RenderableType:
-    """The comparison on `width` characters, how to read it, and the next commands."""
+    """The comparison on `width` characters, and how to read it."""
     quality = {result.label: result for result in demo.evaluation.results}
     speed = {result.label: result for result in demo.bench.results}
     rows = [
@@ -47,24 +47,28 @@ def demo_report(demo: Demo, width: int) -> RenderableType:
         for title, label in ROWS.items()
     ]
     tables = stacked_tables(COLUMNS, rows, width)
-    return Group(*tables, Text(_legend(demo), style="dim"), Text(_next_steps(demo)))
+    return Group(*tables, Text(_legend(demo), style="dim"))
+
+
+def next_steps(demo: Demo) -> str:
+    """Commands to go on with, as they are to be typed."""
+    folder = demo.folder
+    return f"""
+{demo.minutes:.1f} minutes. Next: text from the student, another plan in seconds, a teacher on text of your own.
+
+  iiad generate {folder}/student --prompt "def main("
+  iiad plan {folder}/profile.json --threshold 0.02 --output plan.json
+  iiad train demo --set data.train='[your/*.txt]' --output-dir my-teacher
+"""
 
 
 def _legend(demo: Demo) -> str:
-    more = demo.tokens["student"] - demo.tokens["teacher"]
-    return f"""
-Plan {demo.plan.num_iterations}: {demo.explanation}.
-The first three are trained from scratch on {demo.tokens["teacher"] / 1e6:.2f} M tokens; the truncated teacher is the
-teacher under the plan, untrained; the E-IIET learnt from {more / 1e6:.2f} M more. retained (accuracy), overhead cut
-(iterations gone) and decode speed (batch 1) are against the teacher. From r = 0 to the teacher is what iterations
-buy on this text; from truncated to E-IIET what distillation does. One seed: thousandths of accuracy are noise."""
-
-
-def _next_steps(demo: Demo) -> str:
-    folder = demo.folder
-    return f"""
-{demo.minutes:.1f} minutes. Next:
-  iiad generate {folder}/student --prompt "def main("
-  iiad plan {folder}/profile.json --threshold 0.02 --output plan.json       # another plan, in seconds
-  iiad train demo --set data.train='[your/*.txt]' --output-dir my-teacher   # on text of your own
-"""
+    first, more = demo.tokens["teacher"], demo.tokens["student"] - demo.tokens["teacher"]
+    return (
+        f"\nPlan {demo.plan.num_iterations}: {demo.explanation}.\n\n"
+        f"The first three learnt from {first / 1e6:.2f} M tokens, from scratch. The truncated teacher is the teacher "
+        f"under the plan, untrained; the E-IIET learnt from {more / 1e6:.2f} M more. Retained (accuracy), overhead "
+        "cut (iterations gone) and decode speed (batch 1) are against the teacher. From r = 0 to the teacher is what "
+        "iterations buy on this text; from truncated teacher to E-IIET what distillation does. One seed: thousandths "
+        "of accuracy are noise."
+    )
