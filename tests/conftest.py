@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command line sets it
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.training import TrainRecipe, train
@@ -66,6 +67,21 @@ VARIANTS = {
 def variant(request: pytest.FixtureRequest) -> IIETForCausalLM:
     """Each kind of iterated model in turn."""
     return VARIANTS[request.param]()
+
+
+@pytest.fixture
+def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Llama's RMSNorm compute in the type that it is given.
+
+    By itself it drops to float32, where the last bit of a float64 input decides about a float32 rounding: then two
+    orders of summation differ by 1e-7 now and then, and a float64 comparison shows nothing.
+    """
+
+    def forward(self: LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
 @pytest.fixture

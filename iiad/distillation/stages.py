@@ -25,8 +25,9 @@ from iiad.training.engine import (
     run_stage,
 )
 from iiad.training.model_card import model_card
-from iiad.training.recipe import DistillationSection, DistillRecipe, StageSection
+from iiad.training.recipe import DistillRecipe
 from iiad.training.runs import RunFolder
+from iiad.training.sections import DistillationSection, StageSection
 from iiad.training.teacher import Corpora
 
 from .losses import hidden_state_loss, kl_divergence

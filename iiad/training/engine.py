@@ -25,7 +25,7 @@ from iiad.errors import InputError, one_line
 from iiad.reporting.progress import say
 
 from .callbacks import FiniteGradients, StageLog, StepProgress, Validation
-from .recipe import OptimizationSection, StageSection, TrainingSection
+from .sections import OptimizationSection, StageSection, TrainingSection
 
 __all__ = [
     "Blocks",

@@ -1,7 +1,6 @@
 """Recipes: what to train, on what and how, checked whole before a model or data set loads.
 
-Field names are Hugging Face's TrainingArguments' where those cover them. Recipes are frozen and refuse what they
-do not know. This module imports neither torch nor transformers.
+This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -10,204 +9,25 @@ import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from iiad.artefacts import describe_problems
 from iiad.errors import InputError
 
-__all__ = [
-    "DataSection",
-    "DistillRecipe",
-    "DistillationSection",
-    "ModelSection",
-    "OptimizationSection",
-    "StageSection",
-    "TokenizerSection",
-    "TrainRecipe",
-    "TrainingSection",
-    "find_recipe",
-    "load_recipe",
-]
+from .sections import (
+    DataSection,
+    DistillationSection,
+    ModelSection,
+    OptimizationSection,
+    Section,
+    TokenizerSection,
+    TrainingSection,
+)
 
-Scheduler = Literal["linear", "cosine", "constant_with_warmup"]
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe that refuses unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """The model: one line, `solver`, changes between Transformer, IIET and PCformer."""
-
-    solver: Literal["transformer", "iiet", "pcformer"] = "iiet"
-    hidden_size: int = Field(512, ge=2, le=2**17, description="D")
-    intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
-    num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
-    num_attention_heads: int = Field(4, ge=1, le=2**12)
-    num_key_value_heads: int | None = Field(None, ge=1, description="default: as many as attention heads")
-    head_dim: int | None = Field(None, ge=2, description="default: hidden_size / num_attention_heads")
-    max_position_embeddings: int = Field(2048, ge=2, le=2**24, description="longest context, in tokens")
-    rope_theta: float = Field(10000.0, gt=0)
-    rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
-    initializer_range: float = Field(0.02, gt=0, lt=1)
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    tie_word_embeddings: bool = True
-    num_iterations: int | list[int] | None = Field(
-        None, description="r_t, one number or one per layer; iiet only; default: 3"
-    )
-    history: bool = Field(True, description="iiet: the learned multistep history; false: the plain equation")
-    relaxation: bool = Field(False, description="iiet without history: learned damping")
-    predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
-    coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
-
-    @model_validator(mode="after")
-    def _shape_is_possible(self) -> ModelSection:
-        plan = self.num_iterations if isinstance(self.num_iterations, list) else [self.num_iterations or 0]
-        if any(r < 0 for r in plan):
-            raise ValueError(f"num_iterations must be at least 0, found {self.num_iterations}")
-        if isinstance(self.num_iterations, list) and len(plan) != self.num_layers:
-            raise ValueError(
-                f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
-            )
-        heads = self.num_attention_heads
-        if self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads ({heads}), found {self.hidden_size}"
-            )
-        if heads % (self.num_key_value_heads or heads):
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads ({heads}), found {self.num_key_value_heads}"
-            )
-        head_dim = self.head_dim or self.hidden_size // heads
-        if head_dim % 2:
-            raise ValueError(f"head_dim must be even, for rotary position embeddings, found {head_dim}")
-        if self.history and self.relaxation:
-            raise ValueError("relaxation is for history: false")
-        return self
-
-    def unused_fields(self) -> list[str]:
-        """Fields that were given and that only another solver uses: one line of a recipe changes the solver."""
-        owners = {"num_iterations": "iiet", "history": "iiet", "relaxation": "iiet"}
-        owners |= {"predictor_order": "pcformer", "coefficients": "pcformer"}
-        return sorted(
-            field for field in self.model_fields_set if owners.get(field, self.solver) != self.solver
-        )
-
-
-class TokenizerSection(Section):
-    """A tokenizer folder, or the size of a byte-level BPE to train on the corpus."""
-
-    path: str | None = Field(None, description="a Hugging Face tokenizer folder or hub name")
-    vocab_size: int | None = Field(None, ge=257, le=2**24, description="train one of this size instead")
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> TokenizerSection:
-        if (self.path is None) == (self.vocab_size is None):
-            raise ValueError("give either path or vocab_size")
-        return self
-
-
-class DataSection(Section):
-    """Text to learn from."""
-
-    train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
-    validation: list[str] = Field([], description="the same, for validation loss")
-    text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
-    block_size: int = Field(512, ge=2, description="tokens in a block")
-    cache_dir: str | None = Field(None, description="where tokenized data are kept")
-
-    @field_validator("train", "validation", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-
-class OptimizationSection(Section):
-    """How to optimize, whatever the stage."""
-
-    per_device_train_batch_size: int = Field(8, ge=1, le=2**20, description="blocks in a batch")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=2**20)
-    lr_scheduler_type: Scheduler = "cosine"
-    weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
-    bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
-    gradient_checkpointing: bool = Field(False, description="recompute each layer in the backward pass")
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
-        None, description="how attention is computed while training; default: transformers' choice"
-    )
-    seed: int = Field(0, ge=0, lt=2**31)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int | None = Field(2, ge=1, description="checkpoints to keep; null: all")
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(
-        None, ge=1, description="validation loss this often; default: at the end alone"
-    )
-    report_to: list[str] = Field([], description="tensorboard, wandb, ...")
-
-
-class TrainingSection(OptimizationSection):
-    """Training from scratch."""
-
-    max_steps: int = Field(ge=1, description="optimizer steps")
-    learning_rate: float = Field(3e-4, gt=0, lt=10)
-    warmup_steps: int = Field(100, ge=0)
-    iterations_start: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="iterations start after this share of the steps (paper: the last quarter)",
-    )
-    smooth_start: bool = Field(
-        True, description="iterations start as identities; false: at their initial values"
-    )
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> TrainingSection:
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
-            )
-        return self
-
-
-class StageSection(Section):
-    """One stage of distillation: its length and learning rate."""
-
-    max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
-    learning_rate: float = Field(1e-4, gt=0, lt=10)
-    warmup_steps: int = Field(50, ge=0)
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> StageSection:
-        if self.max_steps and self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
-            )
-        return self
-
-
-class DistillationSection(Section):
-    """Stage 1 learns from teacher and text, stage 2 (recover) from the text alone."""
-
-    kl_weight: float = Field(1.0, ge=0, description="weight of T^2 KL(teacher || student) in stage 1")
-    temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
-    hidden_weight: float = Field(0.0, ge=0, description="weight of the hidden-state loss in stage 1")
-    distill: StageSection = StageSection()
-    recover: StageSection = StageSection()
-
-    @model_validator(mode="after")
-    def _something_to_do(self) -> DistillationSection:
-        if not self.distill.max_steps and not self.recover.max_steps:
-            raise ValueError("distill.max_steps and recover.max_steps are both 0: nothing to do")
-        return self
+__all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe"]
 
 
 class TrainRecipe(Section):

@@ -31,8 +31,9 @@ from iiad.reporting.progress import progress, say
 from .engine import blocks_per_step, check_stage, run_stage
 from .model_card import model_card
 from .phases import TwoPhases
-from .recipe import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
+from .recipe import TrainRecipe
 from .runs import RunFolder
+from .sections import DataSection, ModelSection, OptimizationSection, TokenizerSection
 
 __all__ = ["Corpora", "build_model", "train"]
 

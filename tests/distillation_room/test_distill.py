@@ -20,7 +20,7 @@ from iiad.distillation.stages import LearnFromTeacher
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord
 from iiad.training.engine import language_modelling, latest_checkpoint
-from iiad.training.recipe import DistillationSection
+from iiad.training.sections import DistillationSection
 from tests.conftest import make_iiet
 
 ROOT = Path(__file__).parents[2]

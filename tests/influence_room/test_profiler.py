@@ -61,6 +61,7 @@ def naive_scores(model, input_ids):
     return {"kl": kl, "cosine": cosine}
 
 
+@pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize("kind", ITERATED)
 def test_scores_equal_those_of_the_whole_model_run_again_for_every_stop(kind, tokens):
     model = ITERATED[kind]().double()
@@ -117,6 +118,7 @@ def test_progress_is_told_in_tokens(tokens):
     assert told == [34, 17]
 
 
+@pytest.mark.usefixtures("norms_in_float64")
 def test_a_profile_averages_batches_by_their_tokens(tokens):
     model = make_iiet(num_iterations=[0, 2, 1]).double()
     batches = profile_model(model, [tokens, tokens[:1]])

@@ -69,12 +69,14 @@ def naive_layer(model, t, x, history, **context):
     return sum(c[k] * state for k, state in enumerate(history)) + c[-1] * z, z
 
 
+@pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("coefficients", ["ema", "fixed"])
 def test_pcformer_follows_its_equations_in_float64(order, coefficients, tokens):
     check_against_equations(make_pcformer(predictor_order=order, coefficients=coefficients), tokens)
 
 
+@pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize(
     "fields",
     [
