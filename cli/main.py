@@ -53,6 +53,7 @@ def run() -> None:
     # Read when transformers is imported, which the commands do: its bars and remarks would stand between ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     sys.exit(_guarded())
 
 

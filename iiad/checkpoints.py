@@ -118,9 +118,9 @@ def load_model(
 
 
 def is_hub_name(model: str | Path) -> bool:
-    """Whether this can only be the name of a model on the hub: owner/name, and no such folder here."""
+    """Whether this can only be the name of a model on the hub: owner/name, where no folder `owner` is here."""
     name = str(model)
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists()
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:

@@ -87,7 +87,7 @@ def distill(
     check_plan(plan, identity)
     tokenizer = load_tokenizer(teacher_folder)
     _require_fit(teacher_folder, teacher, tokenizer, recipe)
-    corpora = Corpora(recipe.data, tokenizer, recipe.training)
+    corpora = Corpora(recipe.data, teacher.config.max_position_embeddings, tokenizer, recipe.training)
     student = load_model(
         teacher_folder, dtype=torch.float32, num_iterations=list(plan.num_iterations), device=device
     )
@@ -142,7 +142,7 @@ def _require_fit(folder: str | Path, teacher: PreTrainedModel, tokenizer: Any, r
             f"{teacher.config.vocab_size}"
         )
     longest = teacher.config.max_position_embeddings
-    if recipe.data.block_size > longest:
+    if (recipe.data.block_size or 0) > longest:
         raise InputError(
             f"data.block_size must be at most the teacher's max_position_embeddings ({longest}), "
             f"found {recipe.data.block_size}"
@@ -158,7 +158,7 @@ def _results(
     teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, recipe: DistillRecipe, corpora: Corpora
 ) -> dict[str, Any]:
     steps = recipe.distillation.distill.max_steps + recipe.distillation.recover.max_steps
-    tokens = steps * blocks_per_step(recipe.training) * recipe.data.block_size
+    tokens = steps * blocks_per_step(recipe.training) * corpora.block_size
     results = {"tokens": tokens, "overhead_cut": plan.overhead_cut, "compute_cut": plan.compute_cut}
     if corpora.validate is not None:
         results["teacher_validation_nll"] = corpora.validate(teacher)

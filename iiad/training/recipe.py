@@ -40,7 +40,7 @@ class TrainRecipe(Section):
 
     @model_validator(mode="after")
     def _blocks_fit_the_model(self) -> TrainRecipe:
-        if self.data.block_size > self.model.max_position_embeddings:
+        if (self.data.block_size or 0) > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.block_size must be at most model.max_position_embeddings "
                 f"({self.model.max_position_embeddings}), found {self.data.block_size}"

@@ -107,8 +107,16 @@ class DataSection(Section):
     train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
     validation: list[str] = Field([], description="the same, for validation loss")
     text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
-    block_size: int = Field(512, ge=2, description="tokens in a block")
+    block_size: int | None = Field(
+        None,
+        ge=2,
+        description="tokens in a block; default: 512, or the model's context where that is shorter",
+    )
     cache_dir: str | None = Field(None, description="where tokenized data are kept")
+
+    def block_tokens(self, context: int) -> int:
+        """Tokens in a block, for a model of that context (max_position_embeddings)."""
+        return self.block_size or min(512, context)
 
     @field_validator("train", "validation", mode="before")
     @classmethod

@@ -50,12 +50,13 @@ class Corpora:
     Raises InputError for text that cannot be read or is too short for one block or one prediction.
     """
 
-    def __init__(self, section: DataSection, tokenizer: Any, optimization: OptimizationSection):
-        self.block_size = section.block_size
+    def __init__(self, section: DataSection, context: int, tokenizer: Any, optimization: OptimizationSection):
+        """context: the longest block that the model takes, in tokens."""
+        self.block_size = section.block_tokens(context)
         self.batch_size = optimization.per_device_train_batch_size
         self.dtype = "bfloat16" if optimization.bf16 else "float32"
         self.training = self._pack(section, section.train, "train", tokenizer)
-        self.blocks = TokenBlocks(self.training, section.block_size)
+        self.blocks = TokenBlocks(self.training, self.block_size)
         self.validation = (
             self._pack(section, section.validation, "validation", tokenizer) if section.validation else None
         )
@@ -117,7 +118,7 @@ def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> 
     kept = run.path / "tokenizer"
     tokenizer = prepare_tokenizer(recipe, kept)
     model = build_model(recipe.model, tokenizer)
-    corpora = Corpora(recipe.data, tokenizer, recipe.training)
+    corpora = Corpora(recipe.data, recipe.model.max_position_embeddings, tokenizer, recipe.training)
     check_stage(model, corpora.blocks, recipe.training)
     run.begin(corpora.fingerprints)
     if not kept.is_dir():
@@ -136,7 +137,7 @@ def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> 
         callbacks=_phases(recipe, model),
     )
     blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
-    results: dict[str, Any] = {"tokens": blocks_seen * recipe.data.block_size}
+    results: dict[str, Any] = {"tokens": blocks_seen * corpora.block_size}
     if corpora.validate is not None:
         results["validation_nll"] = corpora.validate(model)
     run.finish(model, tokenizer, model_card(model, run.record, results), results)

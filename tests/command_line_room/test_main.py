@@ -66,6 +66,7 @@ def test_a_bare_call_shows_the_commands(iiad):
         (["plan", "missing.json", "--threshold", "1", "--output", "q.json"], "missing.json: no such file"),
         (["train", "missing.yaml", "--output-dir", "x"], "missing.yaml: no such recipe file"),
         (["generate", "missing", "--prompt", "a"], "missing: no such model folder"),
+        (["generate", "owner/missing", "--prompt", "a"], "owner/missing: cannot be loaded"),
         (["evaluate", "missing", "--data", "stdlib"], "missing: no such model folder"),
         (["distill", "t", "p.json", "--output-dir", "x"], "give --data"),
         (["convert", "missing", "there"], "missing: no such model folder"),

@@ -95,6 +95,15 @@ def test_distillation_brings_a_truncated_student_nearer_to_its_teacher():
     assert sum(kls[-5:]) < 0.5 * sum(kls[:5])
 
 
+def test_blocks_are_as_long_as_the_teachers_context_where_the_recipe_does_not_say(
+    teacher_folder, plan_file, fields, tmp_path
+):
+    data = {name: value for name, value in fields["data"].items() if name != "block_size"}
+    recipe = DistillRecipe.model_validate({**fields, "data": data})
+    results = distill(teacher_folder, plan_file, recipe, tmp_path / "run")
+    assert results["tokens"] == (8 + 8) * 4 * 64
+
+
 def test_a_stage_of_no_steps_is_left_out(teacher_folder, plan_file, fields, tmp_path):
     nothing = {"max_steps": 0}
     recipe = {**fields, "distillation": {**fields["distillation"], "recover": nothing}}
