@@ -30,25 +30,25 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
     printed every 15 seconds and none for work that is done sooner.
     """
     if console.is_terminal:
-        with _bar(unit) as bar:
+        with _bar() as bar:
             task = bar.add_task(description, total=total, rate="")
             started = time.monotonic()
 
             def advance(amount: float) -> None:
                 bar.advance(task, amount)
-                bar.update(task, rate=_rate(bar.tasks[task].completed, started))
+                bar.update(task, rate=_rate(bar.tasks[task].completed, started, unit))
 
             yield advance
     else:
         yield _line_printer(description, total, unit)
 
 
-def _bar(unit: str) -> Progress:
+def _bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("{task.fields[rate]} " + f"{unit}/s" if unit else ""),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -57,12 +57,14 @@ def _bar(unit: str) -> Progress:
     )
 
 
-def _rate(done: float, started: float) -> str:
+def _rate(done: float, started: float, unit: str) -> str:
+    """As in "5.2 MB/s" and "3.1 k tokens/s"; empty without a unit."""
+    if not unit:
+        return ""
     rate = done / max(time.monotonic() - started, 1e-9)
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if rate >= size:
-            return f"{rate / size:.1f} {suffix}"
-    return f"{rate:.1f}"
+    size, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if rate >= s), (1.0, ""))
+    gap = " " if prefix and unit != "B" else ""
+    return f"{rate / size:.1f} {prefix}{gap}{unit}/s"
 
 
 def _line_printer(description: str, total: float, unit: str) -> Callable[[float], None]:
@@ -76,7 +78,7 @@ def _line_printer(description: str, total: float, unit: str) -> Callable[[float]
         if now - last >= SECONDS_BETWEEN_LINES and done > 0:
             last = now
             left = (now - started) * (total - done) / done
-            rate = f", {_rate(done, started)} {unit}/s" if unit else ""
-            say(f"{description}: {100 * done / total:.0f} %{rate}, {left:.0f} s left")
+            parts = [f"{100 * done / total:.0f} %", _rate(done, started, unit), f"{left:.0f} s left"]
+            say(f"{description}: {', '.join(filter(None, parts))}")
 
     return advance

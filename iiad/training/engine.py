@@ -78,8 +78,8 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: OptimizationSection) -> None:
     """Raise InputError, before anything is written, for what would stop `run_stage` at its start.
 
-    That is: fewer blocks than one step needs, an attention or a logger that is not installed. Sets the model's
-    attention.
+    That is: fewer blocks than one step needs, bf16 on a GPU without it, an attention or a logger that is not
+    installed. Sets the model's attention.
     """
     batch = blocks_per_step(optimization)
     if len(blocks) < batch:
@@ -87,6 +87,8 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
             f"data.train has {len(blocks)} blocks; one step needs {batch} "
             "(per_device_train_batch_size x gradient_accumulation_steps)"
         )
+    if optimization.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise InputError("training.bf16: this GPU has no bfloat16; accepted here: false")
     if optimization.attn_implementation is not None:
         try:
             model.set_attn_implementation(optimization.attn_implementation)

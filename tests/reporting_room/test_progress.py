@@ -29,8 +29,8 @@ def test_elsewhere_than_on_a_terminal_lines_come_seconds_apart_with_rate_and_tim
             now[0] += 4.0
             advance(10e6)
     assert file.getvalue().splitlines() == [
-        "packing: 40 %, 2.5 M B/s, 24 s left",
-        "packing: 80 %, 2.5 M B/s, 8 s left",
+        "packing: 40 %, 2.5 MB/s, 24 s left",
+        "packing: 80 %, 2.5 MB/s, 8 s left",
     ]
 
 
