@@ -11,6 +11,8 @@ from .runs import RunRecord
 
 __all__ = ["model_card"]
 
+_LOADED = {"model": "AutoModelForCausalLM", "tokenizer": "AutoTokenizer"}
+
 
 def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any]) -> str:
     """Markdown with what the model is, how it came about, what it scores and how to load it."""
@@ -41,7 +43,9 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         "",
     ]
     trust = "" if config.model_type == "llama" else ", trust_remote_code=True"
-    lines += [f"model = AutoModelForCausalLM.from_pretrained(folder{trust})", "```"]
+    # The tokenizer is no code, but transformers reads the model's configuration for it.
+    lines += [f"{name} = {kind}.from_pretrained(folder{trust})" for name, kind in _LOADED.items()]
+    lines += ["```"]
     if trust:
         lines += ["", "With `import iiad` before, `trust_remote_code` is not needed."]
     lines += ["", "## Made from", ""]
