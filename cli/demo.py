@@ -27,6 +27,7 @@ def demo(
     from rich.console import Console
 
     from iiad.demo import run_demo
+    from iiad.influence import Profile
     from iiad.planning import Plan
     from iiad.reporting.demo import demo_report, next_steps
     from iiad.reporting.influence import InfluenceReport
@@ -35,7 +36,10 @@ def demo(
     console = Console()
 
     def show(artefact: Artefact) -> None:
-        console.print(PlanReport(artefact) if isinstance(artefact, Plan) else InfluenceReport(artefact))  # type: ignore[arg-type]
+        if isinstance(artefact, Plan):
+            console.print(PlanReport(artefact))
+        elif isinstance(artefact, Profile):
+            console.print(InfluenceReport(artefact))
 
     made = run_demo(output_dir, show)
     console.print(demo_report(made, console.width))

@@ -15,7 +15,7 @@ __all__ = ["hidden_state_loss", "kl_divergence"]
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher || student), mean nats per token, in float32 (Hinton et al. 2015; method.md, 5).
+    """T^2 KL(teacher || student), mean nats per token, in float32 (Hinton et al. 2015; the paper's stage 1).
 
     Both logits: (B, T, V). The factor T^2 keeps the gradient's size as the temperature changes. 0 at equal logits;
     next to that, rounding may take it some 1e-7 below. For measuring there is `iiad.influence.metrics.kl`.
@@ -26,7 +26,7 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
 
 
 def hidden_state_loss(teacher_states: Sequence[Tensor], student_states: Sequence[Tensor]) -> Tensor:
-    """Mean squared error over all L + 1 hidden states, each (B, T, D), in float32 (method.md, 5; ours)."""
+    """Mean squared error over all L + 1 hidden states, each (B, T, D), in float32 (ours)."""
     errors = [
         F.mse_loss(student.float(), teacher.float())
         for teacher, student in zip(teacher_states, student_states, strict=True)

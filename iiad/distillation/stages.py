@@ -1,4 +1,4 @@
-"""`iiad distill`: the two stages that turn a teacher and a plan into an E-IIET (method.md, 5)."""
+"""`iiad distill`: the two stages that turn a teacher and a plan into an E-IIET (paper)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def block_shape(config: Any) -> tuple[int | None, ...]:
 
 
 def overhead_cut(cost: Cost, first: Cost) -> float | None:
-    """1 - sum_t r_t / sum_t r_t of the first: the share of its iterations that are gone (paper, Sec. 4).
+    """1 - sum_t r_t / sum_t r_t of the first: the share of its iterations that are gone (the paper's 55 %).
 
     None where the first has no iterations, or the two differ in more than their iterations: in the shape or the
     number of layers, or in what a layer evaluates before it iterates.

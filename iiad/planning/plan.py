@@ -51,7 +51,7 @@ class Plan(Artefact):
 
     @property
     def compute_cut(self) -> float:
-        """Block evaluations dropped / block evaluations of the teacher, in [0, 1) (spec: 1 - FEs / FEs)."""
+        """Block evaluations dropped / block evaluations of the teacher, in [0, 1)."""
         return 1 - self.num_evaluations / self.teacher.num_evaluations
 
     @property

@@ -37,7 +37,7 @@ class CurvePoint:
 
 
 def plan_by_threshold(profile: Profile, threshold: float, metric: str = "kl") -> Plan:
-    """Keep of each layer the iterations up to the last one whose influence reaches the threshold (spec 4).
+    """Keep of each layer the iterations up to the last one whose influence reaches the threshold (ours).
 
     Trailing iterations below it are dropped; one that comes before an iteration at or above it stays, because
     iterations run in order. A higher threshold never adds an iteration. Threshold 0 keeps the whole teacher, by

@@ -1,4 +1,4 @@
-"""Teacher training in two phases: without iterations at first, with all of them at the end (paper, Sec. 4).
+"""Teacher training in two phases: without iterations at first, with all of them at the end (paper).
 
 The plan is the model's configuration and the phase is the trainer's: `forward` knows nothing of either.
 """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,8 +66,7 @@ def test_iterations_start_in_the_second_phase_and_the_loss_falls(teacher_folder)
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_a_share_of_zero_or_one_means_iterations_always_or_at_the_end_alone(start):
     class Model:
-        class config:  # noqa: N801
-            num_iterations = [9]
+        config = SimpleNamespace(num_iterations=[9])
 
         def set_num_iterations(self, plan):
             self.config.num_iterations = plan
