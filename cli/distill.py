@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .data_sets import all_data
+
 __all__ = ["distill"]
 
 
@@ -36,7 +38,7 @@ def distill(
 
     if data is None and recipe is None:
         raise InputError("no text to learn from: give --data, or data.train in a --recipe")
-    overrides = {"data": {"train": data}} if data else {}
+    overrides = {"data": {"train": all_data(data)}} if data else {}
     results = run(
         teacher, plan, load_recipe(DistillRecipe, recipe, set_ or [], overrides), output_dir, resume
     )

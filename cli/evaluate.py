@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .data_sets import all_data
+
 __all__ = ["evaluate"]
 
 
@@ -51,7 +53,7 @@ def evaluate(
 
     evaluation = evaluate_models(
         models,
-        data,
+        all_data(data),
         plan=plan,
         text_field=text_field,
         block_size=block_size,

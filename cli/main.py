@@ -10,6 +10,7 @@ import typer
 
 from .bench import bench
 from .convert import convert
+from .data_sets import gather_data
 from .demo import demo
 from .distill import distill
 from .env import env
@@ -19,7 +20,7 @@ from .plan import plan
 from .profile import profile
 from .train import train
 
-__all__ = ["app", "run", "spread_data"]
+__all__ = ["app", "run"]
 
 INTERRUPTED = "interrupted; a run goes on with --resume"
 
@@ -57,25 +58,12 @@ def run() -> None:
     sys.exit(_guarded())
 
 
-def spread_data(arguments: list[str]) -> list[str]:
-    """Let `--data` take several values, as a shell's `--data texts/*.jsonl` gives them: up to the next option."""
-    spread: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument.startswith("-") and argument != "-":
-            taking = argument == "--data"
-        elif taking and spread[-1] != "--data":
-            spread.append("--data")
-        spread.append(argument)
-    return spread
-
-
 def _guarded() -> int:
     # typer brings a click of its own in newer versions; its public errors tell which one.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         # Not standalone: our own boundary decides what an error looks like.
-        code = app(spread_data(sys.argv[1:]), standalone_mode=False) or 0
+        code = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0
         return _report(INTERRUPTED, 130) if code == 130 else code
     except (typer.Abort, KeyboardInterrupt):
         return _report(INTERRUPTED, 130)

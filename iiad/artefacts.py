@@ -19,6 +19,7 @@ __all__ = [
     "Artefact",
     "DataIdentity",
     "ModelIdentity",
+    "ModelShape",
     "describe_problems",
     "require_new_file",
     "write_whole",
@@ -29,6 +30,19 @@ class Record(BaseModel):
     """A frozen record: unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelShape(Record):
+    """Sizes that the cost of a model follows from, beside its plan."""
+
+    hidden_size: int = Field(ge=1, description="D")
+    intermediate_size: int = Field(ge=1, description="width of the MLP")
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, description="V")
+    history: bool = Field(description="layers read a learned combination of all earlier states")
+    relaxation: bool = Field(description="a learned damping for every iteration")
 
 
 class ModelIdentity(Record):
@@ -43,6 +57,7 @@ class ModelIdentity(Record):
     )
     num_start_evaluations: int = Field(ge=1, description="block evaluations before a layer's first iteration")
     cache_bytes_per_slot: int = Field(ge=0, description="keys and values of one evaluation, bytes per token")
+    shape: ModelShape | None = Field(default=None, description="null where a configuration does not say")
 
     @property
     def num_evaluations(self) -> int:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .artefacts import ModelIdentity
+from .artefacts import ModelIdentity, ModelShape
 from .errors import InputError, one_line
 
 __all__ = [
@@ -230,4 +230,21 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
         num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
         num_start_evaluations=getattr(config, "num_start_evaluations", 1),
         cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
+        shape=_shape(config, num_heads, head_dim),
+    )
+
+
+def _shape(config: Any, num_heads: int, head_dim: int) -> ModelShape | None:
+    """Sizes of a gated-MLP block like Llama's; None for a configuration that does not name them."""
+    if getattr(config, "intermediate_size", None) is None:
+        return None
+    return ModelShape(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=num_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        history=bool(getattr(config, "history", False)),
+        relaxation=bool(getattr(config, "relaxation", False)),
     )

@@ -106,7 +106,9 @@ def run_demo(output_dir: str | Path, show: Callable[[Artefact], None]) -> Demo:
     profile, ran = _kept(
         Profile,
         folder / "profile.json",
-        lambda: measure_influence(folder / "teacher", ["stdlib"], max_tokens=CALIBRATION_TOKENS),
+        lambda: measure_influence(
+            folder / "teacher", ["stdlib"], metrics=["kl", "cosine"], max_tokens=CALIBRATION_TOKENS
+        ),
     )
     clock.end(SHARES["profile"], ran)
     show(profile)

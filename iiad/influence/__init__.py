@@ -6,35 +6,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .agreement import rank_agreement
-from .profile import METRICS, Profile, ProfileSettings
+from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
 
 if TYPE_CHECKING:
     from .calibration import calibration_batches, sample_blocks
     from .measurement import measure_influence
-    from .profiler import BatchScores, make_profile, num_profile_evaluations, profile_model
+    from .profiler import num_profile_evaluations, profile_batch, profile_model
+    from .truncation import measure_truncations, verify_plans
 
 __all__ = [
     "METRICS",
-    "BatchScores",
+    "BatchRecord",
+    "FixedPoint",
     "Profile",
     "ProfileSettings",
     "calibration_batches",
-    "make_profile",
     "measure_influence",
+    "measure_truncations",
     "num_profile_evaluations",
+    "profile_batch",
     "profile_model",
     "rank_agreement",
     "sample_blocks",
+    "verify_plans",
 ]
 
 _WITH_TORCH = {
-    "BatchScores": "profiler",
     "calibration_batches": "calibration",
-    "make_profile": "profiler",
     "measure_influence": "measurement",
+    "measure_truncations": "truncation",
     "num_profile_evaluations": "profiler",
+    "profile_batch": "profiler",
     "profile_model": "profiler",
     "sample_blocks": "calibration",
+    "verify_plans": "truncation",
 }
 
 

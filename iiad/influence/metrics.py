@@ -1,21 +1,21 @@
-"""The influence metrics: how far two outputs of a layer, or of the model, are apart.
+"""How far two outputs of a layer are apart, and how its iteration runs.
 
-Legend: B batch, T tokens, D model width, V vocabulary, t the layer, i the iteration, x_{t+1}(i) the output of
+Legend: B batch, T tokens, D model width, t the layer, i the iteration, z(i) its iterates, x_{t+1}(i) the output of
 layer t stopped after iteration i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ITERATE_METRICS", "OUTPUT_METRICS", "cosine", "kl"]
+from .profile import FixedPoint
 
-CHUNK_NUMBERS = 1 << 22
-"""Logits that `kl` converts at a time: 16 MiB for each of its few float32 copies."""
+__all__ = ["ITERATE_METRICS", "cosine", "fixed_point", "relative_l2"]
 
 
 def cosine(before: Tensor, after: Tensor) -> float:
@@ -24,45 +24,44 @@ def cosine(before: Tensor, after: Tensor) -> float:
     before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). Computed as |a/|a| - b/|b||^2 / 2, which equals
     1 - cos and stays exact where the cosine is so near to 1 that the difference would be rounding alone.
     """
-    wide = torch.promote_types(before.dtype, torch.float32)
-    gap = F.normalize(before.to(wide), dim=-1) - F.normalize(after.to(wide), dim=-1)  # (B, T, D)
+    gap = F.normalize(_wide(before), dim=-1) - F.normalize(_wide(after), dim=-1)  # (B, T, D)
     return gap.square().sum(-1).mean(dtype=torch.float64).item() / 2
 
 
-def kl(full: Tensor, stopped: Tensor) -> float:
-    """Mean over tokens of KL(full || stopped), in nats; 0 for identical logits (ours: the exact output metric).
+def relative_l2(before: Tensor, after: Tensor) -> float:
+    """Mean over tokens of |after - before| / |before|: the fixed-point residual of the layer's output (ours).
 
-    full, stopped: logits (B, T, V) of any float type. Computed in float32 (float64 for float64 logits) over a few
-    tokens at a time, so that no copy of all the logits is made.
+    before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). 0 where nothing changes, also from zero.
     """
-    full, stopped = full.flatten(0, 1), stopped.flatten(0, 1)  # (B * T, V), views
-    size = max(1, CHUNK_NUMBERS // full.shape[-1])
-    chunks = zip(full.split(size), stopped.split(size), strict=True)
-    return sum(_token_kl(p, q).sum(dtype=torch.float64).item() for p, q in chunks) / len(full)
+    before, after = _wide(before), _wide(after)
+    return _ratio((after - before).norm(dim=-1), before.norm(dim=-1)).mean(dtype=torch.float64).item()
 
 
-def _token_kl(full: Tensor, stopped: Tensor) -> Tensor:
-    """KL of each token: (n, V) logits -> (n,).
-
-    Summed as p (e^d - 1 - d) with d = log q - log p: the same, as p and q both sum to 1. But no term is negative
-    and a rounding error of either normaliser drops out to first order; the usual p (log p - log q) has it in
-    full, as large as the influence of an iteration that has nearly converged.
-    """
-    wide = torch.promote_types(full.dtype, torch.float32)
-    log_p, log_q = full.to(wide).log_softmax(-1), stopped.to(wide).log_softmax(-1)
-    p, difference = log_p.exp(), log_q - log_p
-    near = p * (torch.expm1(difference) - difference)
-    far = log_q.exp() - p - p * difference  # where e^d may overflow though q = p e^d does not
-    return torch.where(difference.abs() < 1, near, far).sum(-1)
-
-
-ITERATE_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"cosine": cosine}
+ITERATE_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"cosine": cosine, "relative_l2": relative_l2}
 """Metrics of one layer's outputs: f(x_{t+1}(i - 1), x_{t+1}(i)) is the score of iteration i."""
 
-OUTPUT_METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], float]] = {
-    "kl": lambda full, stopped, input_ids: kl(full, stopped),
-}
-"""Metrics of the model's output: harm(full logits, stopped logits, input ids), 0 for the full model.
 
-The score of iteration i is the harm of stopping at i - 1 less that of stopping at i.
-"""
+def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
+    """How z(0), ..., z(r), each (B, T, D), approach each other or do not (ours; the terms are those of Picard).
+
+    A residual is a mean over tokens, relative; a contraction is the ratio of the mean lengths of two successive
+    changes (a mean of ratios would hang on the tokens that hardly change); a turn is the mean cosine between
+    them. Where nothing changes, they are 0.
+    """
+    residuals = [relative_l2(a, b) for a, b in pairwise(iterates)]
+    contractions, turns = [], []
+    for a, b, c in zip(iterates, iterates[1:], iterates[2:], strict=False):
+        earlier, later = _wide(b) - _wide(a), _wide(c) - _wide(b)  # (B, T, D)
+        lengths = torch.stack([earlier.norm(dim=-1), later.norm(dim=-1)]).flatten(1).double()  # (2, B * T)
+        contractions.append(_ratio(lengths[1].mean(), lengths[0].mean()).item())
+        turns.append(F.cosine_similarity(earlier, later, dim=-1, eps=1e-30).mean(dtype=torch.float64).item())
+    return FixedPoint(residuals=residuals, contractions=contractions, turns=turns)
+
+
+def _wide(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, and 0 for 0 / 0."""
+    return torch.where(above == 0, 0.0, above / below)

@@ -6,126 +6,227 @@ code), i the iteration, r_t the iterations of layer t, H_t its state, x_{t+1} it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
-from iiad.models import IIETForCausalLM, IIETModel
+from iiad.models import IIETForCausalLM
 
-from .metrics import ITERATE_METRICS, OUTPUT_METRICS
-from .profile import METRICS, Profile, ProfileSettings
+from .memory import MemoryPlan
+from .metrics import ITERATE_METRICS, fixed_point
+from .outputs import FullOutput
+from .passes import FullPass, SolvedLayer, Stop
+from .profile import METRICS, BatchRecord, FixedPoint, Scores
 
-__all__ = ["BatchScores", "make_profile", "num_profile_evaluations", "profile_model", "require_iterations"]
+__all__ = [
+    "OUTPUT_METRICS",
+    "num_profile_evaluations",
+    "profile_batch",
+    "profile_model",
+    "require_iterations",
+    "require_metrics",
+]
 
-Scores = dict[str, list[list[float]]]
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """What one batch says: metric -> for each layer the scores of its r_t iterations, means over num_tokens."""
-
-    num_tokens: int
-    scores: Scores
-
-
-@dataclass(frozen=True)
-class _SolvedLayer:
-    """One layer of the full pass: H_0 to H_{t-1}, what its corrector prepared, z(0) to z(r_t)."""
-
-    history: tuple[Tensor, ...]
-    known: tuple[Tensor, Tensor]
-    iterates: list[Tensor]
+OUTPUT_METRICS = ("kl", "loss")
+"""Metrics of the model's output: the layers above a stopped one are run again."""
 
 
-@torch.no_grad()
 def profile_model(
     model: IIETForCausalLM,
     batches: Iterable[Tensor],
-    metrics: Sequence[str] = ("kl", "cosine"),
+    metrics: Sequence[str] = tuple(METRICS),
     advance: Callable[[float], None] | None = None,
-) -> list[BatchScores]:
+    memory: int | None = None,
+) -> list[BatchRecord]:
     """Score every iteration of a model, one batch after the other.
 
-    Stopping layer t after iteration i sets H_t = z(i); all other layers run in full. An output metric (`kl`) runs
-    the model so for i = 0, ..., r_t - 1, one stop at a time, and only the layers above t: z(i) is at hand from
-    the one full pass (`num_profile_evaluations` counts). Stopping at r_t is the full model. An iterate metric
-    (`cosine`) needs the full pass alone.
+    batches: token ids, each (B, T), without padding. advance: called with the tokens of each batch when it is
+    done. The rest as in `profile_batch`, which also says what is raised; and InputError for no batches.
+    """
+    records = []
+    for number, batch in enumerate(batches, 1):
+        records.append(profile_batch(model, batch, metrics, memory=memory, where=f"batch {number}"))
+        if advance is not None:
+            advance(batch.numel())
+    if not records:
+        raise InputError("batches: found none; accepted: at least one")
+    return records
 
-    Kept of a batch while its stops are run: the full logits (B, T, V) and those of one stop; for each layer its
-    1 + r_t iterates and two prefix sums of the history (plain models: the iterates alone), each (B, T, D).
+
+@torch.no_grad()
+def profile_batch(
+    model: IIETForCausalLM,
+    input_ids: Tensor,
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    data: int = 0,
+    memory: int | None = None,
+    where: str = "the batch",
+) -> BatchRecord:
+    """All scores of one batch, from one full pass and what the metrics need beside it.
+
+    Stopping layer t after iteration i sets H_t = z(i); all other layers run in full. `kl` and `loss` run the model
+    so for i = 0, ..., r_t - 1, but only the layers above t, as z(i) is at hand, and several stops as one batch.
+    `taylor` takes one backward pass, `cosine` and `relative_l2` nothing more (`num_profile_evaluations` counts).
+    A predictor of several stages (PCformer's) is scored likewise: truncated after each stage, the corrector in full.
 
     Args:
         model: an IIET or PCformer with at least one iteration, in evaluation mode. It is not changed.
-        batches: token ids, each (B, T), without padding; moved to the model's device.
+        input_ids: (B, T), without padding; moved to the model's device.
         metrics: names from `METRICS`.
-        advance: called with the tokens of each batch when it is done.
+        data: the data set that the batch is from, for the record.
+        memory: bytes that may be taken beside the weights; by it the number of stops in one batch is chosen, and
+            no result depends on it. Default: see `iiad.influence.memory.MemoryPlan`.
+        where: what errors call the batch.
 
     Raises:
-        InputError: a model without iterations or in training mode, an unknown metric or none, no batches, a batch
-            that does not hold token ids of the model, logits with NaN or infinity (the message names the batch).
+        InputError: a model without iterations or in training mode, an unknown metric or none, a batch that does
+            not hold token ids of the model, logits with NaN or infinity (the message says where).
     """
     require_iterations(model)
+    require_metrics(metrics)
     if model.training:
         raise InputError("model: found in training mode; accepted: evaluation mode, model.eval()")
-    _require_metrics(metrics)
-    results = []
-    for number, batch in enumerate(batches, 1):
-        where = f"batch {number}"
-        _require_token_ids(model, batch, where)
-        results.append(
-            BatchScores(batch.numel(), _score_batch(model, batch.to(model.device), metrics, where))
-        )
-        if advance is not None:
-            advance(batch.numel())
-    if not results:
-        raise InputError("batches: found none; accepted: at least one")
-    return results
-
-
-def make_profile(
-    batches: Sequence[BatchScores], model: ModelIdentity, data: DataIdentity, settings: ProfileSettings
-) -> Profile:
-    """Average the batches, weighted by their tokens, and bind them to where they came from.
-
-    With p_b a batch's share of the tokens and n batches, the standard error of the mean m is
-    sqrt(n / (n - 1) * sum_b p_b^2 (s_b - m)^2) (ours): for equal batches their standard deviation / sqrt(n).
-    """
-    total = sum(batch.num_tokens for batch in batches)
-    shares = [batch.num_tokens / total for batch in batches]
-    means: Scores = {}
-    errors: Scores = {}
-    for metric in batches[0].scores:
-        columns = [
-            [_mean_and_error(shares, values) for values in zip(*layer, strict=True)]
-            for layer in zip(*(batch.scores[metric] for batch in batches), strict=True)
-        ]
-        means[metric] = [[mean for mean, _ in layer] for layer in columns]
-        errors[metric] = [[error for _, error in layer] for layer in columns]
-    return Profile(
-        model=model,
+    _require_token_ids(model, input_ids, where)
+    scoring = _Scoring(model, input_ids.to(model.device), metrics, memory, where)
+    return BatchRecord(
         data=data,
-        settings=settings,
-        num_batches=len(batches),
-        scores=means,
-        standard_errors=errors if len(batches) > 1 else None,
+        num_tokens=input_ids.numel(),
+        loss=scoring.output.loss,
+        scores=scoring.iterations,
+        stages=scoring.stages if model.config.num_start_evaluations > 1 else {},
+        fixed_point=scoring.fixed_points,
     )
 
 
-def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = ("kl", "cosine")) -> int:
-    """Block evaluations per token that `profile_model` costs.
+class _Scoring:
+    """One batch on its way through all metrics.
 
-    The full pass, and with an output metric also sum over t of r_t * (evaluations of the layers above t).
+    iterations, stages: metric -> for each layer the scores of its chain of iterates, or of its predictor's stages.
+    A chain is a list of states of one layer, each (B, T, D), in the order in which its parts run; the last is H_t.
     """
-    costs = [model.num_start_evaluations + r for r in model.num_iterations]
-    stops = sum(r * sum(costs[t + 1 :]) for t, r in enumerate(model.num_iterations))
-    return sum(costs) + (stops if any(metric in OUTPUT_METRICS for metric in metrics) else 0)
+
+    def __init__(
+        self,
+        model: IIETForCausalLM,
+        input_ids: Tensor,
+        metrics: Sequence[str],
+        memory: int | None,
+        where: str,
+    ):
+        self.where, self.memory = where, MemoryPlan.of(model, len(input_ids), input_ids.shape[1], memory)
+        num_layers = model.config.num_layers
+        self.iterations: dict[str, Scores] = {metric: [[] for _ in range(num_layers)] for metric in metrics}
+        self.stages: dict[str, Scores] = {metric: [[] for _ in range(num_layers)] for metric in metrics}
+        self.fixed_points: list[FixedPoint] = []
+        stopping = any(metric in metrics for metric in OUTPUT_METRICS)
+        num_kept = self.memory.num_kept_layers() if stopping else 0
+        self.full = FullPass(model, input_ids, self._look, num_kept)
+        self.output = FullOutput(model.lm_head, model.model.norm(self.full.last), input_ids, where)
+        if stopping:
+            self._stop_layers()
+        if "taylor" in metrics:
+            self._go_back()
+
+    def _chains(self, solved: SolvedLayer) -> list[tuple[list[Tensor], dict[str, Scores]]]:
+        """What is scored of a layer, and where the scores go."""
+        return [(solved.iterates, self.iterations), (solved.stages, self.stages)]
+
+    def _look(self, full: FullPass, layer: int) -> None:
+        """Score by the metrics of a layer's outputs, as long as they are at hand."""
+        solved = full.layers[layer]
+        if not solved.state.isfinite().all():
+            found = f"the state of layer {layer + 1} holds NaN or infinity"
+            raise InputError(f"{self.where}: {found}; accepted: finite states")
+        self.fixed_points.append(fixed_point(solved.iterates))
+        for chain, into in self._chains(solved):
+            for metric in set(ITERATE_METRICS) & set(into):
+                outputs = (full.output(layer, state) for state in chain)
+                into[metric][layer] = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
+
+    def _stop_layers(self) -> None:
+        """Score by `kl` and `loss`: from the last layer down, so that iterates are freed as the stops get dearer."""
+        waiting: list[int] = []  # layers whose stops wait for a full stack
+        for layer in reversed(range(len(self.full.layers))):
+            waiting.insert(0, layer)
+            self.full.recall(layer, self.memory.num_stopped_rows())
+            num_stops = sum(
+                len(chain[:-1]) for t in waiting for chain, _ in self._chains(self.full.layers[t])
+            )
+            if layer == 0 or num_stops >= self.memory.num_stops(waiting[-1]):
+                self._run_stops(waiting)
+                waiting.clear()
+
+    def _run_stops(self, layers: Sequence[int]) -> None:
+        chains = [(t, chain, into) for t in layers for chain, into in self._chains(self.full.layers[t])]
+        stops = [Stop(t, state) for t, chain, _ in chains for state in chain[:-1]]
+        size = self.memory.num_stops(layers[-1])
+        harms: list[dict[str, float]] = []
+        for first in range(0, len(stops), size):
+            stack = stops[first : first + size]
+            numbers = sorted({stop.layer + 1 for stop in stack})
+            at = f"{self.where}: the model stopped early in layer {' or '.join(map(str, numbers))}"
+            harms.extend(self.output.harms(self._run_stack(stack), at))
+        remaining = iter(harms)
+        for layer, chain, into in chains:
+            own = [next(remaining) for _ in chain[:-1]]
+            for metric in set(OUTPUT_METRICS) & set(into):
+                # Stopping at the last is the full model, which loses nothing.
+                steps = [*(harm[metric] for harm in own), 0.0] if own else []
+                into[metric][layer] = [before - after for before, after in pairwise(steps)]
+        for layer in layers:
+            self.full.forget(layer)
+
+    def _run_stack(self, stack: Sequence[Stop]) -> Tensor:
+        """Final states (n, B, T, D) of n stops: of all rows at once, or of some at a time where memory is short."""
+        size = self.memory.num_stopped_rows()
+        if size == self.memory.num_rows:
+            return self.full.run_stops(stack)
+        parts = []
+        for first in range(0, self.memory.num_rows, size):
+            rows = slice(first, first + size)
+            parts.append(self.full.select(rows).run_stops([Stop(s.layer, s.state[rows]) for s in stack]))
+        return torch.cat(parts, 1)
+
+    def _go_back(self) -> None:
+        """Score by `taylor`, some rows at a time: summed over all tokens, the products are the change of the mean."""
+        gradient = self.output.loss_gradient().view_as(self.full.last)
+        self.output.forget()
+        size = self.memory.num_backward_rows()
+        for first in range(0, len(gradient), size):
+            rows = slice(first, first + size)
+            self.full.select(rows).run_back(gradient[rows], self._look_back)
+
+    def _look_back(self, layer: int, solved: SolvedLayer, gradient: Tensor) -> None:
+        for chain, into in self._chains(solved):
+            found = [
+                ((before - after) * gradient).sum(dtype=torch.float64).item()
+                for before, after in pairwise(chain)
+            ]
+            before = into["taylor"][layer] or [0.0] * len(found)
+            into["taylor"][layer] = [a + b for a, b in zip(before, found, strict=True)]
+
+
+def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = tuple(METRICS)) -> int:
+    """Block evaluations per token that `profile_batch` costs where memory is ample.
+
+    The full pass; with `kl` or `loss` also, for each stop, all evaluations of the layers above it; with `taylor` the
+    layers once more, for their backward pass, which itself is not counted. A predictor of s stages (PCformer's) adds
+    s - 1 truncations of each layer, and as many stops. Where memory is short, `kl` and `loss` run some or all layers
+    once more, rather than keep their iterates.
+    """
+    start, plan = model.num_start_evaluations, model.num_iterations
+    costs = [start + r for r in plan]
+    truncations = sum(stage + r for r in plan for stage in range(1, start))
+    stops = sum((start - 1 + r) * sum(costs[t + 1 :]) for t, r in enumerate(plan))
+    total = sum(costs) + truncations
+    total += stops if any(metric in OUTPUT_METRICS for metric in metrics) else 0
+    return total + (sum(costs) if "taylor" in metrics else 0)
 
 
 def require_iterations(model: Any) -> None:
@@ -137,7 +238,8 @@ def require_iterations(model: Any) -> None:
         )
 
 
-def _require_metrics(metrics: Sequence[str]) -> None:
+def require_metrics(metrics: Sequence[str]) -> None:
+    """Raise InputError for a metric that there is not, and for none at all."""
     unknown = next((metric for metric in metrics if metric not in METRICS), None)
     if unknown is not None or not metrics:
         raise InputError(f"metric: found {unknown or 'none'!r}; accepted: {', '.join(METRICS)}")
@@ -151,60 +253,3 @@ def _require_token_ids(model: IIETForCausalLM, batch: Tensor, where: str) -> Non
     if lowest < 0 or highest >= model.config.vocab_size:
         found = lowest if lowest < 0 else highest
         raise InputError(f"{where}: found token id {found}; accepted: 0 to {model.config.vocab_size - 1}")
-
-
-def _score_batch(model: IIETForCausalLM, input_ids: Tensor, metrics: Sequence[str], where: str) -> Scores:
-    """Scores of one batch (B, T)."""
-    hidden_states, context = model.model.prepare(input_ids)
-    solved, last = _solve_layers(model.model, hidden_states, context)
-    full = _logits(model, last, where)
-    scores: Scores = {metric: [] for metric in metrics}
-    local = [metric for metric in scores if metric in ITERATE_METRICS]
-    exact = [metric for metric in scores if metric in OUTPUT_METRICS]
-    for t, layer in enumerate(solved):
-        corrector = model.model.layers[t].corrector
-        outputs = [corrector.output(z, layer.known) for z in layer.iterates]  # x_{t+1}(0), ..., x_{t+1}(r_t)
-        for metric in local:
-            scores[metric].append([ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)])
-        harms: dict[str, list[float]] = {metric: [] for metric in exact}
-        for i in range(len(outputs) - 1) if exact else ():
-            at = f"{where}: layer {t + 1} stopped after {i} iterations"
-            history = (*layer.history, layer.iterates[i])
-            stopped = _logits(model, model.model.run_layers(outputs[i], history, start=t + 1, **context), at)
-            for metric in exact:
-                harms[metric].append(OUTPUT_METRICS[metric](full, stopped, input_ids))
-            del stopped  # else it would live on while the next stop's are computed
-        for metric in exact:
-            scores[metric].append([a - b for a, b in pairwise([*harms[metric], 0.0])])
-    return scores
-
-
-def _solve_layers(
-    model: IIETModel, hidden_states: Tensor, context: dict[str, Any]
-) -> tuple[list[_SolvedLayer], Tensor]:
-    """The full pass from H_0 (B, T, D), layer by layer: all its iterates, and the final hidden states (B, T, D)."""
-    history: tuple[Tensor, ...] = (hidden_states,)
-    solved = []
-    for layer in model.layers:
-        known = layer.corrector.prepare(hidden_states, history, layer.num_iterations)
-        iterates = layer.iterates(hidden_states, known, model.predictor, **context)
-        solved.append(_SolvedLayer(history, known, iterates))
-        hidden_states = layer.corrector.output(iterates[-1], known)
-        if layer.corrector.uses_history:
-            history = (*history, iterates[-1])
-    return solved, model.norm(hidden_states)
-
-
-def _logits(model: IIETForCausalLM, hidden_states: Tensor, where: str) -> Tensor:
-    logits = model.lm_head(hidden_states)  # (B, T, D) -> (B, T, V)
-    if not logits.isfinite().all():
-        raise InputError(f"{where}: the model's logits hold NaN or infinity; accepted: finite logits")
-    return logits
-
-
-def _mean_and_error(shares: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and its standard error; 0 for one batch, which has none."""
-    n = len(values)
-    mean = math.fsum(p * value for p, value in zip(shares, values, strict=True))
-    spread = math.fsum((p * (value - mean)) ** 2 for p, value in zip(shares, values, strict=True))
-    return mean, math.sqrt(spread * n / (n - 1)) if n > 1 else 0.0

@@ -126,11 +126,16 @@ class IIETModel(IIETPreTrainedModel):
         hidden_states: (B, T, D), the input of layer `start` (from 0). history: H_0, ..., H_start, each (B, T, D);
         ignored without history. Returns (B, T, D).
         """
-        for layer in self.layers[start:]:
-            hidden_states, state = layer(hidden_states, history, self.predictor, **kwargs)
-            if layer.corrector.uses_history:
-                history = (*history, state)
+        for layer in range(start, len(self.layers)):
+            hidden_states, history = self.run_layer(layer, hidden_states, history, **kwargs)
         return self.norm(hidden_states)
+
+    def run_layer(
+        self, layer: int, hidden_states: Tensor, history: tuple[Tensor, ...], **kwargs: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x_t (B, T, D) and the history before a layer (from 0) -> x_{t+1} and the history after it."""
+        hidden_states, state = self.layers[layer](hidden_states, history, self.predictor, **kwargs)
+        return hidden_states, (*history, state) if self.layers[layer].corrector.uses_history else history
 
     @merge_with_config_defaults
     @capture_outputs

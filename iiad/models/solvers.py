@@ -10,6 +10,7 @@ evaluations of a layer from 0; each has keys and values of its own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -79,23 +80,33 @@ class RungeKutta(nn.Module):
 
     def __init__(self, hidden_size: int, order: int, coefficients: str, layer_norm_eps: float):
         super().__init__()
-        self.num_evaluations = order
+        self.order = self.num_evaluations = order
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_size, eps=layer_norm_eps) for _ in range(order))
         self.alpha = nn.Parameter(torch.full((1,), 0.5)) if coefficients == "ema" else None
 
     def coefficients(self) -> Sequence[Tensor | float]:
         """The weight of each stage, first to last."""
-        order = self.num_evaluations
+        order = self.order
         if self.alpha is None:
             return self.fixed[order]
         return [self.alpha * (1 - self.alpha) ** (order - 1 - j) for j in range(order)]
 
+    def truncated(self, num_stages: int) -> RungeKutta:
+        """The same predictor, on the same parameters, with its last stages left out (ours).
+
+        Those that stay keep their weights: p = x + sum_{j <= num_stages} g_j k_j. num_stages: 1 to the order.
+        """
+        if not 1 <= num_stages <= self.order:
+            raise ValueError(f"num_stages must be from 1 to {self.order}, got {num_stages}")
+        shorter = copy.copy(self)
+        shorter.num_evaluations = num_stages
+        return shorter
+
     def forward(self, x: Tensor, evaluate: Evaluate) -> Tensor:
         """x: (B, T, D) -> the prediction p: (B, T, D)."""
         prediction, stage = x, x
-        for j, (weight, offset) in enumerate(
-            zip(self.coefficients(), self.offsets[self.num_evaluations], strict=True)
-        ):
+        steps = list(zip(self.coefficients(), self.offsets[self.order], strict=True))
+        for j, (weight, offset) in enumerate(steps[: self.num_evaluations]):
             point = x if j == 0 else x + offset * stage
             stage = self.norms[j](evaluate(j, point, point))
             prediction = prediction + weight * stage

@@ -9,12 +9,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.influence.agreement import rank_agreement
-from iiad.influence.profile import METRICS, Profile
+from iiad.influence.profile import METRICS, Profile, Scores
+
+from .trust import trust_report
 
 __all__ = ["InfluenceReport"]
 
-REFERENCE = "kl"
 SHADES = ((0.5, "bold red"), (0.2, "yellow"), (0.05, "green"), (0.0, "cyan"))
 """Style of a score by its share of the metric's largest."""
 HARM = "magenta"
@@ -22,46 +22,58 @@ MOST_DECIMALS = 6
 
 
 class InfluenceReport:
-    """Rich renderable: all scores of a profile, coloured by size where there is colour, and what they mean."""
+    """Rich renderable: all scores of a profile, coloured by size where there is colour, and how far to trust them.
 
-    def __init__(self, profile: Profile):
+    threshold: at which to show how surely each iteration is kept; default: that of the curve's knee.
+    seed: of the bootstrap.
+    """
+
+    def __init__(self, profile: Profile, threshold: float | None = None, seed: int = 0):
         self.profile = profile
+        self.threshold = threshold
+        self.seed = seed
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        sign = "+-" if options.ascii_only else "±"
-        for metric in self.profile.scores:
-            yield self._table(metric, sign)
-            yield Text(self._caption(metric) + "\n", style="dim")
-
-    def _table(self, metric: str, sign: str) -> Table:
-        scores = self.profile.scores[metric]
-        errors = (self.profile.standard_errors or {}).get(metric)
-        largest = max(abs(score) for layer in scores for score in layer)
-        table = Table(title=f"influence by {metric}", title_justify="left")
-        table.add_column("layer", justify="right")
-        for i in range(1, max(map(len, scores)) + 1):
-            table.add_column(f"iteration {i}", justify="right", no_wrap=True)
-        for t, layer in enumerate(scores):
-            cells = []
-            for i, score in enumerate(layer):
-                text = _number(score, largest)
-                if errors is not None:
-                    text += f" {sign}{_number(errors[t][i], largest)}"
-                cells.append(Text(text, style=_style(score, largest)))
-            table.add_row(str(t + 1), *cells)
-        return table
-
-    def _caption(self, metric: str) -> str:
         profile = self.profile
-        text = f"{metric}: {METRICS[metric]}. "
-        batches = f"{profile.num_batches} batch{'es' if profile.num_batches > 1 else ''}"
-        text += f"Measured on {profile.data.num_tokens:,} tokens in {batches}"
-        text += ", standard errors over the batches." if profile.standard_errors else "."
-        if metric != REFERENCE and REFERENCE in profile.scores:
-            agreement = rank_agreement(profile, metric, REFERENCE)
-            if agreement is not None:
-                text += f" Rank agreement with {REFERENCE}: {agreement:+.2f} (Spearman; 1 is the same order)."
-        return text
+        sign = "+-" if options.ascii_only else "±"
+        batches = f"{len(profile.batches)} batch{'es' if len(profile.batches) > 1 else ''}"
+        yield Text(
+            f"{profile.model.name}: {profile.loss:.4f} nats a token on {profile.num_tokens:,} tokens in {batches}"
+            + (", standard errors over the batches\n" if profile.standard_errors else "\n")
+        )
+        for metric, scores in profile.scores.items():
+            errors = (profile.standard_errors or {}).get(metric)
+            yield Text(f"influence by {metric}", style="italic")
+            yield _table("iteration", 1, scores, errors, sign)
+            yield Text(f"{metric}: {METRICS[metric]}.\n", style="dim")
+        for metric, scores in profile.stages.items():
+            errors = (profile.stage_errors or {}).get(metric)
+            yield Text(f"predictor's stages by {metric}", style="italic")
+            yield _table("stage", 2, scores, errors, sign)
+        if profile.stages:
+            yield Text(
+                "a stage's score: the layer's predictor truncated before it, the corrector in full.\n",
+                style="dim",
+            )
+        yield from trust_report(profile, self.threshold, self.seed)
+
+
+def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign: str) -> Table:
+    """Layers down, what runs in them across, numbered from `first`."""
+    largest = max((abs(score) for layer in scores for score in layer), default=0.0)
+    table = Table()
+    table.add_column("layer", justify="right")
+    for i in range(max(map(len, scores))):
+        table.add_column(f"{column} {i + first}", justify="right", no_wrap=True)
+    for t, layer in enumerate(scores):
+        cells = []
+        for i, score in enumerate(layer):
+            text = _number(score, largest)
+            if errors is not None:
+                text += f" {sign}{_number(errors[t][i], largest)}"
+            cells.append(Text(text, style=_style(score, largest)))
+        table.add_row(str(t + 1), *cells)
+    return table
 
 
 def _number(value: float, largest: float) -> str:

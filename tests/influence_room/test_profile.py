@@ -1,49 +1,16 @@
 """The profile as a file, and as a table."""
 
 import hashlib
-import io
 import json
 
 import pytest
 from pydantic import ValidationError
-from rich.console import Console
 
-from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.errors import InputError
-from iiad.influence import Profile, ProfileSettings, rank_agreement
+from iiad.influence import Profile, rank_agreement
 from iiad.reporting.influence import InfluenceReport
-
-
-def make_profile(scores=None, num_iterations=(2, 0, 3), errors=True, **fields):
-    """A profile of a made-up model; `scores` by metric, or numbers that fall with the iteration."""
-    if scores is None:
-        scores = {
-            "kl": [[0.1 * (t + 1) / 4**i for i in range(r)] for t, r in enumerate(num_iterations)],
-            "cosine": [[0.2 * (t + 1) / 3**i for i in range(r)] for t, r in enumerate(num_iterations)],
-        }
-    model = ModelIdentity(
-        name="teacher",
-        fingerprint="a" * 64,
-        model_type="iiet",
-        num_layers=len(num_iterations),
-        num_iterations=list(num_iterations),
-        num_start_evaluations=1,
-        cache_bytes_per_slot=100,
-    )
-    defaults = {
-        "model": model,
-        "data": DataIdentity(names=["stdlib"], fingerprint="b" * 64, num_tokens=4096),
-        "settings": ProfileSettings(block_size=64, batch_size=8, max_tokens=4096, seed=0, dtype="float32"),
-        "num_batches": 8 if errors else 1,
-        "scores": scores,
-        "standard_errors": {
-            metric: [[abs(score) / 10 for score in layer] for layer in layers]
-            for metric, layers in scores.items()
-        }
-        if errors
-        else None,
-    }
-    return Profile(**{**defaults, **fields})
+from tests.influence_room.profiles import make_profile
+from tests.printing import printed
 
 
 def test_a_profile_comes_back_from_its_file_as_it_was(tmp_path):
@@ -78,7 +45,7 @@ def spoil(fields, *path_and_value):
         (("scores", {}), "scores: "),
         (
             ("scores", "magic", [[0.1, 0.2], [], [1, 2, 3]]),
-            "scores: found metric 'magic'; accepted: cosine, kl",
+            "scores: found metric 'magic'; accepted: cosine, kl, loss, relative_l2, taylor",
         ),
         (("standard_errors", "kl", 0, 0, -0.1), "standard_errors: found one below 0"),
         (("standard_errors", "kl", 0, 0, float("nan")), "standard_errors.kl.0.0: .*found nan"),
@@ -88,7 +55,17 @@ def spoil(fields, *path_and_value):
         ),
         (("standard_errors", "kl", 2, []), "standard_errors: kl has 0 numbers for layer 3; accepted: 3"),
         (("standard_errors", None), "standard_errors: found null"),
-        (("num_batches", 0), "num_batches: .*greater than or equal to 1, found 0"),
+        (("batches", []), "batches: list should have at least 1 item"),
+        (("batches", 0, "num_tokens", 0), "batches.0.num_tokens: .*greater than or equal to 1, found 0"),
+        (("batches", 3, "scores", "kl", 0, 0, 0.5), "scores: kl holds .*which its batches do not average to"),
+        (("batches", 3, "scores", "kl", 0, [0.5]), "batches.3: kl has 1 numbers for layer 1; accepted: 2"),
+        (("batches", 3, "scores", "kl", 0, 0, float("nan")), "batches.3.scores.kl.0.0: .*found nan"),
+        (("batches", 3, "data", 1), "batches.3: its metrics or its data set are not the profile's"),
+        (("stages", {"kl": [[0.1], [], []]}), "stages: kl has 1 numbers for layer 1; accepted: 0"),
+        (("fixed_point", []), "fixed_point: has 0 layers; accepted: 3"),
+        (("fixed_point", 0, "residuals", [0.1]), "fixed_point: has 1 residuals for layer 1; accepted: 2"),
+        (("data", []), "data: list should have at least 1 item"),
+        (("format_version", 1), "format_version: input should be 2, found 1"),
         (("model", "num_iterations", [1, 2]), "model: num_iterations has 2 entries; accepted: 3"),
         (("model", "num_iterations", [0, 0, 0]), "model: num_iterations is .0, 0, 0."),
         (("model", "num_iterations", [-1, 0, 3]), "model: num_iterations is .-1, 0, 3."),
@@ -144,15 +121,7 @@ def test_rank_agreement_of_too_few_or_equal_scores_is_none(scores):
     assert rank_agreement(make_profile(scores, (len(scores["kl"][0]),)), "cosine") is None
 
 
-def printed(renderable, width=110, encoding="utf-8", **options):
-    raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding=encoding)
-    Console(file=stream, width=width, **options).print(renderable)
-    stream.flush()
-    return raw.getvalue().decode(encoding)
-
-
-def test_the_table_shows_scores_errors_meaning_and_agreement():
+def test_the_report_shows_scores_errors_meaning_and_how_far_to_trust_them():
     text = printed(InfluenceReport(make_profile()))
     assert "influence by kl" in text
     assert "influence by cosine" in text
@@ -160,9 +129,41 @@ def test_the_table_shows_scores_errors_meaning_and_agreement():
     assert "0.3000 ±0.0300" in text
     words = " ".join(text.split())
     assert "KL(full || stopped)" in words
-    assert "Measured on 4,096 tokens in 8 batches, standard errors over the batches." in words
-    assert "Rank agreement with kl: +0." in words
+    assert (
+        "teacher: 3.0000 nats a token on 4,096 tokens in 8 batches, standard errors over the batches" in words
+    )
+    assert "agreement with kl" in words
+    assert "fixed points: does the iteration settle?" in words
+    assert "converges" in words
+    assert "kept at threshold" in words
+    assert "100 %" in words
     assert "\x1b" not in text
+
+
+def test_the_report_shows_the_threshold_asked_for_and_the_same_again():
+    profile = make_profile({"kl": [[1.0, 0.5]]}, (2,))
+    one = printed(InfluenceReport(profile, threshold=0.5, seed=3))
+    assert "kept at threshold 0.5 on kl" in one
+    assert one == printed(InfluenceReport(profile, threshold=0.5, seed=3))
+    [row] = [line for line in one.split("kept at")[1].splitlines() if line.startswith("1 ")]
+    first, _, second, _ = row.split()[1:]
+    assert first == "100"
+    assert 10 < int(second) < 90  # the threshold is the score itself
+
+
+def test_the_report_compares_data_sets_by_name():
+    words = " ".join(printed(InfluenceReport(make_profile(num_sets=2))).split())
+    assert "1 with 2" in words
+    assert "between data sets (1: set0, 2: set1)" in words
+
+
+def test_the_report_shows_the_stages_of_a_predictor():
+    profile = make_profile()
+    model = profile.model.model_copy(update={"num_start_evaluations": 2})
+    stages = {"kl": [[0.7], [0.8], [0.9]]}
+    text = printed(InfluenceReport(profile.model_copy(update={"model": model, "stages": stages})))
+    assert "predictor's stages by kl" in text
+    assert "stage 2" in text
 
 
 def test_the_table_is_coloured_where_there_is_colour():
@@ -171,8 +172,9 @@ def test_the_table_is_coloured_where_there_is_colour():
     assert "\x1b[35m" in text  # harm
 
 
-def test_the_table_survives_one_batch_zero_tiny_and_negative_scores_and_an_ascii_terminal():
+def test_the_report_survives_one_batch_zero_tiny_and_negative_scores_and_an_ascii_terminal():
     text = printed(InfluenceReport(make_profile({"kl": [[0.0, 0.0]]}, (2,), errors=False)), encoding="ascii")
-    assert "in 1 batch." in text
+    assert "in 1 batch" in text
+    assert "one batch says nothing" in text
     text = printed(InfluenceReport(make_profile({"kl": [[-3e-9, 1e-10]]}, (2,))), encoding="ascii")
     assert "-3.0e-09 +-3.0e-10" in text

@@ -7,19 +7,22 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.artefacts import DataIdentity
+from iiad.benchmarking.memory import peak_bytes
 from iiad.checkpoints import identify_model
 from iiad.errors import InputError
 from iiad.influence import (
-    BatchScores,
+    METRICS,
+    BatchRecord,
+    Profile,
     ProfileSettings,
     calibration_batches,
-    make_profile,
     num_profile_evaluations,
     profile_model,
     sample_blocks,
 )
+from iiad.influence.memory import MemoryPlan, free_bytes
 from tests.conftest import SHAPE, VARIANTS, make_iiet, make_pcformer
-from tests.influence_room.test_metrics import naive_cosine
+from tests.influence_room.naive import TruncatedRuns, naive_gradients, naive_nll, naive_scores
 
 DATA = DataIdentity(names=["made.txt"], fingerprint="d" * 64, num_tokens=34)
 SETTINGS = ProfileSettings(block_size=17, batch_size=2, max_tokens=None, seed=0, dtype="float64")
@@ -34,61 +37,176 @@ ITERATED = {
 }
 
 
-def naive_scores(model, input_ids):
-    """KL and cosine of every iteration, the whole model run again for each stop under a plan of its own."""
-    plan = list(model.config.num_iterations)
+def flat(record):
+    return [
+        score
+        for scores in (record.scores, record.stages)
+        for layers in scores.values()
+        for row in layers
+        for score in row
+    ]
 
-    def run(budget):
-        outputs = []
-        model.set_num_iterations(budget)
-        hooks = [
-            layer.register_forward_hook(lambda _, __, out: outputs.append(out[0]))
-            for layer in model.model.layers
-        ]
-        logits = model(input_ids).logits
-        for hook in hooks:
-            hook.remove()
-        model.set_num_iterations(plan)
-        return logits.log_softmax(-1), outputs
 
-    full, _ = run(plan)
-    kl, cosine = [], []
-    for t, r in enumerate(plan):
-        stops = [run([*plan[:t], i, *plan[t + 1 :]]) for i in range(r + 1)]
-        harms = [(full.exp() * (full - log_q)).sum(-1).mean().item() for log_q, _ in stops]
-        kl.append([harms[i - 1] - harms[i] for i in range(1, r + 1)])
-        cosine.append([naive_cosine(stops[i - 1][1][t], stops[i][1][t]) for i in range(1, r + 1)])
-    return {"kl": kl, "cosine": cosine}
+def require_close(found, wanted):
+    for metric, layers in wanted.items():
+        for layer, naive in zip(found[metric], layers, strict=True):
+            assert layer == pytest.approx(naive, rel=1e-8, abs=1e-12), metric
 
 
 @pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize("kind", ITERATED)
-def test_scores_equal_those_of_the_whole_model_run_again_for_every_stop(kind, tokens):
+def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(kind, tokens):
     model = ITERATED[kind]().double()
+    gradients = naive_gradients(model, tokens)
     with torch.no_grad():
-        wanted = naive_scores(model, tokens)
+        runs = TruncatedRuns(model, tokens)
+        wanted = naive_scores(runs.stops(), gradients, tokens)
+        loss = naive_nll(model(tokens).logits, tokens)
     [found] = profile_model(model, [tokens])
     assert found.num_tokens == tokens.numel()
-    for metric, layers in wanted.items():
-        assert [len(layer) for layer in found.scores[metric]] == model.config.num_iterations
-        for layer, naive in zip(found.scores[metric], layers, strict=True):
-            assert layer == pytest.approx(naive, rel=1e-9, abs=1e-12)
+    assert found.loss == pytest.approx(loss, rel=1e-12)
+    assert list(found.scores) == list(METRICS)
+    assert [len(layer) for layer in found.scores["kl"]] == model.config.num_iterations
+    require_close(found.scores, wanted)
+
+
+@pytest.mark.usefixtures("norms_in_float64")
+@pytest.mark.parametrize("kind", ["pcformer-rk2", "pcformer-rk4"])
+def test_the_stages_of_a_predictor_are_scored_as_the_whole_model_with_it_truncated(kind, tokens):
+    model = ITERATED[kind]().double()
+    gradients = naive_gradients(model, tokens)
+    with torch.no_grad():
+        wanted = naive_scores(TruncatedRuns(model, tokens).stages(), gradients, tokens)
+    [found] = profile_model(model, [tokens])
+    assert [len(layer) for layer in found.stages["kl"]] == [model.config.predictor_order - 1] * 3
+    require_close(found.stages, wanted)
+    assert profile_model(make_iiet(), [tokens])[0].stages == {}
+
+
+def test_the_scores_of_a_layer_add_up_to_what_its_iterations_are_worth(tokens):
+    model = make_iiet(num_iterations=3)
+    [found] = profile_model(model, [tokens], ["kl"])
+    with torch.no_grad():
+        full = model(tokens).logits.log_softmax(-1)
+        model.set_num_iterations([3, 0, 3])
+        stopped = model(tokens).logits.log_softmax(-1)
+    assert sum(found.scores["kl"][1]) == pytest.approx(
+        (full.exp() * (full - stopped)).sum(-1).mean().item(), rel=1e-4
+    )
+
+
+@pytest.mark.usefixtures("norms_in_float64")
+@pytest.mark.parametrize("kind", ITERATED)
+def test_scores_do_not_depend_on_how_much_is_run_at_a_time(kind, tokens, monkeypatch):
+    model = ITERATED[kind]().double()
+    found = []
+    for size in (0, 1, 2, 3, 5, 1000):
+        monkeypatch.setattr(MemoryPlan, "num_kept_layers", lambda *_, n=size: n)
+        size = max(1, size)
+        monkeypatch.setattr(MemoryPlan, "num_stops", lambda *_, n=size: n)
+        monkeypatch.setattr(MemoryPlan, "num_backward_rows", lambda *_, n=size: n)
+        monkeypatch.setattr(MemoryPlan, "num_stopped_rows", lambda *_, n=size: min(n, 2))
+        [record] = profile_model(model, [tokens])
+        found.append(flat(record))
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-10, abs=1e-13)
+
+
+def test_what_is_run_at_a_time_follows_the_memory_and_is_never_zero():
+    model = make_iiet(num_iterations=3)
+    plans = [MemoryPlan.of(model, 4, 17, memory) for memory in (0, 10**5, 10**6, 10**7)]
+    found = [
+        [plan.num_stops(2) for plan in plans],
+        [plan.num_backward_rows() for plan in plans],
+        [plan.num_stopped_rows() for plan in plans],
+    ]
+    for sizes in found:
+        assert sizes[0] == 1
+        assert sizes == sorted(sizes)
+        assert sizes[-1] > sizes[0]
+    assert found[1][-1] == found[2][-1] == 4
+    assert [plan.num_kept_layers() for plan in plans] == [0, 0, 3, 3]
+    assert MemoryPlan.of(model, 4, 17).num_stops(2) >= 1
+    assert free_bytes(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"vocab_size": 8192}, {"num_layers": 9, "vocab_size": 4096}, {"history": False}], ids=str
+)
+def test_a_profile_takes_at_most_twice_the_memory_of_the_models_own_forward_pass(fields):
+    shape = {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_layers": 6,
+        "vocab_size": 2048,
+        "num_iterations": 3,
+    }
+    model = make_iiet(**{**shape, "max_position_embeddings": 256, **fields})
+    batch = torch.randint(model.config.vocab_size, (4, 64))
+    with torch.no_grad():
+        forward = peak_bytes(lambda: model(batch, use_cache=False).logits)
+    assert peak_bytes(lambda: profile_model(model, [batch])) <= 2 * forward
+
+
+def test_stops_are_run_as_one_batch_where_memory_allows(tokens):
+    model = make_iiet(num_iterations=3)
+    rows = []
+    model.model.layers[2].mlp.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    profile_model(model, [tokens], ["kl"], memory=10**9)
+    assert sorted(rows) == [2] * 4 + [12] * 4  # the full pass, and six stops of two blocks at once
+    rows.clear()
+    profile_model(model, [tokens], ["kl"], memory=0)
+    assert rows == [2] * 4 + [1] * 56  # layer 3 again, whose iterates were not kept, and six stops row by row
+
+
+class LargestOutput(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the tensors of at least so many numbers that operations make."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.count = numbers, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        views = {t.data_ptr() for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)}
+        self.count += sum(
+            isinstance(t, torch.Tensor) and t.numel() >= self.numbers and t.data_ptr() not in views
+            for t in made
+        )
+        return result
+
+
+def test_no_copy_of_all_logits_is_made_beside_the_logits(tokens, monkeypatch):
+    model = make_iiet(vocab_size=5000, num_iterations=2)
+    monkeypatch.setattr("iiad.influence.outputs.CHUNK_NUMBERS", {"cpu": 5000 * 8})
+    with LargestOutput(tokens.numel() * 5000) as counter:
+        profile_model(model, [tokens])
+    assert counter.count == 1
 
 
 @pytest.mark.parametrize("kind", ITERATED)
-@pytest.mark.parametrize("metrics", [("kl", "cosine"), ("cosine",)], ids=["exact", "cheap"])
-def test_the_cost_is_one_full_pass_and_the_layers_above_each_stop(kind, metrics, tokens):
+@pytest.mark.parametrize("metrics", [tuple(METRICS), ("kl", "cosine"), ("taylor",), ("cosine",)], ids=str)
+def test_the_cost_is_what_is_counted_beforehand(kind, metrics, tokens):
     model = ITERATED[kind]()
-    count = []
+    rows = []
     for layer in model.model.layers:
-        layer.mlp.register_forward_hook(lambda *_: count.append(1))
-    profile_model(model, [tokens], metrics)
+        layer.mlp.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    profile_model(model, [tokens], metrics, memory=10**9)
     plan, start = model.config.num_iterations, model.config.num_start_evaluations
-    wanted = sum(start + r for r in plan)
+    full = wanted = sum(start + r for r in plan)
+    wanted += sum(stage + r for r in plan for stage in range(1, start))
     if "kl" in metrics:
         for t, r in enumerate(plan):
-            wanted += r * sum(start + above for above in plan[t + 1 :])
-    assert len(count) == wanted == num_profile_evaluations(identify_model(model, "m"), metrics)
+            wanted += (r + start - 1) * sum(start + above for above in plan[t + 1 :])
+    wanted += full if "taylor" in metrics else 0
+    assert sum(rows) / len(tokens) == wanted == num_profile_evaluations(identify_model(model, "m"), metrics)
+
+
+def test_exact_scores_of_twelve_layers_cost_less_than_half_of_a_pass_for_every_stop():
+    identity = identify_model(make_iiet(num_layers=12, num_iterations=3), "m")
+    full = identity.num_evaluations
+    assert num_profile_evaluations(identity, ["kl", "loss"]) <= (12 * 3 + 1) * full / 2
 
 
 def test_profiling_is_deterministic_and_leaves_the_model_as_it_was(tokens):
@@ -123,40 +241,45 @@ def test_a_profile_averages_batches_by_their_tokens(tokens):
     model = make_iiet(num_iterations=[0, 2, 1]).double()
     batches = profile_model(model, [tokens, tokens[:1]])
     [alone] = profile_model(model, [torch.cat([tokens, tokens[:1]])])
-    profile = make_profile(batches, identify_model(model, "teacher"), DATA, SETTINGS)
+    profile = Profile.of(batches, identify_model(model, "teacher"), [DATA], SETTINGS)
     for metric, layers in alone.scores.items():
         for layer, mean in zip(layers, profile.scores[metric], strict=True):
             assert mean == pytest.approx(layer, rel=1e-9)
-    assert profile.num_batches == 2
+    assert profile.loss == pytest.approx(alone.loss, rel=1e-12)
+    assert [part.residuals for part in profile.fixed_point] == [
+        pytest.approx(part.residuals, rel=1e-9) for part in alone.fixed_point
+    ]
+    assert profile.num_tokens == 51
     assert profile.model.name == "teacher"
 
 
-def made_batches(values, tokens):
-    return [BatchScores(n, {"kl": [[value]]}) for value, n in zip(values, tokens, strict=True)]
-
-
-def one_iteration_identity():
-    return identify_model(make_iiet(num_layers=1, num_iterations=1), "m")
+def profile_of(values, tokens):
+    still = [{"residuals": [0.1], "contractions": [], "turns": []}]
+    batches = [
+        BatchRecord(data=0, num_tokens=n, loss=1.0, scores={"kl": [[value]]}, fixed_point=still)
+        for value, n in zip(values, tokens, strict=True)
+    ]
+    identity = identify_model(make_iiet(num_layers=1, num_iterations=1), "m")
+    return Profile.of(batches, identity, [DATA], SETTINGS)
 
 
 def test_the_standard_error_of_equal_batches_is_their_deviation_by_root_n():
     values = [0.1, 0.4, 0.2, 0.7]
-    profile = make_profile(made_batches(values, [8] * 4), one_iteration_identity(), DATA, SETTINGS)
+    profile = profile_of(values, [8] * 4)
     deviation = torch.tensor(values, dtype=torch.float64).std().item()
     assert profile.scores["kl"] == [[pytest.approx(0.35)]]
     assert profile.standard_errors["kl"] == [[pytest.approx(deviation / math.sqrt(4))]]
 
 
 def test_a_small_last_batch_counts_by_its_tokens():
-    profile = make_profile(made_batches([0.2, 0.2, 0.8], [8, 8, 4]), one_iteration_identity(), DATA, SETTINGS)
+    profile = profile_of([0.2, 0.2, 0.8], [8, 8, 4])
     assert profile.scores["kl"] == [[pytest.approx(0.32)]]
     spread = 2 * (0.4 * 0.12) ** 2 + (0.2 * 0.48) ** 2
     assert profile.standard_errors["kl"] == [[pytest.approx(math.sqrt(1.5 * spread))]]
 
 
 def test_one_batch_has_no_standard_error():
-    profile = make_profile(made_batches([0.2], [8]), one_iteration_identity(), DATA, SETTINGS)
-    assert profile.standard_errors is None
+    assert profile_of([0.2], [8]).standard_errors is None
 
 
 def test_a_model_without_iterations_is_refused(tokens):
@@ -168,26 +291,27 @@ def test_a_model_without_iterations_is_refused(tokens):
         profile_model(make_iiet(num_iterations=0), [tokens])
 
 
-def test_nan_logits_name_the_batch(tokens):
+def test_nan_states_name_the_batch_and_the_layer(tokens):
     model = make_iiet(num_iterations=1)
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = float("nan")
     model.lm_head.weight = torch.nn.Parameter(torch.ones(97, 32))
     clean = torch.where(tokens == 50, 51, tokens)
-    with pytest.raises(InputError, match="batch 2: the model's logits hold NaN or infinity"):
+    with pytest.raises(InputError, match="batch 2: the state of layer 1 holds NaN or infinity"):
         profile_model(model, [clean, torch.full((1, 4), 50)])
 
 
-def test_nan_of_one_stop_names_batch_layer_and_stop(tokens, monkeypatch):
+def test_nan_of_one_stop_names_batch_and_layer(tokens, monkeypatch):
     model = make_iiet(num_iterations=1)
-    run_layers = model.model.run_layers
+    run_layer = model.model.run_layer
 
-    def spoilt(hidden_states, history, start, **context):
-        return run_layers(hidden_states, history, start, **context) * (float("inf") if start == 2 else 1)
+    def spoilt(layer, hidden_states, history, **context):
+        hidden_states, history = run_layer(layer, hidden_states, history, **context)
+        return hidden_states * float("inf"), history
 
-    monkeypatch.setattr(model.model, "run_layers", spoilt)
-    with pytest.raises(InputError, match="batch 1: layer 2 stopped after 0 iterations: the model's logits"):
-        profile_model(model, [tokens])
+    monkeypatch.setattr(model.model, "run_layer", spoilt)
+    with pytest.raises(InputError, match="batch 1: the model stopped early in layer 2: its logits hold NaN"):
+        profile_model(model, [tokens], memory=0)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +339,11 @@ def test_a_model_in_training_mode_is_refused(tokens):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "message"), [(["loss"], "metric: found 'loss'; accepted: kl, cosine"), ([], "found 'none'")]
+    ("metrics", "message"),
+    [
+        (["kl", "magic"], "metric: found 'magic'; accepted: kl, loss, taylor, cosine, relative_l2"),
+        ([], "found 'none'"),
+    ],
 )
 def test_unknown_metrics_and_none_are_refused(metrics, message, tokens):
     with pytest.raises(InputError, match=message):

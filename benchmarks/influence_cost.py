@@ -1,0 +1,136 @@
+"""What a profile costs: block evaluations, seconds and memory, against full forward passes.
+
+    python benchmarks/influence_cost.py                     # 12 layers of the paper's 55M model, r = 3
+    python benchmarks/influence_cost.py --vocab-size 8192 --num-tokens 2048
+
+Everything is timed in turns in one run; ratios are medians over the rounds. Exit code 1 where a bound is missed:
+
+    exact kl over all (t, i)    at most half of L r + 1 full forward passes, in evaluations and in seconds
+    taylor for all (t, i)       at most 4 full forward passes, in seconds
+    memory, all metrics         at most twice that of the model's own forward pass
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from iiad.benchmarking.memory import peak_bytes
+from iiad.checkpoints import identify_model
+from iiad.influence import METRICS, num_profile_evaluations, profile_batch
+from iiad.models import IIETConfig, IIETForCausalLM
+
+
+def main() -> int:
+    """Measure, print, and say whether every bound is kept."""
+    options = read_options()
+    model = make_model(options)
+    tokens = torch.randint(
+        options.vocab_size, (options.batch_size, options.num_tokens), device=options.device
+    )
+
+    @torch.no_grad()
+    def forward() -> Any:
+        return model(input_ids=tokens, use_cache=False).logits
+
+    works: dict[str, Callable[[], Any]] = {
+        "one full forward pass": forward,
+        "exact kl": lambda: profile_batch(model, tokens, ["kl"]),
+        "taylor": lambda: profile_batch(model, tokens, ["taylor"]),
+        "cosine, relative_l2": lambda: profile_batch(model, tokens, ["cosine", "relative_l2"]),
+        "all metrics": lambda: profile_batch(model, tokens),
+    }
+    seconds = time_in_turns(works, options)
+    peaks = {name: peak_bytes(work, options.device) for name, work in works.items()}
+    base = "one full forward pass"
+    print(f"{'':24}{'seconds':>10}{'in forward passes':>20}{'peak MiB':>12}{'ratio':>8}")
+    for name in works:
+        times = median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+        print(
+            f"{name:24}{median(seconds[name]):10.2f}{times:20.2f}{peaks[name] / 2**20:12.1f}"
+            f"{peaks[name] / peaks[base]:8.2f}"
+        )
+    return judge(model, seconds, peaks, base)
+
+
+def judge(model: IIETForCausalLM, seconds: dict[str, list[float]], peaks: dict[str, int], base: str) -> int:
+    """Each bound beside what was found; 1 where one is missed."""
+    identity = identify_model(model, "random weights")
+    passes = sum(model.config.iterations) + 1
+    evaluations = num_profile_evaluations(identity, ["kl"]) / (passes * identity.num_evaluations)
+
+    def in_passes(name: str) -> float:
+        return median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+    bounds = [
+        (f"exact kl, evaluations as a share of {passes} passes'", evaluations, 0.5),
+        (f"exact kl, seconds as a share of {passes} passes'", in_passes("exact kl") / passes, 0.5),
+        ("taylor, seconds in forward passes", in_passes("taylor"), 4.0),
+        (f"all {len(METRICS)} metrics, memory in forward passes", peaks["all metrics"] / peaks[base], 2.0),
+    ]
+    print()
+    for name, found, bound in bounds:
+        print(f"{name:52}{found:8.3f}   at most {bound:g}   {'kept' if found <= bound else 'MISSED'}")
+    return int(any(found > bound for _, found, bound in bounds))
+
+
+def time_in_turns(works: dict[str, Callable[[], Any]], options: Any) -> dict[str, list[float]]:
+    """Seconds of each, round by round, after one round that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(options.rounds + 1):
+        for name, work in works.items():
+            synchronize(options.device)
+            started = time.perf_counter()
+            work()
+            synchronize(options.device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def synchronize(device: str) -> None:
+    """Wait until all that was asked of a GPU is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def make_model(options: Any) -> IIETForCausalLM:
+    """An IIET with random weights: cost does not depend on what they are."""
+    torch.manual_seed(0)
+    config = IIETConfig(
+        vocab_size=options.vocab_size,
+        hidden_size=options.hidden_size,
+        intermediate_size=options.hidden_size * 11 // 4,
+        num_layers=options.num_layers,
+        num_attention_heads=max(1, options.hidden_size // 128),
+        max_position_embeddings=max(2048, options.num_tokens),
+        num_iterations=options.num_iterations,
+    )
+    return IIETForCausalLM(config).eval().to(options.device, getattr(torch, options.dtype))
+
+
+def read_options() -> Any:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--num-layers", type=int, default=12)
+    parser.add_argument("--num-iterations", type=int, default=3)
+    parser.add_argument("--hidden-size", type=int, default=512)
+    parser.add_argument("--vocab-size", type=int, default=32000)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--num-tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""How much is run at a time so that a profile fits into memory, estimated from sizes. All rules here are ours.
+
+Legend: B batch, T tokens, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from iiad.models import IIETForCausalLM
+
+__all__ = ["MemoryPlan", "free_bytes"]
+
+SHARE_OF_FREE = 0.5
+"""Of the memory that is free: the rest is for what the estimate leaves out."""
+
+
+TIMES_EVALUATION = 1.9
+"""What the model itself takes to evaluate the batch: twice that, less a margin for what the estimate leaves out."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How much of a batch (B, T) is kept and run at a time.
+
+    limit: bytes that the profile may take beside the weights.
+    num_rows: B. row: bytes that one number for each token of a row takes: T * itemsize.
+    """
+
+    limit: int
+    num_rows: int
+    row: int
+    model: IIETForCausalLM
+
+    @classmethod
+    def of(
+        cls, model: IIETForCausalLM, num_rows: int, num_tokens: int, limit: int | None = None
+    ) -> MemoryPlan:
+        """limit: default: twice what the model takes to evaluate the batch, or half of what is free if less."""
+        plan = cls(0, num_rows, num_tokens * model.dtype.itemsize, model)
+        if limit is None:
+            evaluation = num_rows * plan.row * plan._evaluating()
+            limit = min(int(TIMES_EVALUATION * evaluation), int(SHARE_OF_FREE * free_bytes(model.device)))
+        return cls(limit, num_rows, plan.row, model)
+
+    def num_kept_layers(self) -> int:
+        """Layers, from the first, whose iterates are kept until their stops are run, 0 to L; others are run again."""
+        config = self.model.config
+        left = self._left() - self._running()
+        return max(0, min(config.num_layers, left // max(1, config.hidden_size * max(config.iterations))))
+
+    def num_stops(self, layer: int) -> int:
+        """Stops of this layer (from 0) and those below it to run as one batch, at least 1."""
+        config = self.model.config
+        kept = sum(config.iterations[: min(layer + 1, self.num_kept_layers())])
+        return max(1, (self._left() - config.hidden_size * kept) // self._running())
+
+    def num_stopped_rows(self) -> int:
+        """Rows of a single stop to run at a time, 1 to B: fewer than B where not even one stop fits whole."""
+        return min(self.num_rows, max(1, self.num_rows * self._left() // self._running()))
+
+    def num_backward_rows(self) -> int:
+        """Rows to take through the backward pass at a time, 1 to B; kept beside it are the states of all layers."""
+        config = self.model.config
+        most = config.num_start_evaluations + max(config.iterations)
+        saved = 10 * config.hidden_size + 5 * config.intermediate_size + self._scores()
+        held = most * saved + config.hidden_size * config.num_layers
+        left = self._left() + config.vocab_size  # the logits are gone
+        return min(self.num_rows, max(1, self.num_rows * left // held))
+
+    def _left(self) -> int:
+        """Numbers per token of the batch beside what is always kept: the logits, and every layer's state."""
+        config = self.model.config
+        kept = config.vocab_size + config.hidden_size * (2 + config.num_layers)
+        return self.limit // (self.num_rows * self.row) - kept
+
+    def _evaluating(self) -> int:
+        """Numbers per token of the model's own forward pass, at most at a time: its logits, or those of a layer."""
+        config = self.model.config
+        history = config.num_layers if config.history else 0
+        layer = config.hidden_size * (history + 4) + 9 * config.intermediate_size // 2 + self._scores()
+        return max(config.vocab_size + config.hidden_size, layer)
+
+    def _running(self) -> int:
+        """Numbers per token while a stopped model runs: its history, attention's and the MLP's, a chunk of logits."""
+        config = self.model.config
+        history = config.num_layers if config.history else 0
+        states = config.hidden_size * (history + 6) + 4 * config.intermediate_size
+        return states + config.vocab_size // 8 + self._scores()
+
+    def _scores(self) -> int:
+        """Attention weights, which only the eager implementation holds."""
+        config = self.model.config
+        if config._attn_implementation != "eager":
+            return 0
+        return 3 * config.num_attention_heads * self.row // self.model.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had on a device; on the CPU also within the limit that a container sets."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    available = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(available, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return available
