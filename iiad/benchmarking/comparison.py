@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ from iiad.planning import Plan
 from iiad.reporting.progress import progress, say
 
 from .artefact import Bench, BenchResult, BenchSettings, Spread
+from .machine import device_name
 from .timing import Timing, random_prompts, time_model
 
-__all__ = ["bench_models"]
+__all__ = ["bench_models", "check_counts"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def bench_models(
             is checked first.
     """
     counts = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    _check_counts({**counts, "repeats": repeats}, seed)
+    check_counts({**counts, "repeats": repeats}, seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -93,7 +93,7 @@ def bench_models(
         seed=seed,
         dtype=dtype,
         device=device,
-        device_name=_device_name(device),
+        device_name=device_name(device),
         num_threads=torch.get_num_threads(),
         torch_version=torch.__version__,
     )
@@ -105,7 +105,8 @@ def bench_models(
     return Bench(settings=settings, results=results)
 
 
-def _check_counts(counts: dict[str, int], seed: int) -> None:
+def check_counts(counts: dict[str, int], seed: int) -> None:
+    """Raise InputError for a count below 1 or a seed below 0."""
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name}: found {value}; accepted: at least 1")
@@ -149,12 +150,6 @@ def _run_rounds(rows: Sequence[_Row], new_tokens: int, repeats: int) -> list[lis
                 own.append(row.run(new_tokens))
                 advance(1)
     return [own[1:] for own in timings]
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 def _describe(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-__all__ = ["Timing", "random_prompts", "time_model"]
+__all__ = ["Timing", "now", "random_prompts", "time_model"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def time_model(model: Any, prompts: Tensor, num_steps: int) -> Timing:
     only_last = {"logits_to_keep": 1} if takes_keep else {}
     cache = DynamicCache(config=model.config)
     chosen = []
-    started = _now(prompts.device)
+    started = now(prompts.device)
     inputs = prompts
     for step in range(num_steps + 1):
         logits = model(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
         inputs = logits[:, -1:].argmax(-1)  # (B, 1)
         chosen.append(inputs)
         if step == 0:
-            prefilled = _now(prompts.device)
-    ended = _now(prompts.device)
+            prefilled = now(prompts.device)
+    ended = now(prompts.device)
     return Timing(prefilled - started, ended - prefilled, _cache_bytes(cache), torch.cat(chosen, 1))
 
 
@@ -65,7 +65,7 @@ def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int)
     return torch.randint(vocab_size, (batch_size, num_tokens), generator=generator)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds on a monotonic clock, once all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

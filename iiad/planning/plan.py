@@ -10,28 +10,65 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from iiad.artefacts import Artefact, ModelIdentity
 from iiad.errors import InputError
 
+from .bounds import Bounds
+from .targets import Targets
+
 __all__ = ["Plan", "check_plan"]
 
 
+_REQUIRED: dict[str, set[str]] = {
+    "explicit": set(),
+    "threshold": {"metric", "threshold", "profile_fingerprint"},
+    "target": {"metric", "targets", "profile_fingerprint", "predicted_loss", "explanation"},
+}
+"""Of the fields that say how a plan came about, those that one of each origin must have."""
+
+_OPTIONAL: dict[str, set[str]] = {
+    "explicit": set(),
+    "threshold": {"normalize", "bounds", "predicted_loss", "predicted_loss_error", "explanation"},
+    "target": {"bounds", "predicted_loss_error", "latency_fingerprint"},
+}
+"""And those that it may have."""
+
+_PROVENANCE = set().union(*_REQUIRED.values(), *_OPTIONAL.values())
+
+
 class Plan(Artefact):
-    """A budget of iterations for each layer of a teacher.
+    """A budget of iterations for each layer of a teacher, and how it came about.
 
     Refused as invalid: a budget of another length than the teacher's layers, below 0 or above the teacher's own;
-    a threshold plan that does not say by which metric, threshold and profile, an explicit one that does.
+    a threshold plan that does not say by which metric, threshold and profile, a target plan without its targets,
+    an explicit one that says any of it.
     """
 
     kind: Literal["plan"] = "plan"
     teacher: ModelIdentity
     num_iterations: list[int] = Field(description="the budget: r_t for each layer")
-    origin: Literal["threshold", "explicit"] = Field(description="the rule that made it, or written by hand")
-    metric: str | None = Field(
-        default=None, description="the influence that was compared; threshold plans only"
+    origin: Literal["threshold", "target", "explicit"] = Field(
+        description="the rule or the target that made it, or written by hand: then all below is null"
     )
+    metric: str | None = Field(default=None, description="the influence that was compared")
     threshold: float | None = Field(
-        default=None, ge=0, description="in the metric's unit; threshold plans only"
+        default=None, ge=0, description="in the metric's unit or, normalized, a share; threshold plans only"
     )
-    profile_fingerprint: str | None = Field(
-        default=None, description="sha256 of the profile's file; threshold plans only"
+    normalize: Literal["none", "layer", "model"] | None = Field(
+        default=None,
+        description="what scores were divided by before the threshold; null in a threshold plan: none",
+    )
+    targets: Targets | None = Field(default=None, description="what it had to reach; target plans only")
+    bounds: Bounds | None = Field(
+        default=None, description="what it could give each layer; null: as the teacher"
+    )
+    predicted_loss: float | None = Field(
+        default=None, description="sum of the dropped scores, in the metric's unit"
+    )
+    predicted_loss_error: float | None = Field(
+        default=None, ge=0, description="its standard error over the profile's batches; null for one batch"
+    )
+    explanation: str | None = Field(default=None, description="how it came about, in one sentence")
+    profile_fingerprint: str | None = Field(default=None, description="sha256 of the profile's file")
+    latency_fingerprint: str | None = Field(
+        default=None, description="sha256 of the latency table's file, if it had a part in the plan"
     )
 
     @classmethod
@@ -52,7 +89,9 @@ class Plan(Artefact):
     @property
     def compute_cut(self) -> float:
         """Block evaluations dropped / block evaluations of the teacher, in [0, 1)."""
-        return 1 - self.num_evaluations / self.teacher.num_evaluations
+        # Subtracted first, so that 1 in 10 is 0.1 and not 0.09999999999999998.
+        whole = self.teacher.num_evaluations
+        return (whole - self.num_evaluations) / whole
 
     @property
     def num_evaluations(self) -> int:
@@ -73,11 +112,16 @@ class Plan(Artefact):
 
     @model_validator(mode="after")
     def _origin_is_complete(self) -> Self:
-        for name in ("metric", "threshold", "profile_fingerprint"):
-            if (getattr(self, name) is None) != (self.origin == "explicit"):
-                accepted = "null" if self.origin == "explicit" else "a value"
+        required, optional = _REQUIRED[self.origin], _OPTIONAL[self.origin]
+        if self.targets is not None and self.targets.limits_latency:
+            required = required | {"latency_fingerprint"}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            missing = value is None and name in required
+            if missing or (value is not None and name in _PROVENANCE - required - optional):
+                accepted = "a value" if missing else "null"
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; accepted in a plan of origin {self.origin!r}: {accepted}"
+                    f"{name} is {value!r}; accepted in a plan of origin {self.origin!r}: {accepted}"
                 )
         return self
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import main
+from cli.data_sets import all_data, gather_data, split_data
 from iiad.evaluation import Evaluation
 from iiad.planning import Plan
 from iiad.training import RunRecord
@@ -125,26 +126,17 @@ def test_a_full_disk_is_one_line(iiad, monkeypatch):
 
 
 def test_data_takes_several_values_as_a_shell_gives_them():
-    spread = main.spread_data(["evaluate", "m", "--data", "a", "b", "--plan", "p", "--data", "c", "d"])
-    assert spread == [
-        "evaluate",
-        "m",
-        "--data",
-        "a",
-        "--data",
-        "b",
-        "--plan",
-        "p",
-        "--data",
-        "c",
-        "--data",
-        "d",
-    ]
+    arguments = ["evaluate", "m", "--data", "a", "b", "--plan", "p", "--data", "c", "d", "e"]
+    gathered = gather_data(arguments)
+    assert gathered[:3] == ["evaluate", "m", "--data"]
+    assert gathered[4:7] == ["--plan", "p", "--data"]
+    assert split_data([gathered[3], gathered[7]]) == [["a", "b"], ["c", "d", "e"]]
+    assert all_data([gathered[3], gathered[7]]) == ["a", "b", "c", "d", "e"]
 
 
 @given(st.lists(st.sampled_from(["--plan", "x", "--data=y", "-h", "-"])))
 def test_arguments_without_data_are_left_alone(arguments):
-    assert main.spread_data(arguments) == arguments
+    assert gather_data(arguments) == arguments
 
 
 def test_the_command_is_installed_and_does_not_import_torch_for_help():

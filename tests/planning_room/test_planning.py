@@ -1,8 +1,7 @@
-"""The threshold rule, its curve, and plans as files; none of it may need torch."""
+"""The threshold rule, and plans as files; none of it may need torch."""
 
 import hashlib
 import json
-import math
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,19 +14,30 @@ from pydantic import ValidationError
 
 import iiad
 from iiad.errors import InputError
-from iiad.planning import Plan, check_plan, choose_threshold, plan_by_threshold, threshold_curve
-from tests.influence_room.test_profile import make_profile
+from iiad.planning import (
+    Bounds,
+    Plan,
+    Targets,
+    check_plan,
+    normalize_scores,
+    plan_by_target,
+    plan_by_threshold,
+    threshold_curve,
+)
+from tests.influence_room.profiles import make_profile
+from tests.planning_room.latencies import make_table
 
 NUMBERS = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 0.25, 0.5, -0.5, 5e-324, 1e-300]))
 SCORES = st.lists(st.lists(NUMBERS, max_size=4), min_size=1, max_size=5).filter(any)
+NORMALIZE = st.sampled_from(["none", "layer", "model"])
 
 
 def profile_of(scores):
     return make_profile({"kl": scores}, tuple(len(layer) for layer in scores))
 
 
-def budget(scores, threshold):
-    return plan_by_threshold(profile_of(scores), threshold).num_iterations
+def budget(scores, threshold, normalize="none"):
+    return plan_by_threshold(profile_of(scores), threshold, normalize=normalize).num_iterations
 
 
 @pytest.mark.parametrize(
@@ -53,11 +63,75 @@ def test_threshold_zero_keeps_even_iterations_that_harm():
     assert plan_by_threshold(profile_of([[0.1]]), -0.0).model_dump_json().count("-0.0") == 0
 
 
-@given(SCORES, st.floats(0, 2e6), st.floats(0, 2e6))
-def test_a_higher_threshold_never_adds_an_iteration(scores, one, other):
+@given(SCORES, st.floats(0, 2e6), st.floats(0, 2e6), NORMALIZE)
+def test_a_higher_threshold_never_adds_an_iteration(scores, one, other, normalize):
     low, high = sorted([one, other])
-    assert all(a >= b for a, b in zip(budget(scores, low), budget(scores, high), strict=True))
-    assert budget(scores, 0) == [len(layer) for layer in scores]
+    fewer, more = (budget(scores, threshold, normalize) for threshold in (high, low))
+    assert all(a >= b for a, b in zip(more, fewer, strict=True))
+    assert budget(scores, 0, normalize) == [len(layer) for layer in scores]
+
+
+@given(SCORES, NORMALIZE)
+def test_normalized_scores_are_shares_of_the_largest_in_the_same_order(scores, normalize):
+    shares = normalize_scores(scores, normalize)
+    for layer, own in zip(shares, scores, strict=True):
+        for i, j in pairwise(range(len(own))):
+            assert (layer[i] - layer[j]) * (1 if own[i] >= own[j] else -1) >= 0
+        assert all(
+            (share >= 0) == (score >= 0) or share == 0 for share, score in zip(layer, own, strict=True)
+        )
+    groups = {
+        "none": [],
+        "layer": list(zip(shares, scores, strict=True)),
+        "model": [tuple([x for layer in layers for x in layer] for layers in (shares, scores))],
+    }
+    for group, own in groups[normalize]:
+        if any(own):
+            assert max(map(abs, group)) == 1
+        else:
+            assert not any(group)
+
+
+def test_a_normalized_threshold_is_a_share():
+    scores = [[8.0, 2.0, 0.1], [0.08, 0.02, 0.04], [0.0, 0.0, 0.0]]
+    assert budget(scores, 0.25, "layer") == [2, 3, 0]
+    assert budget(scores, 0.25, "model") == [2, 0, 0]
+    assert budget(scores, 0.25, "none") == [2, 0, 0]
+    assert budget(scores, 1.0, "layer") == [1, 1, 0]
+    assert budget(scores, 0.005, "model") == [3, 3, 0]
+    with pytest.raises(InputError, match="normalize: found 'all'; accepted: none, layer, model"):
+        budget(scores, 0.25, "all")
+
+
+@given(SCORES, st.floats(0, 2e6), st.data())
+def test_bounds_clip_what_the_rule_gives(scores, threshold, data):
+    most = max(map(len, scores))
+    least = data.draw(st.integers(0, most))
+    highest = data.draw(st.integers(least, most))
+    pinned = data.draw(st.integers(1, len(scores)))
+    pins = {pinned: data.draw(st.integers(0, len(scores[pinned - 1])))}
+    plan = plan_by_threshold(profile_of(scores), threshold, bounds=Bounds(least, highest, pins))
+    for t, (r, free, layer) in enumerate(
+        zip(plan.num_iterations, budget(scores, threshold), scores, strict=True), 1
+    ):
+        wanted = min(max(free, min(least, len(layer))), highest)
+        assert r == pins.get(t, wanted)
+
+
+def test_a_threshold_plan_says_how_it_came_about():
+    profile = make_profile()
+    plan = plan_by_threshold(profile, 0.1, "cosine", "layer", Bounds(max_iterations=2, pins={1: 1}))
+    assert (plan.normalize, plan.metric, plan.bounds) == ("layer", "cosine", Bounds(None, 2, {1: 1}))
+    assert plan.explanation == (
+        "each layer keeps its iterations up to the last one whose influence by cosine reaches 0.1 of the largest of "
+        "its layer, clipped to at most 2 iterations a layer, layer 1 at 1"
+    )
+    dropped = profile.scores["cosine"][0][1:] + profile.scores["cosine"][2][2:]
+    assert plan.predicted_loss == pytest.approx(sum(dropped))
+    # The batches lie 10 % to both sides: standard deviation / sqrt(8), with 7 degrees of freedom.
+    assert plan.predicted_loss_error == pytest.approx(plan.predicted_loss * 0.1 / 7**0.5)
+    assert plan_by_threshold(make_profile(errors=False), 0.1).predicted_loss_error is None
+    assert plan_by_threshold(profile, 0).explanation == "threshold 0 keeps every iteration"
 
 
 @pytest.mark.parametrize("threshold", [-1e-9, -1, float("nan"), float("inf"), float("-inf")])
@@ -71,91 +145,6 @@ def test_a_threshold_that_is_no_number_from_zero_is_refused(threshold):
 def test_a_metric_that_the_profile_lacks_is_refused_with_those_it_has(function, metric, problem):
     with pytest.raises(InputError, match=f"metric '{metric}': .*{problem}; accepted: kl"):
         function(profile_of([[0.1]]), metric)
-
-
-@given(SCORES)
-def test_the_curve_holds_every_plan_of_the_rule_once_in_order(scores):
-    curve = threshold_curve(profile_of(scores))
-    plans = [point.num_iterations for point in curve]
-    assert len(set(plans)) == len(plans)
-    assert plans[0] == tuple(len(layer) for layer in scores)
-    assert not any(plans[-1])
-    values = {abs(score) for layer in scores for score in layer}
-    tried = {0.0, *values, *(math.nextafter(value, math.inf) for value in values)}
-    assert {tuple(budget(scores, threshold)) for threshold in tried} == set(plans)
-    for before, after in pairwise(curve):
-        assert before.up_to == after.above
-        assert before.overhead_cut < after.overhead_cut
-    for point in curve:
-        assert tuple(budget(scores, point.threshold)) == point.num_iterations
-        if point.above < point.up_to < math.inf:
-            assert tuple(budget(scores, point.up_to)) == point.num_iterations
-            assert tuple(budget(scores, math.nextafter(point.above, math.inf))) == point.num_iterations
-
-
-def test_the_curve_puts_thresholds_half_way_and_sums_what_is_dropped():
-    curve = threshold_curve(profile_of([[0.4, 0.1], [0.9]]))
-    assert [point.num_iterations for point in curve] == [(2, 1), (1, 1), (0, 1), (0, 0)]
-    assert [point.threshold for point in curve] == pytest.approx([0, 0.2, 0.6, 1.8])
-    assert [point.overhead_cut for point in curve] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert [point.predicted_loss for point in curve] == pytest.approx([0, 0.1, 0.5, 1.4])
-    assert [(point.above, point.up_to) for point in curve] == [
-        (0, 0.1),
-        (0.1, 0.4),
-        (0.4, 0.9),
-        (0.9, math.inf),
-    ]
-
-
-def test_the_curve_of_scores_below_zero_has_the_teacher_at_zero_alone():
-    curve = threshold_curve(profile_of([[0.4, -0.1], [-0.3]]))
-    assert [point.num_iterations for point in curve] == [(2, 1), (1, 0), (0, 0)]
-    assert [point.threshold for point in curve] == pytest.approx([0, 0.2, 0.8])
-    assert [point.predicted_loss for point in curve] == pytest.approx([0, -0.4, 0])
-    curve = threshold_curve(profile_of([[-0.1]]))
-    assert [(point.threshold, point.num_iterations) for point in curve] == [(0, (1,)), (1, (0,))]
-
-
-def chosen(scores):
-    curve = threshold_curve(profile_of(scores))
-    threshold, why = choose_threshold(curve)
-    assert "\n" not in why
-    assert f"{threshold:.3g}" in why
-    return budget(scores, threshold), why
-
-
-def test_the_threshold_chosen_is_the_knee():
-    found, why = chosen([[1.0, 0.01, 0.002], [0.8, 0.02, 0.001]])
-    assert found == [1, 1]
-    assert "an overhead cut of 67% for a predicted loss of 0.033" in why
-    assert "a cut of 100% is predicted to lose 1.83" in why
-
-
-@pytest.mark.parametrize(
-    ("scores", "wanted"),
-    [
-        ([[0.5, 0.5], [0.5]], [2, 1]),  # no point below the chord: the plan that cuts least
-        ([[0.5]], [1]),
-        ([[0.0, 0.0]], [0]),  # nothing is lost
-        ([[-0.1, -0.2]], [0]),  # nothing is lost, and something won
-        ([[0.5, -0.5], [0.0]], [1, 0]),
-    ],
-)
-def test_the_choice_stands_ties_one_step_and_scores_below_zero(scores, wanted):
-    assert chosen(scores)[0] == wanted
-
-
-def test_one_point_is_chosen_and_none_refused():
-    [point, *_] = threshold_curve(profile_of([[0.5]]))
-    assert choose_threshold([point])[0] == 0
-    with pytest.raises(InputError, match="curve: found no point"):
-        choose_threshold([])
-
-
-@given(SCORES)
-def test_some_point_of_the_curve_is_always_chosen(scores):
-    curve = threshold_curve(profile_of(scores))
-    assert choose_threshold(curve)[0] in [point.threshold for point in curve]
 
 
 def test_a_plan_knows_what_it_costs_and_where_it_came_from(tmp_path):
@@ -242,6 +231,64 @@ def test_a_spoilt_file_gives_one_line(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def target_plan():
+    profile = make_profile()
+    targets = Targets(overhead_cut=0.4, speedup=1.1)
+    return plan_by_target(profile, targets, "kl", Bounds(pins={3: 1}), make_table(profile.model))
+
+
+def test_a_target_plan_survives_its_file(tmp_path):
+    plan = target_plan()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert (plan.origin, plan.threshold, plan.normalize) == ("target", None, None)
+    assert plan.targets == Targets(overhead_cut=0.4, speedup=1.1)
+    assert plan.bounds == Bounds(pins={3: 1})
+    assert plan.latency_fingerprint == make_table(plan.teacher).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": None}, "targets is None; accepted in a plan of origin 'target': a value"),
+        ({"threshold": 0.1}, "threshold is 0.1; accepted in a plan of origin 'target': null"),
+        ({"normalize": "none"}, "normalize is 'none'; accepted .*: null"),
+        ({"predicted_loss": None}, "predicted_loss is None; accepted .*: a value"),
+        ({"latency_fingerprint": None}, "latency_fingerprint is None; accepted .*: a value"),
+        ({"targets": {"speedup": 0}}, "targets: speedup: found 0.0; accepted: a number above 0"),
+        ({"targets": {"speed": 2}}, "targets.speed: "),
+        ({"bounds": {"pins": {"x": 1}}}, "bounds.pins.x"),
+        ({"bounds": {"min_iterations": 2, "max_iterations": 1}}, "bounds: min_iterations: found 2; accepted"),
+        ({"origin": "explicit"}, "metric is 'kl'; accepted in a plan of origin 'explicit': null"),
+        ({"origin": "threshold"}, "threshold is None; accepted in a plan of origin 'threshold': a value"),
+        ({"predicted_loss_error": -1}, "predicted_loss_error: "),
+    ],
+)
+def test_a_spoilt_target_plan_gives_one_line(change, message, tmp_path):
+    fields = json.loads(target_plan().model_dump_json())
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**fields, **change}))
+    with pytest.raises(InputError, match=message) as caught:
+        Plan.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_from_before_plans_explained_themselves_still_loads(tmp_path):
+    fields = json.loads(plan_by_threshold(make_profile(), 0.1).model_dump_json())
+    new = (
+        "normalize",
+        "targets",
+        "bounds",
+        "predicted_loss",
+        "predicted_loss_error",
+        "explanation",
+        "latency_fingerprint",
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({name: value for name, value in fields.items() if name not in new}))
+    assert Plan.load(path).threshold == 0.1
+
+
 def test_a_plan_is_frozen():
     with pytest.raises(ValidationError):
         Plan.explicit([1, 0, 1], make_profile().model).num_iterations = [0, 0, 0]
@@ -252,7 +299,7 @@ def test_planning_needs_neither_torch_nor_transformers_nor_scipy():
         "import sys, types; package = types.ModuleType('iiad'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['iiad'] = package\n"  # the real one registers the models
         "for name in ('torch', 'transformers', 'scipy', 'numpy', 'safetensors'): sys.modules[name] = None\n"
-        "import iiad.planning, iiad.influence, iiad.reporting.planning, iiad.reporting.influence\n"
+        "import iiad.planning, iiad.influence, iiad.reporting.planning\n"
         "print(iiad.planning.plan_by_threshold.__name__)"
     )
     folder = str(Path(iiad.__file__).parent)

@@ -1,0 +1,128 @@
+"""What a plan costs: evaluations, FLOPs, cache bytes, parameters that lie idle, predicted seconds.
+
+All counts are ours. Legend: B sequences, T tokens of context, D model width, F MLP width, N query heads,
+K key/value heads, E head width, V vocabulary, t the layer from 1, r_t its iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iiad.artefacts import ModelIdentity, ModelShape
+from iiad.errors import InputError
+
+if TYPE_CHECKING:
+    from .latency import LatencyTable
+
+__all__ = ["DEFAULT_CONTEXT", "PlanCost", "cost_of"]
+
+DEFAULT_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What a model costs under a plan, with B sequences of T tokens.
+
+    context, batch_size: T and B.
+    num_iterations: sum of r_t.
+    num_evaluations: block evaluations per token.
+    cache_bytes_per_token: keys and values of all evaluations, for one token of one sequence.
+    cache_bytes: of B sequences of T tokens.
+    prefill_flops: floating-point operations of a prefill of B sequences of T tokens, of which the head sees the
+        last token of each. A multiply-add is 2. Counted: the projections of attention and MLP, attention scores
+        and values over the causal context (on average (T + 1) / 2 tokens), the sums over the history, the head.
+        Not counted: norms, softmax, rotation, activations, residuals, relaxation, the sums of PCformer's stages.
+    decode_flops: of one step for B sequences, each with T tokens in the cache; counted alike.
+    unused_parameters: parameters that the teacher uses and the plan does not. With history, of each layer that no
+        longer iterates: the LayerNorm after each iteration (2D) and its row of weights of the history (t + 1).
+        With relaxation: the damping of each iteration dropped.
+    prefill_seconds, decode_seconds: of such calls, as a latency table predicts them.
+
+    FLOPs and unused parameters are None where the model's shape is not known, seconds without a table.
+    """
+
+    context: int
+    batch_size: int
+    num_iterations: int
+    num_evaluations: int
+    cache_bytes_per_token: int
+    cache_bytes: int
+    prefill_flops: int | None
+    decode_flops: int | None
+    unused_parameters: int | None
+    prefill_seconds: float | None
+    decode_seconds: float | None
+
+
+def cost_of(
+    teacher: ModelIdentity,
+    num_iterations: Sequence[int],
+    context: int | None = None,
+    batch_size: int | None = None,
+    latency: LatencyTable | None = None,
+) -> PlanCost:
+    """The cost of a teacher under a plan.
+
+    context, batch_size: default to the latency table's or, without one, to 1024 and 1. latency: must be of this
+    teacher, context and batch size, which `check_latency` tells. Raises InputError for a number below 1.
+    """
+    if context is None:
+        context = latency.settings.context if latency else DEFAULT_CONTEXT
+    if batch_size is None:
+        batch_size = latency.settings.batch_size if latency else 1
+    for name, value in (("context", context), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name}: found {value}; accepted: a whole number from 1")
+    evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
+    per_token = evaluations * teacher.cache_bytes_per_slot
+    shape, start = teacher.shape, teacher.num_start_evaluations
+    prefill = decode = unused = None
+    if shape is not None:
+        prefill = batch_size * _flops(shape, num_iterations, start, context, context * (context + 1) // 2)
+        decode = batch_size * _flops(shape, num_iterations, start, 1, context + 1)
+        unused = _unused_parameters(shape, teacher.num_iterations, num_iterations)
+    return PlanCost(
+        context=context,
+        batch_size=batch_size,
+        num_iterations=sum(num_iterations),
+        num_evaluations=evaluations,
+        cache_bytes_per_token=per_token,
+        cache_bytes=per_token * context * batch_size,
+        prefill_flops=prefill,
+        decode_flops=decode,
+        unused_parameters=unused,
+        prefill_seconds=latency.prefill.seconds(num_iterations) if latency else None,
+        decode_seconds=latency.decode.seconds(num_iterations) if latency else None,
+    )
+
+
+def _flops(shape: ModelShape, num_iterations: Sequence[int], start: int, tokens: int, attended: int) -> int:
+    """FLOPs of one sequence: `tokens` new tokens that attend to `attended` tokens in all; the head sees one."""
+    d, heads, kv_heads, e = (
+        shape.hidden_size,
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+        shape.head_dim,
+    )
+    projections = 2 * d * e * (heads + 2 * kv_heads) + 2 * heads * e * d + 6 * d * shape.intermediate_size
+    evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
+    evaluations = sum(start + r for r in num_iterations)
+    history = sum(_history_terms(t, r) for t, r in enumerate(num_iterations, 1)) if shape.history else 0
+    return evaluations * evaluation + 2 * d * tokens * history + 2 * d * shape.vocab_size
+
+
+def _history_terms(t: int, r: int) -> int:
+    """States that layer t adds up: the t before it and its own for the output, and again for its iterations.
+
+    The sum over the t earlier states is the same for all iterations and done once.
+    """
+    return t + 1 + (t + r if r else 0)
+
+
+def _unused_parameters(shape: ModelShape, whole: Sequence[int], kept: Sequence[int]) -> int:
+    layers = list(enumerate(zip(whole, kept, strict=True), 1))
+    if shape.history:
+        return sum(2 * shape.hidden_size + t + 1 for t, (most, r) in layers if most and not r)
+    return sum(most - r for _, (most, r) in layers) if shape.relaxation else 0

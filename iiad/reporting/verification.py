@@ -1,0 +1,130 @@
+"""A verification as a table: what was predicted of plans beside what they cost the untrained teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.text import Text
+
+from iiad.influence.agreement import rank_correlation
+from iiad.planning.prediction import LOSS_UNITS
+from iiad.planning.verification import Verification, VerifiedPlan, additivity
+
+from .evaluation import format_share, plain_table
+from .pictures import draw_verification
+from .progress import say
+
+__all__ = ["VerificationReport", "draw_predictions", "verification_remarks"]
+
+TITLES = {
+    "plan": "the plan",
+    "threshold": "points of the threshold's curve",
+    "front": "best plans by prediction (Pareto front)",
+    "metric": "best plans by other metrics, as many iterations as the plan",
+    "baseline": "chosen without influence, as many iterations as the plan",
+}
+
+
+PICTURE_NAMES = {
+    "plan": "plan",
+    "threshold": "threshold",
+    "front": "Pareto front",
+    "metric": "other metrics",
+    "baseline": "no influence",
+}
+
+
+class VerificationReport:
+    """Rich renderable: all plans of a verification by where they come from, and what they say about the scores."""
+
+    def __init__(self, verification: Verification):
+        self.verification = verification
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        verification = self.verification
+        tokens = sum(part.num_tokens for part in verification.data)
+        yield Text(
+            f"untrained teacher {verification.model.name} on {tokens:,} tokens, "
+            f"perplexity {math.exp(verification.loss):.2f} in full; prediction by {verification.metric}\n"
+        )
+        sign = "+-" if options.ascii_only else "±"
+        for kind, title in TITLES.items():
+            plans = [plan for plan in verification.plans if plan.kind == kind]
+            if plans:
+                yield self._table(title, plans, sign)
+                yield Text()
+        yield Text("\n".join(verification_remarks(verification)))
+
+    def _table(self, title: str, plans: list[VerifiedPlan], sign: str) -> RenderableType:
+        table = plain_table(
+            ["plan"], ["overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity", "iterations"]
+        )
+        for plan in plans:
+            table.add_row(
+                plan.name,
+                format_share(plan.overhead_cut),
+                f"{plan.predicted:.4f}",
+                _measured(plan.kl, plan.kl_error, sign),
+                _measured(plan.loss, plan.loss_error, sign),
+                f"{math.exp(min(self.verification.loss + plan.loss, 700)):.2f}",
+                " ".join(map(str, plan.num_iterations)),
+            )
+        return Group(Text(title, style="italic"), table)
+
+
+def verification_remarks(verification: Verification) -> list[str]:
+    """What the figures say, in words: are scores additive, do they rank plans, does influence beat other choices?"""
+    remarks = []
+    ratio = additivity(verification)
+    points = verification.points
+    if ratio is not None:
+        verdict = (
+            "scores add up"
+            if 0.9 <= ratio <= 1.1
+            else "scores are not additive: "
+            f"together, iterations are worth {'more' if ratio > 1 else 'less'} than one by one"
+        )
+        remarks.append(f"True loss / predicted loss over the {len(points)} points: {ratio:.2f}: {verdict}.")
+    if len(points) > 2:
+        order = rank_correlation(
+            [plan.predicted for plan in points], [verification.true_loss(plan) for plan in points]
+        )
+        if order is not None:
+            remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
+    first, baselines = verification.plans[0], [plan for plan in verification.plans if plan.kind == "baseline"]
+    if first.kind == "plan" and baselines:
+        better = [
+            plan.name
+            for plan in baselines
+            if plan.kl < first.kl and plan.num_iterations != first.num_iterations
+        ]
+        same = sum(plan.num_iterations == first.num_iterations for plan in baselines)
+        others = len(baselines) - same
+        against = f"{others} plans of as many iterations that were chosen without influence"
+        if others and not better:
+            remarks.append(f"The plan has a smaller KL than all {against}.")
+        elif others:
+            remarks.append(
+                f"The plan has a smaller KL than {others - len(better)} of {against}; better: {', '.join(better)}."
+            )
+    return remarks
+
+
+def draw_predictions(verification: Verification, folder: str | Path) -> list[Path]:
+    """Predicted against true loss of every plan, by where it comes from. Raises InputError as `draw_verification`."""
+    errors = {"loss": "loss_error", "taylor": "loss_error"}
+    error = errors.get(verification.metric, "kl_error")
+    points = [
+        (PICTURE_NAMES[plan.kind], plan.predicted, verification.true_loss(plan), getattr(plan, error))
+        for plan in verification.plans
+    ]
+    paths = draw_verification(points, folder, unit=LOSS_UNITS[verification.metric])
+    say(f"drawn: {', '.join(map(str, paths))}")
+    return paths
+
+
+def _measured(value: float, error: float | None, sign: str) -> str:
+    return f"{value:.4f}" + ("" if error is None else f" {sign}{error:.4f}")

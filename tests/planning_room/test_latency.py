@@ -1,0 +1,181 @@
+"""The latency table: what it adds up, what it refuses, whom it may serve."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from iiad.artefacts import ModelIdentity
+from iiad.errors import InputError
+from iiad.planning.latency import LatencyCheck, LatencySettings, LatencyTable, PhaseLatency, check_latency
+
+LAYERS = [[0.25, 0.5, 0.75], [0.5], [0.25, 1.0]]
+MODEL = ModelIdentity(
+    name="teacher",
+    fingerprint="a" * 64,
+    model_type="iiet",
+    num_layers=3,
+    num_iterations=[2, 0, 1],
+    num_start_evaluations=1,
+    cache_bytes_per_slot=64,
+)
+SETTINGS = LatencySettings(
+    device="cpu",
+    device_name="a CPU",
+    dtype="float32",
+    batch_size=2,
+    context=128,
+    num_threads=1,
+    repeats=5,
+    torch_version="2.11",
+)
+
+
+def make_phase():
+    return PhaseLatency.of(1.0, LAYERS, [([2, 0, 1], 3.0), ([0, 0, 0], 2.5)])
+
+
+def make_table(**fields):
+    phases = {"decode": make_phase(), "prefill": make_phase()}
+    return LatencyTable(**{"model": MODEL, "settings": SETTINGS, **phases, **fields})
+
+
+def test_a_plan_takes_the_fixed_part_and_each_layer_at_its_iterations():
+    phase = make_phase()
+    assert phase.seconds([2, 0, 1]) == 1 + 0.75 + 0.5 + 1
+    assert phase.seconds((0, 0, 0)) == 1 + 0.25 + 0.5 + 0.25
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ([0, 0], "found 2 layers; accepted: 3, as were measured"),
+        ([0, 1, 0], "found 1 for layer 2; accepted: 0 to 0"),
+        ([-1, 0, 0], "found -1 for layer 1; accepted: 0 to 2"),
+    ],
+)
+def test_a_plan_that_was_not_measured_is_refused(plan, words):
+    with pytest.raises(InputError, match=words):
+        make_phase().seconds(plan)
+
+
+def test_errors_are_shares_of_what_was_measured_and_the_largest_is_named():
+    phase = make_phase()
+    assert [check.predicted_seconds for check in phase.checks] == [3.25, 2.0]
+    assert [check.error for check in phase.checks] == pytest.approx([0.25 / 3, -0.2])
+    assert phase.largest_error == pytest.approx(0.2)
+
+
+def test_a_table_survives_its_file_and_its_fingerprint_is_that_of_the_file(tmp_path):
+    path, table = tmp_path / "latency.json", make_table()
+    table.save(path)
+    assert LatencyTable.load(path) == table
+    assert table.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    other = make_table(settings=SETTINGS.model_copy(update={"context": 129}))
+    assert other.fingerprint != table.fingerprint
+
+
+def spoil(path, value):
+    """The table's fields, the one at the path replaced."""
+    fields = json.loads(make_table().model_dump_json())
+    *parents, last = path
+    place = fields
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (
+            ("decode", "fixed_seconds"),
+            -0.5,
+            "decode.fixed_seconds: input should be greater than or equal to 0",
+        ),
+        (("decode", "layers", 0, 1), -1, "decode.layers.0.1: input should be greater than or equal to 0"),
+        (("prefill", "layers", 2, 0), float("nan"), "prefill.layers.2.0: input should be a finite number"),
+        (("prefill", "layers", 2, 0), float("inf"), "prefill.layers.2.0: input should be a finite number"),
+        (("decode", "layers", 1), [], "decode.layers.1: list should have at least 1 item"),
+        (("decode", "layers"), [], "decode.layers: list should have at least 1 item"),
+        (("decode", "checks"), [], "decode.checks: list should have at least 1 item"),
+        (("decode", "checks", 0, "measured_seconds"), 0, "measured_seconds: input should be greater than 0"),
+        (
+            ("decode", "checks", 1, "num_iterations"),
+            [3, 0, 0],
+            "checks.1: num_iterations: found 3 for layer 1",
+        ),
+        (("decode", "checks", 0, "predicted_seconds"), 3, "found 3.0; accepted: 3.25, as the layers add up"),
+        (("model", "num_iterations"), [2, 0], "num_iterations has 2 entries; accepted: 3, one a layer"),
+        (("model", "num_iterations"), [0, 0, 0], "accepted: none below 0 and one above it"),
+        (
+            ("model", "num_iterations"),
+            [2, 0, 2],
+            "found 2 numbers for layer 3; accepted: 3, for 0 to 2 iterations",
+        ),
+        (("settings", "context"), 0, "settings.context: input should be greater than or equal to 1"),
+        (("settings", "dtype"), "int8", "settings.dtype: input should be 'float32' or 'bfloat16'"),
+        (("format_version",), 2, "format_version: "),
+        (("seconds",), 2, "seconds: no such field"),
+    ],
+)
+def test_a_spoilt_table_gives_one_line(path, value, words, tmp_path):
+    file = tmp_path / "latency.json"
+    file.write_text(json.dumps(spoil(path, value)))
+    with pytest.raises(InputError) as caught:
+        LatencyTable.load(file)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_phase_with_too_few_layers_is_refused():
+    short = PhaseLatency.of(1.0, LAYERS[:2], [([0, 0], 1.0)])
+    with pytest.raises(ValidationError, match="prefill: found 2 layers; accepted: 3, as the model has"):
+        make_table(prefill=short)
+
+
+def test_a_table_serves_its_own_model_as_it_was_measured():
+    truncated = MODEL.model_copy(update={"num_iterations": [1, 0, 0], "name": "elsewhere"})
+    for teacher in (MODEL, truncated):
+        check_latency(make_table(), teacher)
+        check_latency(make_table(), teacher, device="cpu", dtype="float32", batch_size=2, context=128)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "asked", "words"),
+    [
+        (
+            {"fingerprint": "b" * 64},
+            {},
+            f"for model teacher ({'a' * 12}); found teacher ({'b' * 12}), which has",
+        ),
+        (
+            {"num_iterations": [2, 1, 1]},
+            {},
+            "0 to 0 iterations of layer 2; found teacher, which runs 1 there",
+        ),
+        ({}, {"device": "cuda"}, "latency: was measured for device cpu; found cuda asked for"),
+        ({}, {"dtype": "bfloat16"}, "latency: was measured for dtype float32; found bfloat16 asked for"),
+        ({}, {"batch_size": 1}, "latency: was measured for batch_size 2; found 1 asked for"),
+        ({}, {"context": 2048}, "latency: was measured for context 128; found 2048 asked for"),
+    ],
+)
+def test_a_table_for_something_else_is_refused_in_one_line(teacher, asked, words):
+    with pytest.raises(InputError) as caught:
+        check_latency(make_table(), MODEL.model_copy(update=teacher), **asked)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_check_without_a_time_is_refused():
+    with pytest.raises(ValidationError, match="measured_seconds"):
+        LatencyCheck(num_iterations=[0], predicted_seconds=1.0, measured_seconds=0.0)
+
+
+def test_tables_are_read_without_torch():
+    code = "import sys, iiad.planning.latency; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
