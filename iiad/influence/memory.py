@@ -13,13 +13,15 @@ import torch
 
 from iiad.models import IIETForCausalLM
 
+from .outputs import CHUNK_COPIES, choose_chunk_tokens
+
 __all__ = ["MemoryPlan", "free_bytes"]
 
 SHARE_OF_FREE = 0.5
 """Of the memory that is free: the rest is for what the estimate leaves out."""
 
 
-TIMES_EVALUATION = 1.9
+TIMES_EVALUATION = 1.85
 """What the model itself takes to evaluate the batch: twice that, less a margin for what the estimate leaves out."""
 
 
@@ -48,10 +50,20 @@ class MemoryPlan:
         return cls(limit, num_rows, plan.row, model)
 
     def num_kept_layers(self) -> int:
-        """Layers, from the first, whose iterates are kept until their stops are run, 0 to L; others are run again."""
+        """Layers, from the first, whose iterates are kept until their stops are run, 0 to L; others are run again.
+
+        Stops are run from the last layer down: the more iterates are still kept, the fewer layers are above.
+        """
         config = self.model.config
-        left = self._left() - self._running()
-        return max(0, min(config.num_layers, left // max(1, config.hidden_size * max(config.iterations))))
+        width = config.hidden_size
+        for kept in range(config.num_layers, 0, -1):
+            above = (config.num_layers - kept) * width if config.history else 0
+            if (
+                width * max(config.iterations) * kept + max(above + self._layer(), self._chunk())
+                <= self._left()
+            ):
+                return kept
+        return 0
 
     def num_stops(self, layer: int) -> int:
         """Stops of this layer (from 0) and those below it to run as one batch, at least 1."""
@@ -81,16 +93,28 @@ class MemoryPlan:
     def _evaluating(self) -> int:
         """Numbers per token of the model's own forward pass, at most at a time: its logits, or those of a layer."""
         config = self.model.config
-        history = config.num_layers if config.history else 0
-        layer = config.hidden_size * (history + 4) + 9 * config.intermediate_size // 2 + self._scores()
+        layer = self._history() + 4 * config.hidden_size + 9 * config.intermediate_size // 2 + self._scores()
         return max(config.vocab_size + config.hidden_size, layer)
 
     def _running(self) -> int:
-        """Numbers per token while a stopped model runs: its history, attention's and the MLP's, a chunk of logits."""
+        """Numbers per token while a stopped model runs from the first layer on, or its logits are compared."""
+        return max(self._history() + self._layer(), self._chunk())
+
+    def _history(self) -> int:
         config = self.model.config
-        history = config.num_layers if config.history else 0
-        states = config.hidden_size * (history + 6) + 4 * config.intermediate_size
-        return states + config.vocab_size // 8 + self._scores()
+        return config.hidden_size * config.num_layers if config.history else 0
+
+    def _layer(self) -> int:
+        """What attention and MLP of one layer hold."""
+        config = self.model.config
+        return 6 * config.hidden_size + 4 * config.intermediate_size + self._scores()
+
+    def _chunk(self) -> int:
+        """A chunk of logits, as a share of all the batch's tokens."""
+        vocab_size, device = self.model.config.vocab_size, self.model.device.type
+        num_tokens = self.num_rows * self.row // self.model.dtype.itemsize
+        chunk = choose_chunk_tokens(num_tokens, vocab_size, device)
+        return -(-CHUNK_COPIES * chunk * vocab_size // num_tokens)
 
     def _scores(self) -> int:
         """Attention weights, which only the eager implementation holds."""

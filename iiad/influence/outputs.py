@@ -12,10 +12,23 @@ from torch import Tensor, nn
 
 from iiad.errors import InputError
 
-__all__ = ["FullOutput"]
+__all__ = ["CHUNK_COPIES", "FullOutput", "choose_chunk_tokens"]
 
 CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 25}
 """Logits that are compared at a time: 16 and 128 MiB in float32."""
+
+LEAST_CHUNK_TOKENS = 64
+"""With fewer the head's weights are read more often than they are worth; only small batches go below."""
+
+CHUNK_COPIES = 3
+"""A chunk's probabilities, differences and terms."""
+
+
+def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str) -> int:
+    """m: a small part of a batch's tokens, so that a chunk's copies are small beside the logits."""
+    numbers = CHUNK_NUMBERS.get(device_type, CHUNK_NUMBERS["cpu"])
+    share = max(num_tokens // 32, min(LEAST_CHUNK_TOKENS, num_tokens // 8))
+    return max(1, min(share, numbers // vocab_size))
 
 
 class FullOutput:
@@ -45,9 +58,7 @@ class FullOutput:
         self.targets = targets.flatten()  # (B * T,)
         self.num_predicted = max(1, int((self.targets >= 0).sum()))
         self.logits = head(self.hidden_states)  # (B * T, V)
-        numbers = CHUNK_NUMBERS.get(self.logits.device.type, CHUNK_NUMBERS["cpu"])
-        # Few tokens of a small batch, too: a chunk's three copies stay a tenth of the logits.
-        self.chunk_tokens = max(1, min(numbers // self.logits.shape[1], -(-len(self.targets) // 32)))
+        self.chunk_tokens = choose_chunk_tokens(*self.logits.shape, self.logits.device.type)
         total = sum(self._nll(chunk).sum(dtype=torch.float64) for chunk in self._chunks())
         self.loss = float(total) / self.num_predicted
         if not math.isfinite(self.loss):
@@ -112,9 +123,8 @@ def _compare(full: Tensor, logits: Tensor, difference: Tensor, targets: Tensor) 
     full, logits, difference: (m, V), the full model's probabilities and logits, and what the stopped model's logits
     have more; `difference` is overwritten. targets: (m,), -1 where nothing is predicted.
     """
-    difference -= torch.linalg.vecdot(full, difference)[:, None]
-    terms = torch.expm1(difference).sub_(difference)
-    kl = torch.linalg.vecdot(full, terms).log1p()
+    difference -= torch.bmm(full[:, None], difference[:, :, None])[:, 0]  # the mean under p, (m, 1)
+    kl = torch.expm1(difference).sub_(difference).mul_(full).sum(-1).log1p()
     if not kl.isfinite().all():  # e^d overflows though p e^d need not
         kl = (logits.log_softmax(-1) + difference).logsumexp(-1)
     chosen = difference.gather(1, targets.clamp(min=0)[:, None])[:, 0]

@@ -80,8 +80,11 @@ class Verification(Artefact):
     @property
     def points(self) -> list[VerifiedPlan]:
         """The plan and the points of curve and front, each different one once."""
-        found = [plan for plan in self.plans if plan.kind in ("plan", "threshold", "front")]
-        return list({tuple(plan.num_iterations): plan for plan in reversed(found)}.values())[::-1]
+        different: dict[tuple[int, ...], VerifiedPlan] = {}
+        for plan in self.plans:
+            if plan.kind in ("plan", "threshold", "front"):
+                different.setdefault(tuple(plan.num_iterations), plan)
+        return list(different.values())
 
     def true_loss(self, plan: VerifiedPlan) -> float:
         """What the metric predicts, measured: the loss for `loss` and `taylor`, the KL for the others."""
@@ -101,44 +104,31 @@ def candidates(
 ) -> list[Candidate]:
     """The plans that say whether predictions can be trusted, and whether influence beats choosing without it.
 
-    The plan (num_iterations) itself; points of the threshold's curve and of the Pareto front, at most num_points of
-    each, evenly thinned; the best plan by each other metric of the profile and baselines, all of as many iterations
-    as the plan, or as the middle of the curve where there is none. The teacher itself is left out.
+    The plan (num_iterations) itself; points of the threshold's curve and, where no threshold gives them, of the Pareto
+    front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile and baselines,
+    all of as many iterations as the plan, or as the middle of the curve where there is none. The teacher is left out.
     """
     curve = threshold_curve(profile, metric, normalize, bounds)
-    chosen = (
-        []
-        if num_iterations is None
-        else [Candidate(kind="plan", name="plan", num_iterations=list(num_iterations))]
-    )
-    found = [
-        Candidate(
-            kind="threshold",
-            name=f"threshold {point.threshold:.2g}",
-            num_iterations=list(point.num_iterations),
-        )
-        for point in _thinned(curve, num_points)
-    ]
-    found += [
-        Candidate(
-            kind="front",
-            name=f"best of {sum(point.num_iterations)}",
-            num_iterations=list(point.num_iterations),
-        )
-        for point in _thinned(pareto_front(profile, metric, bounds), num_points)
-    ]
+    ruled = {point.num_iterations for point in curve}
+    others = [point for point in pareto_front(profile, metric, bounds) if point.num_iterations not in ruled]
+    found: list[tuple[Kind, str, Sequence[int]]] = []
+    if num_iterations is not None:
+        found.append(("plan", "plan", num_iterations))
+    points, rest = _thinned(curve, num_points), _thinned(others, num_points)
+    found += [("threshold", f"threshold {point.threshold:.2g}", point.num_iterations) for point in points]
+    found += [("front", f"best of {point.num_evaluations}", point.num_iterations) for point in rest]
     middle = num_iterations if num_iterations is not None else curve[len(curve) // 2].num_iterations
     evaluations = sum(middle) + profile.model.num_start_evaluations * profile.model.num_layers
     for other in profile.scores:
         if other != metric:
-            best = plan_by_target(profile, Targets(max_evaluations=evaluations), other, bounds)
-            found.append(Candidate(kind="metric", name=f"by {other}", num_iterations=best.num_iterations))
-    found += [
-        Candidate(kind="baseline", name=name, num_iterations=plan)
-        for name, plan in baseline_plans(profile.model, sum(middle), num_random, seed)
-    ]
-    return chosen + [
-        candidate for candidate in found if candidate.num_iterations != profile.model.num_iterations
+            plan = plan_by_target(profile, Targets(max_evaluations=evaluations), other, bounds)
+            found.append(("metric", f"by {other}", plan.num_iterations))
+    for name, baseline in baseline_plans(profile.model, sum(middle), num_random, seed):
+        found.append(("baseline", name, baseline))
+    return [
+        Candidate(kind=kind, name=name, num_iterations=list(budget))
+        for kind, name, budget in found
+        if list(budget) != profile.model.num_iterations
     ]
 
 

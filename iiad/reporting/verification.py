@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from iiad.influence.agreement import rank_correlation
 from iiad.planning.prediction import LOSS_UNITS
 from iiad.planning.verification import Verification, VerifiedPlan, additivity
 
-from .evaluation import format_share, plain_table
+from .evaluation import format_share, stacked_tables
 from .pictures import draw_verification
 from .progress import say
 
@@ -27,6 +27,8 @@ TITLES = {
     "baseline": "chosen without influence, as many iterations as the plan",
 }
 
+
+COLUMNS = ["plan", "iterations", "overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity"]
 
 PICTURE_NAMES = {
     "plan": "plan",
@@ -54,25 +56,28 @@ class VerificationReport:
         for kind, title in TITLES.items():
             plans = [plan for plan in verification.plans if plan.kind == kind]
             if plans:
-                yield self._table(title, plans, sign)
+                yield Text(title, style="italic")
+                yield from stacked_tables(
+                    COLUMNS, [self._cells(plan, sign) for plan in plans], options.max_width
+                )
                 yield Text()
         yield Text("\n".join(verification_remarks(verification)))
 
-    def _table(self, title: str, plans: list[VerifiedPlan], sign: str) -> RenderableType:
-        table = plain_table(
-            ["plan"], ["overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity", "iterations"]
-        )
-        for plan in plans:
-            table.add_row(
-                plan.name,
-                format_share(plan.overhead_cut),
-                f"{plan.predicted:.4f}",
-                _measured(plan.kl, plan.kl_error, sign),
-                _measured(plan.loss, plan.loss_error, sign),
-                f"{math.exp(min(self.verification.loss + plan.loss, 700)):.2f}",
-                " ".join(map(str, plan.num_iterations)),
-            )
-        return Group(Text(title, style="italic"), table)
+    def _cells(self, plan: VerifiedPlan, sign: str) -> list[str]:
+        return [
+            plan.name,
+            format_plan(plan.num_iterations),
+            format_share(plan.overhead_cut),
+            f"{plan.predicted:.4f}",
+            _measured(plan.kl, plan.kl_error, sign),
+            _measured(plan.loss, plan.loss_error, sign),
+            f"{math.exp(min(self.verification.loss + plan.loss, 700)):.2f}",
+        ]
+
+
+def format_plan(num_iterations: Sequence[int]) -> str:
+    """As in 2211: a digit a layer, or numbers with spaces between where one is above 9."""
+    return ("" if max(num_iterations) < 10 else " ").join(map(str, num_iterations))
 
 
 def verification_remarks(verification: Verification) -> list[str]:
@@ -96,21 +101,20 @@ def verification_remarks(verification: Verification) -> list[str]:
             remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
     first, baselines = verification.plans[0], [plan for plan in verification.plans if plan.kind == "baseline"]
     if first.kind == "plan" and baselines:
-        better = [
-            plan.name
-            for plan in baselines
-            if plan.kl < first.kl and plan.num_iterations != first.num_iterations
-        ]
-        same = sum(plan.num_iterations == first.num_iterations for plan in baselines)
-        others = len(baselines) - same
-        against = f"{others} plans of as many iterations that were chosen without influence"
-        if others and not better:
-            remarks.append(f"The plan has a smaller KL than all {against}.")
-        elif others:
-            remarks.append(
-                f"The plan has a smaller KL than {others - len(better)} of {against}; better: {', '.join(better)}."
-            )
+        remarks.append(_against_baselines(first, baselines))
     return remarks
+
+
+def _against_baselines(plan: VerifiedPlan, baselines: Sequence[VerifiedPlan]) -> str:
+    same = [other.name for other in baselines if other.num_iterations == plan.num_iterations]
+    others = [other for other in baselines if other.num_iterations != plan.num_iterations]
+    better = [other.name for other in others if other.kl < plan.kl]
+    against = f"{len(others)} other plans of as many iterations that were chosen without influence"
+    equal = f"; it is the same as: {', '.join(same)}" if same else ""
+    if better:
+        worse = len(others) - len(better)
+        return f"The plan has a smaller KL than {worse} of {against}; better: {', '.join(better)}{equal}."
+    return f"The plan has a smaller KL than all {against}{equal}."
 
 
 def draw_predictions(verification: Verification, folder: str | Path) -> list[Path]:

@@ -97,7 +97,9 @@ def test_a_verification_holds_every_kind_of_plan_and_comes_back_from_its_file(wo
     plans = candidates(profile, "kl", [1, 0, 1], num_random=3)
     made = verify(world, plans)
     assert made.plans[0].num_iterations == [1, 0, 1]
-    assert {plan.kind for plan in made.plans} == {"plan", "threshold", "front", "metric", "baseline"}
+    assert {plan.kind for plan in made.plans} >= {"plan", "threshold", "metric", "baseline"}
+    ruled = [plan.num_iterations for plan in made.plans if plan.kind == "threshold"]
+    assert not [plan for plan in made.plans if plan.kind == "front" and plan.num_iterations in ruled]
     assert {plan.name for plan in made.plans if plan.kind == "metric"} == {"by loss", "by cosine"}
     assert made.settings.max_tokens == profile.settings.max_tokens
     assert made.model == profile.model
