@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .generate import generate
 from .plan import plan
 from .profile import profile
+from .show import show
 from .train import train
 
 __all__ = ["app", "run"]
@@ -45,7 +46,7 @@ def main(
         os.environ["IIAD_DEBUG"] = "1"
 
 
-for command in (train, profile, plan, distill, evaluate, generate, bench, convert, demo, env):
+for command in (train, profile, plan, distill, evaluate, generate, bench, convert, show, demo, env):
     app.command()(command)
 
 

@@ -21,7 +21,10 @@ SHARE_OF_FREE = 0.5
 """Of the memory that is free: the rest is for what the estimate leaves out."""
 
 
-TIMES_EVALUATION = 1.85
+LEAST_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Rows are run at a time until they have so many tokens: with fewer a device works less well."""
+
+TIMES_EVALUATION = 1.8
 """What the model itself takes to evaluate the batch: twice that, less a margin for what the estimate leaves out."""
 
 
@@ -72,14 +75,20 @@ class MemoryPlan:
         return max(1, (self._left() - config.hidden_size * kept) // self._running())
 
     def num_stopped_rows(self) -> int:
-        """Rows of a single stop to run at a time, 1 to B: fewer than B where not even one stop fits whole."""
-        return min(self.num_rows, max(1, self.num_rows * self._left() // self._running()))
+        """Rows of a stop to run at a time, 1 to B: fewer where a whole one does not fit beside what is kept."""
+        config = self.model.config
+        left = self._left() - config.hidden_size * sum(config.iterations[: self.num_kept_layers()])
+        return min(self.num_rows, max(1, self.num_rows * left // self._running()))
+
+    def _least_rows(self) -> int:
+        num_tokens = self.row // self.model.dtype.itemsize
+        return min(self.num_rows, -(-LEAST_TOKENS.get(self.model.device.type, 512) // num_tokens))
 
     def num_backward_rows(self) -> int:
         """Rows to take through the backward pass at a time, 1 to B; kept beside it are the states of all layers."""
         config = self.model.config
         most = config.num_start_evaluations + max(config.iterations)
-        saved = 10 * config.hidden_size + 5 * config.intermediate_size + self._scores()
+        saved = 12 * config.hidden_size + 5 * config.intermediate_size + self._scores()
         held = most * saved + config.hidden_size * config.num_layers
         left = self._left() + config.vocab_size  # the logits are gone
         return min(self.num_rows, max(1, self.num_rows * left // held))
@@ -93,7 +102,7 @@ class MemoryPlan:
     def _evaluating(self) -> int:
         """Numbers per token of the model's own forward pass, at most at a time: its logits, or those of a layer."""
         config = self.model.config
-        layer = self._history() + 4 * config.hidden_size + 9 * config.intermediate_size // 2 + self._scores()
+        layer = self._history() + 5 * config.hidden_size + 9 * config.intermediate_size // 2 + self._scores()
         return max(config.vocab_size + config.hidden_size, layer)
 
     def _running(self) -> int:

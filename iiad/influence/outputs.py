@@ -58,7 +58,9 @@ class FullOutput:
         self.targets = targets.flatten()  # (B * T,)
         self.num_predicted = max(1, int((self.targets >= 0).sum()))
         self.logits = head(self.hidden_states)  # (B * T, V)
-        self.chunk_tokens = choose_chunk_tokens(*self.logits.shape, self.logits.device.type)
+        self.chunk_tokens = choose_chunk_tokens(
+            len(self.targets), self.logits.shape[1], self.logits.device.type
+        )
         total = sum(self._nll(chunk).sum(dtype=torch.float64) for chunk in self._chunks())
         self.loss = float(total) / self.num_predicted
         if not math.isfinite(self.loss):
@@ -72,14 +74,17 @@ class FullOutput:
         Raises InputError where one of them has NaN or infinity for an output.
         """
         stopped = stopped.flatten(1, 2)  # (n, B * T, D)
+        # Written over and over: memory that is new for every chunk costs more than what is computed in it.
+        space = _wide(self.logits[:0]).new_empty(2, self.chunk_tokens, self.logits.shape[1])
         totals = torch.zeros(2, len(stopped), dtype=torch.float64, device=stopped.device)
         for chunk in self._chunks():
             wide = _wide(self.logits[chunk])
-            full = wide.softmax(-1)  # (m, V)
+            full, terms = space[:, : len(wide)]  # (m, V)
+            torch.softmax(wide, -1, out=full)
             for n, states in enumerate(stopped):
                 change = _wide(states[chunk]) - _wide(self.hidden_states[chunk])
                 difference = _wide(self.head(change.to(states.dtype)))  # (m, V)
-                kl, nll = _compare(full, wide, difference, self.targets[chunk])
+                kl, nll = _compare(full, wide, difference, terms, self.targets[chunk])
                 totals[0, n] += kl.sum(dtype=torch.float64)
                 totals[1, n] += nll.sum(dtype=torch.float64)
         if not totals.isfinite().all():
@@ -117,14 +122,18 @@ class FullOutput:
         )
 
 
-def _compare(full: Tensor, logits: Tensor, difference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _compare(
+    full: Tensor, logits: Tensor, difference: Tensor, terms: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
     """KL and growth of the NLL of m tokens, each (m,).
 
     full, logits, difference: (m, V), the full model's probabilities and logits, and what the stopped model's logits
-    have more; `difference` is overwritten. targets: (m,), -1 where nothing is predicted.
+    have more; `difference` is overwritten. terms: (m, V), room to compute in. targets: (m,), -1 where nothing is
+    predicted.
     """
     difference -= torch.bmm(full[:, None], difference[:, :, None])[:, 0]  # the mean under p, (m, 1)
-    kl = torch.expm1(difference).sub_(difference).mul_(full).sum(-1).log1p()
+    torch.expm1(difference, out=terms)
+    kl = terms.sub_(difference).mul_(full).sum(-1).log1p()
     if not kl.isfinite().all():  # e^d overflows though p e^d need not
         kl = (logits.log_softmax(-1) + difference).logsumexp(-1)
     chosen = difference.gather(1, targets.clamp(min=0)[:, None])[:, 0]

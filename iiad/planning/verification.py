@@ -104,9 +104,10 @@ def candidates(
 ) -> list[Candidate]:
     """The plans that say whether predictions can be trusted, and whether influence beats choosing without it.
 
-    The plan (num_iterations) itself; points of the threshold's curve and, where no threshold gives them, of the Pareto
-    front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile and baselines,
-    all of as many iterations as the plan, or as the middle of the curve where there is none. The teacher is left out.
+    The plan (num_iterations) itself; points of the threshold's curve and, where no threshold gives them, of the
+    Pareto front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile and
+    baselines, all of as many iterations as the plan, or as the middle of the curve where there is none. The teacher
+    is left out.
     """
     curve = threshold_curve(profile, metric, normalize, bounds)
     ruled = {point.num_iterations for point in curve}

@@ -49,7 +49,7 @@ class VerificationReport:
         verification = self.verification
         tokens = sum(part.num_tokens for part in verification.data)
         yield Text(
-            f"untrained teacher {verification.model.name} on {tokens:,} tokens, "
+            f"{verification.model.name}, untrained, on {tokens:,} tokens: "
             f"perplexity {math.exp(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
         sign = "+-" if options.ascii_only else "±"
@@ -123,7 +123,7 @@ def draw_predictions(verification: Verification, folder: str | Path) -> list[Pat
     error = errors.get(verification.metric, "kl_error")
     points = [
         (PICTURE_NAMES[plan.kind], plan.predicted, verification.true_loss(plan), getattr(plan, error))
-        for plan in verification.plans
+        for plan in sorted(verification.plans, key=lambda plan: plan.kind == "plan")  # on top of the others
     ]
     paths = draw_verification(points, folder, unit=LOSS_UNITS[verification.metric])
     say(f"drawn: {', '.join(map(str, paths))}")

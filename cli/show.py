@@ -1,0 +1,74 @@
+"""`iiad show`: print again what a file of ours holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+    from iiad.artefacts import Artefact
+
+__all__ = ["show"]
+
+
+def show(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files that iiad wrote: profiles, plans, latency tables, verifications, ..."),
+    ],
+) -> None:
+    """Print profiles, plans, latency tables, verifications, evaluations and benches as when they were made.
+
+    Example:  iiad show profile.json plan.json
+    """
+    from rich.console import Console
+
+    console = Console()
+    for artefact in [_read(file) for file in files]:
+        console.print(_report(artefact, console.width))
+
+
+def _read(path: Path) -> Artefact:
+    """The file as the artefact that it says it is. Raises InputError for a file of another kind."""
+    import json
+
+    from iiad.benchmarking.artefact import Bench
+    from iiad.errors import InputError
+    from iiad.evaluation.artefact import Evaluation
+    from iiad.influence.profile import Profile
+    from iiad.planning import LatencyTable, Plan, Verification
+
+    kinds: dict[str, type[Artefact]] = {
+        kind.model_fields["kind"].default: kind
+        for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench)
+    }
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    found = fields.get("kind") if isinstance(fields, dict) else None
+    if found not in kinds:
+        raise InputError(f"{path}: found kind {found!r}; accepted: {', '.join(sorted(kinds))}")
+    return kinds[found].load(path)
+
+
+def _report(artefact: Any, width: int) -> RenderableType:
+    from iiad.reporting import benchmark, evaluation, influence, latency, planning, verification
+
+    reports: dict[str, Callable[[], RenderableType]] = {
+        "profile": lambda: influence.InfluenceReport(artefact),
+        "plan": lambda: planning.PlanReport(artefact),
+        "verification": lambda: verification.VerificationReport(artefact),
+        "latency": lambda: latency.latency_table(artefact, width),
+        "evaluation": lambda: evaluation.evaluation_table(artefact, width),
+        "bench": lambda: benchmark.bench_table(artefact, width),
+    }
+    return reports[artefact.kind]()
