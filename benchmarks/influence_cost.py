@@ -3,7 +3,8 @@
     python benchmarks/influence_cost.py                     # 12 layers of the paper's 55M model, r = 3
     python benchmarks/influence_cost.py --vocab-size 8192 --num-tokens 2048
 
-Everything is timed in turns in one run; ratios are medians over the rounds. Exit code 1 where a bound is missed:
+Everything is timed in turns in one run, each between two forward passes, of which it is taken as a multiple; medians
+over the rounds. Exit code 1 where a bound is missed:
 
     exact kl over all (t, i)    at most half of L r + 1 full forward passes, in evaluations and in seconds
     taylor for all (t, i)       at most 4 full forward passes, in seconds
@@ -40,39 +41,30 @@ def main() -> int:
         return model(input_ids=tokens, use_cache=False).logits
 
     works: dict[str, Callable[[], Any]] = {
-        "one full forward pass": forward,
         "exact kl": lambda: profile_batch(model, tokens, ["kl"]),
         "taylor": lambda: profile_batch(model, tokens, ["taylor"]),
         "cosine, relative_l2": lambda: profile_batch(model, tokens, ["cosine", "relative_l2"]),
         "all metrics": lambda: profile_batch(model, tokens),
     }
-    seconds = time_in_turns(works, options)
-    peaks = {name: peak_bytes(work, options.device) for name, work in works.items()}
-    base = "one full forward pass"
-    print(f"{'':24}{'seconds':>10}{'in forward passes':>20}{'peak MiB':>12}{'ratio':>8}")
+    seconds, passes = time_in_turns(works, forward, options)
+    base = peak_bytes(forward, options.device)
+    memory = {name: peak_bytes(work, options.device) / base for name, work in works.items()}
+    print(f"{'':24}{'seconds':>10}{'in forward passes':>20}{'memory likewise':>18}")
     for name in works:
-        times = median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
-        print(
-            f"{name:24}{median(seconds[name]):10.2f}{times:20.2f}{peaks[name] / 2**20:12.1f}"
-            f"{peaks[name] / peaks[base]:8.2f}"
-        )
-    return judge(model, seconds, peaks, base)
+        print(f"{name:24}{seconds[name]:10.2f}{passes[name]:20.2f}{memory[name]:18.2f}")
+    return judge(model, passes, memory["all metrics"])
 
 
-def judge(model: IIETForCausalLM, seconds: dict[str, list[float]], peaks: dict[str, int], base: str) -> int:
+def judge(model: IIETForCausalLM, passes: dict[str, float], memory: float) -> int:
     """Each bound beside what was found; 1 where one is missed."""
     identity = identify_model(model, "random weights")
-    passes = sum(model.config.iterations) + 1
-    evaluations = num_profile_evaluations(identity, ["kl"]) / (passes * identity.num_evaluations)
-
-    def in_passes(name: str) -> float:
-        return median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
-
+    num_passes = sum(model.config.iterations) + 1
+    evaluations = num_profile_evaluations(identity, ["kl"]) / (num_passes * identity.num_evaluations)
     bounds = [
-        (f"exact kl, evaluations as a share of {passes} passes'", evaluations, 0.5),
-        (f"exact kl, seconds as a share of {passes} passes'", in_passes("exact kl") / passes, 0.5),
-        ("taylor, seconds in forward passes", in_passes("taylor"), 4.0),
-        (f"all {len(METRICS)} metrics, memory in forward passes", peaks["all metrics"] / peaks[base], 2.0),
+        (f"exact kl, evaluations as a share of {num_passes} passes'", evaluations, 0.5),
+        (f"exact kl, seconds as a share of {num_passes} passes'", passes["exact kl"] / num_passes, 0.5),
+        ("taylor, seconds in forward passes", passes["taylor"], 4.0),
+        (f"all {len(METRICS)} metrics, memory in forward passes", memory, 2.0),
     ]
     print()
     for name, found, bound in bounds:
@@ -80,18 +72,34 @@ def judge(model: IIETForCausalLM, seconds: dict[str, list[float]], peaks: dict[s
     return int(any(found > bound for _, found, bound in bounds))
 
 
-def time_in_turns(works: dict[str, Callable[[], Any]], options: Any) -> dict[str, list[float]]:
-    """Seconds of each, round by round, after one round that warms up."""
+def time_in_turns(
+    works: dict[str, Callable[[], Any]], forward: Callable[[], Any], options: Any
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each, and as a multiple of the forward passes right before and after it."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(options.rounds + 1):
+    passes: dict[str, list[float]] = {name: [] for name in works}
+    before = [time_of(forward, options.device) for _ in range(3)][-1]
+    for _ in range(options.rounds):
         for name, work in works.items():
-            synchronize(options.device)
-            started = time.perf_counter()
-            work()
-            synchronize(options.device)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+            own, after = time_of(work, options.device), time_of(forward, options.device)
+            seconds[name].append(own)
+            passes[name].append(2 * own / (before + after))
+            before = after
+    return medians(seconds), medians(passes)
+
+
+def medians(groups: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each group."""
+    return {name: median(found) for name, found in groups.items()}
+
+
+def time_of(work: Callable[[], Any], device: str) -> float:
+    """Seconds of one run."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: str) -> None:

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
+from cli.plan import plan as command
 from iiad.checkpoints import save_checkpoint
 from iiad.errors import InputError
 from iiad.influence import measure_influence, measure_truncations, profile_model, verify_plans
+from iiad.planning import Plan
 from iiad.planning.verification import Candidate, Verification, candidates
 from tests.conftest import VARIANTS, make_iiet
 from tests.influence_room.naive import naive_kl, naive_nll
@@ -136,3 +140,63 @@ def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
     counts = {sum(candidate.num_iterations) for candidate in found if candidate.kind == "baseline"}
     assert len(counts) == 1
     assert profile.model.num_iterations not in [candidate.num_iterations for candidate in found]
+
+
+@pytest.fixture
+def plan_command(world, tmp_path, monkeypatch):
+    """`iiad plan` on the world's profile, with errors raised."""
+    folder, profile = world
+    monkeypatch.setenv("IIAD_CACHE", str(folder / "cache"))
+    profile.save(tmp_path / "profile.json")
+    app = typer.Typer()
+    app.command()(command)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, [str(tmp_path / "profile.json"), *map(str, arguments)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
+    folder, _ = world
+    verify = [
+        "--verify",
+        folder / "model",
+        "--data",
+        folder / "text.txt",
+        "--verification",
+        tmp_path / "v.json",
+    ]
+    arguments = ["--overhead-cut", 0.5, "--output", tmp_path / "plan.json", "--plot", tmp_path / "pictures"]
+    result = plan_command(*arguments, *verify, "--max-tokens", 320)
+    assert "chosen without influence" in result.stdout
+    found = Verification.load(tmp_path / "v.json")
+    assert found.plans[0].kind == "plan"
+    assert found.plans[0].num_iterations == Plan.load(tmp_path / "plan.json").num_iterations
+    assert sum(part.num_tokens for part in found.data) == 320
+    names = {"curve.png", "curve.svg", "verification.png", "verification.svg"}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == names
+
+
+def test_the_curve_is_verified_without_a_plan(plan_command, world):
+    folder, _ = world
+    verify = ["--verify", folder / "model", "--data", folder / "text.txt", "--max-tokens", 64]
+    assert "points of the threshold's curve" in plan_command("--curve", *verify).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verify", "model"], "verify: found without --data"),
+        (["--data", "text.txt"], "verify: found without --data or the other way round"),
+        (["--verification", "v.json"], "verify: found without --data"),
+        (["--verify", "nowhere", "--data", "text.txt"], "nowhere: no such model folder"),
+    ],
+)
+def test_half_a_verification_is_one_line(arguments, message, plan_command):
+    with pytest.raises(InputError, match=message) as caught:
+        plan_command("--curve", *arguments)
+    assert "\n" not in str(caught.value)
