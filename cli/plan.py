@@ -75,7 +75,10 @@ def plan(
         str, typer.Option(help="The metric of the profile to go by.", rich_help_panel=BY)
     ] = "kl",
     min_iterations: Annotated[
-        int | None, typer.Option(help="Of every layer; fewer where the teacher has.", rich_help_panel=WITHIN)
+        int | None,
+        typer.Option(
+            help="Of every layer; as many as the teacher where it has fewer.", rich_help_panel=WITHIN
+        ),
     ] = None,
     max_iterations: Annotated[
         int | None, typer.Option(help="Of every layer.", rich_help_panel=WITHIN)
@@ -98,10 +101,16 @@ def plan(
         typer.Option(help="decode (default) or prefill: what the latency is of.", rich_help_panel=FOR),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="The table must be of this device.", rich_help_panel=FOR)
+        str | None,
+        typer.Option(
+            help="The table must be of this device; without one, --verify runs on it.", rich_help_panel=FOR
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="The table must be of this dtype.", rich_help_panel=FOR)
+        str | None,
+        typer.Option(
+            help="The table must be of this dtype; without one, --verify runs in it.", rich_help_panel=FOR
+        ),
     ] = None,
     context: Annotated[
         int | None,
@@ -128,7 +137,8 @@ def plan(
         str, typer.Option(help="jsonl field or parquet column with the text.", rich_help_panel=TRY)
     ] = "text",
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens for --verify. Default: as the profile.", rich_help_panel=TRY)
+        int | None,
+        typer.Option(min=2, help="Tokens for --verify. Default: as the profile.", rich_help_panel=TRY),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random baselines.", rich_help_panel=TRY)] = 0,
     verification: Annotated[
@@ -163,17 +173,21 @@ def plan(
     from iiad.reporting.planning import CurveReport, PlanReport
     from iiad.reporting.progress import say
 
+    if output is not None and output == verification:
+        raise InputError(f"verification: found {verification}, the plan's file; accepted: another")
     for file in (output, verification):
         if file is not None:
             require_new_file(file, overwrite)
     if (verify is None) != (data is None) or (verification is not None and verify is None):
-        raise InputError("verify: found without --data or the other way round; accepted: both, or neither")
+        raise InputError("verify: --verify and --data go together, and --verification needs both")
     if plot is not None:
-        from iiad.reporting.pictures import require_matplotlib
+        from iiad.reporting.pictures import require_pictures
 
-        require_matplotlib()
+        require_pictures(plot)
     measured = Profile.load(profile)
-    table = load_latency(latency, measured.model, phase, device, dtype, batch_size, context)
+    # Without a table, device and dtype are those of --verify.
+    wanted = (None, None) if latency is None and verify is not None else (device, dtype)
+    table = load_latency(latency, measured.model, phase, *wanted, batch_size, context)
     bounds = Bounds(min_iterations, max_iterations, read_pins(pin or []))
     targets = Targets(
         overhead_cut=overhead_cut,
@@ -200,11 +214,8 @@ def plan(
     console = Console()
     if curve:
         console.print(CurveReport(measured, metric, normalize or "none", bounds, table, targets.phase))
-    if made is not None and output is not None:
-        report = PlanReport(made, measured, table, context, batch_size)
-        made.save(output)
-        console.print(report)
-        say(f"plan written to {output}")
+    if made is not None:
+        console.print(PlanReport(made, measured, table, context, batch_size))
     if plot is not None:
         from iiad.reporting.planning import draw_trade_off
 
@@ -230,6 +241,9 @@ def plan(
             file=verification,
             pictures=plot,
         )
+    if made is not None and output is not None:  # last, so that nothing is written where something was wrong
+        made.save(output)
+        say(f"plan written to {output}")
 
 
 def _verify(

@@ -45,7 +45,8 @@ def profile(
     memory_gib: Annotated[
         float | None,
         typer.Option(
-            help="Memory to take beside the weights; no score depends on it. Default: what is free."
+            help="Memory to take beside the weights; no score depends on it. "
+            "Default: under twice what the model itself takes, or half of what is free."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
@@ -69,14 +70,18 @@ def profile(
     from rich.console import Console
 
     from iiad.artefacts import require_new_file
+    from iiad.errors import InputError
     from iiad.influence.journal import require_no_journal
 
+    for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"{name}: found {value}; accepted: a number from 0")
     require_new_file(output, overwrite)
     require_no_journal(output, resume or overwrite)
     if plot is not None:
-        from iiad.reporting.pictures import require_matplotlib
+        from iiad.reporting.pictures import require_pictures
 
-        require_matplotlib()
+        require_pictures(plot)
     from iiad.influence import measure_influence
     from iiad.reporting.influence import InfluenceReport
 
@@ -98,7 +103,6 @@ def profile(
     Console().print(InfluenceReport(measured, threshold, seed))
     if plot is not None:
         from iiad.reporting.pictures import draw_influence
-
         from iiad.reporting.progress import say
 
         for metric_name in measured.scores:

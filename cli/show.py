@@ -23,7 +23,7 @@ def show(
         typer.Argument(help="Files that iiad wrote: profiles, plans, latency tables, verifications, ..."),
     ],
 ) -> None:
-    """Print profiles, plans, latency tables, verifications, evaluations and benches as when they were made.
+    """Print what profiles, plans, latency tables, verifications, evaluations and benches hold.
 
     Example:  iiad show profile.json plan.json
     """
@@ -52,7 +52,7 @@ def _read(path: Path) -> Artefact:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     found = fields.get("kind") if isinstance(fields, dict) else None
     if found not in kinds:

@@ -90,7 +90,7 @@ class Artefact(Record):
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read as JSON: {error}") from None
         wanted = cls.model_fields["kind"].default
         if not isinstance(fields, dict) or fields.get("kind") != wanted:

@@ -138,7 +138,7 @@ def _clause(verdict: Verdict, layers: Mapping[int, Diagnosis], num_layers: int) 
             f"one more would by {most}{_percent(after)}: go by the scores"
         )
     if verdict == "stalls":
-        return f"{who} stall{s} {ratio}: {its} changes do not shrink, go by the scores"
+        return f"{who} stall{s} {ratio}: {its} changes hardly shrink, go by the scores"
     if verdict == "cycles":
         return f"{who} cycle{s}, each change undoing much of the one before: drop {its} iterations in pairs"
     if verdict == "diverges":

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.artefacts import DataIdentity, ModelIdentity, write_whole
 from iiad.errors import InputError
 
 from .profile import BatchRecord, ProfileSettings
@@ -57,22 +57,26 @@ class Journal:
     def open(self, resume: bool) -> None:
         """Read what is there, or begin; whatever was there before is begun anew without `resume`.
 
-        Raises InputError where the file is of another model, other data, settings or metrics, or cannot be used.
+        Nothing is written before the first batch is finished. Raises InputError where the file is of another model,
+        other data, settings or metrics, or cannot be used.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if resume and self.path.exists():
-                self._read()
-            with self.path.open("w", encoding="utf-8") as file:
-                for line in (json.dumps(self.heading), *map(_line, self.records)):
-                    file.write(line + "\n")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        if resume and self.path.exists():
+            self._read()
+        else:
+            self.remove()
+        if self.records:  # without a last line that was cut off
+            write_whole(
+                self.path,
+                "".join(f"{line}\n" for line in (json.dumps(self.heading), *map(_line, self.records))),
+            )
 
     def add(self, record: BatchRecord) -> None:
         """Put a finished batch on disk. Raises InputError where that fails; those before it stay whole."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if self.records else "w", encoding="utf-8") as file:
+                if not self.records:
+                    file.write(json.dumps(self.heading) + "\n")
                 file.write(_line(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -96,7 +100,7 @@ class Journal:
                 name for name in self.heading if known.get(name) != json.loads(json.dumps(self.heading[name]))
             ]
             raise InputError(
-                f"{self.path}: holds batches of another {' and '.join(other) or 'profile'}; give what they were "
+                f"{self.path}: holds batches of other {' and '.join(other) or 'profiles'}; give what they were "
                 "measured with, or begin anew with --overwrite"
             )
         for line in lines:

@@ -21,9 +21,6 @@ SHARE_OF_FREE = 0.5
 """Of the memory that is free: the rest is for what the estimate leaves out."""
 
 
-LEAST_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Rows are run at a time until they have so many tokens: with fewer a device works less well."""
-
 TIMES_EVALUATION = 1.8
 """What the model itself takes to evaluate the batch: twice that, less a margin for what the estimate leaves out."""
 
@@ -78,11 +75,7 @@ class MemoryPlan:
         """Rows of a stop to run at a time, 1 to B: fewer where a whole one does not fit beside what is kept."""
         config = self.model.config
         left = self._left() - config.hidden_size * sum(config.iterations[: self.num_kept_layers()])
-        return min(self.num_rows, max(1, self.num_rows * left // self._running()))
-
-    def _least_rows(self) -> int:
-        num_tokens = self.row // self.model.dtype.itemsize
-        return min(self.num_rows, -(-LEAST_TOKENS.get(self.model.device.type, 512) // num_tokens))
+        return self._evenly(self.num_rows * left // self._running())
 
     def num_backward_rows(self) -> int:
         """Rows to take through the backward pass at a time, 1 to B; kept beside it are the states of all layers."""
@@ -91,7 +84,12 @@ class MemoryPlan:
         saved = 12 * config.hidden_size + 5 * config.intermediate_size + self._scores()
         held = most * saved + config.hidden_size * config.num_layers
         left = self._left() + config.vocab_size  # the logits are gone
-        return min(self.num_rows, max(1, self.num_rows * left // held))
+        return self._evenly(self.num_rows * left // held)
+
+    def _evenly(self, most: int) -> int:
+        """Rows at a time, at most so many but at least one, so that the parts of the batch are of like size."""
+        num_parts = -(-self.num_rows // max(1, most))
+        return -(-self.num_rows // num_parts)
 
     def _left(self) -> int:
         """Numbers per token of the batch beside what is always kept: the logits, and every layer's state."""

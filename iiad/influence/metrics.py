@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .profile import FixedPoint
 
-__all__ = ["ITERATE_METRICS", "cosine", "fixed_point", "relative_l2"]
+__all__ = ["ITERATE_METRICS", "cosine", "fixed_point", "relative_l2", "wide"]
 
 
 def cosine(before: Tensor, after: Tensor) -> float:
@@ -24,7 +24,7 @@ def cosine(before: Tensor, after: Tensor) -> float:
     before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). Computed as |a/|a| - b/|b||^2 / 2, which equals
     1 - cos and stays exact where the cosine is so near to 1 that the difference would be rounding alone.
     """
-    gap = F.normalize(_wide(before), dim=-1) - F.normalize(_wide(after), dim=-1)  # (B, T, D)
+    gap = F.normalize(wide(before), dim=-1) - F.normalize(wide(after), dim=-1)  # (B, T, D)
     return gap.square().sum(-1).mean(dtype=torch.float64).item() / 2
 
 
@@ -33,7 +33,7 @@ def relative_l2(before: Tensor, after: Tensor) -> float:
 
     before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). 0 where nothing changes, also from zero.
     """
-    before, after = _wide(before), _wide(after)
+    before, after = wide(before), wide(after)
     return _ratio((after - before).norm(dim=-1), before.norm(dim=-1)).mean(dtype=torch.float64).item()
 
 
@@ -51,14 +51,15 @@ def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
     residuals = [relative_l2(a, b) for a, b in pairwise(iterates)]
     contractions, turns = [], []
     for a, b, c in zip(iterates, iterates[1:], iterates[2:], strict=False):
-        earlier, later = _wide(b) - _wide(a), _wide(c) - _wide(b)  # (B, T, D)
+        earlier, later = wide(b) - wide(a), wide(c) - wide(b)  # (B, T, D)
         lengths = torch.stack([earlier.norm(dim=-1), later.norm(dim=-1)]).flatten(1).double()  # (2, B * T)
         contractions.append(_ratio(lengths[1].mean(), lengths[0].mean()).item())
         turns.append(F.cosine_similarity(earlier, later, dim=-1, eps=1e-30).mean(dtype=torch.float64).item())
     return FixedPoint(residuals=residuals, contractions=contractions, turns=turns)
 
 
-def _wide(states: Tensor) -> Tensor:
+def wide(states: Tensor) -> Tensor:
+    """In float32, or float64 where they are that."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 

@@ -17,7 +17,7 @@ __all__ = ["CHUNK_COPIES", "FullOutput", "choose_chunk_tokens"]
 CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 25}
 """Logits that are compared at a time: 16 and 128 MiB in float32."""
 
-LEAST_CHUNK_TOKENS = 64
+LEAST_CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 """With fewer the head's weights are read more often than they are worth; only small batches go below."""
 
 CHUNK_COPIES = 3
@@ -27,7 +27,8 @@ CHUNK_COPIES = 3
 def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str) -> int:
     """m: a small part of a batch's tokens, so that a chunk's copies are small beside the logits."""
     numbers = CHUNK_NUMBERS.get(device_type, CHUNK_NUMBERS["cpu"])
-    share = max(num_tokens // 32, min(LEAST_CHUNK_TOKENS, num_tokens // 16))
+    least = LEAST_CHUNK_TOKENS.get(device_type, LEAST_CHUNK_TOKENS["cpu"])
+    share = max(num_tokens // 32, min(least, num_tokens // 16))
     return max(1, min(share, numbers // vocab_size))
 
 
@@ -53,6 +54,7 @@ class FullOutput:
         """
         self.head = head
         self.hidden_states = hidden_states.flatten(0, 1)  # (B * T, D)
+        input_ids = input_ids.long()
         targets = torch.full_like(input_ids, -1)  # the last token of a block predicts nothing
         targets[:, :-1] = input_ids[:, 1:]
         self.targets = targets.flatten()  # (B * T,)

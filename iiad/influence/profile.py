@@ -123,8 +123,9 @@ class Profile(Artefact):
     ) -> Self:
         """The profile that some batches make: their means, weighted by tokens, with standard errors."""
         shares = [batch.num_tokens for batch in batches]
-        scores, errors = average([batch.scores for batch in batches], shares)
-        stages, stage_errors = average([batch.stages for batch in batches], shares)
+        origins = [batch.data for batch in batches]
+        scores, errors = average([batch.scores for batch in batches], shares, origins)
+        stages, stage_errors = average([batch.stages for batch in batches], shares, origins)
         return cls(
             model=model,
             data=list(data),
@@ -200,14 +201,8 @@ class Profile(Artefact):
     @field_validator("fixed_point")
     @classmethod
     def _fixed_points_fit(cls, layers: list[FixedPoint], info: ValidationInfo) -> list[FixedPoint]:
-        plan = info.data["model"].num_iterations if "model" in info.data else []
-        if plan and len(layers) != len(plan):
-            raise ValueError(f"has {len(layers)} layers; accepted: {len(plan)}, as the model has")
-        for number, (layer, r) in enumerate(zip(layers, plan, strict=True), 1):
-            for name, length in (("residuals", r), ("contractions", max(r - 1, 0)), ("turns", max(r - 1, 0))):
-                found = len(getattr(layer, name))
-                if found != length:
-                    raise ValueError(f"has {found} {name} for layer {number}; accepted: {length}")
+        if "model" in info.data:
+            _require_fixed_points_fit(layers, info.data["model"].num_iterations)
         return layers
 
     @model_validator(mode="after")
@@ -219,6 +214,9 @@ class Profile(Artefact):
             if set(batch.scores) != set(self.scores) or batch.data >= len(self.data):
                 raise ValueError(f"batches.{number}: its metrics or its data set are not the profile's")
             _require_fit(batch.scores, self.model.num_iterations, f"batches.{number}: ")
+            _require_fixed_points_fit(
+                batch.fixed_point, self.model.num_iterations, f"batches.{number}: fixed_point: "
+            )
         means, _ = average([batch.scores for batch in self.batches], shares)
         for metric, layers in means.items():
             for found, wanted in zip(_flat(self.scores[metric]), _flat(layers), strict=True):
@@ -228,18 +226,25 @@ class Profile(Artefact):
 
 
 def average(
-    batches: Sequence[Mapping[str, Scores]], weights: Sequence[float]
+    batches: Sequence[Mapping[str, Scores]], weights: Sequence[float], origins: Sequence[int] | None = None
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
     """Weighted means of batches of scores, and their standard errors over the batches (0 for a single one).
 
     With p_b a batch's share of the weight and n batches, the standard error of the mean m is
     sqrt(n / (n - 1) * sum_b p_b^2 (s_b - m)^2) (ours): for equal batches their standard deviation / sqrt(n).
+
+    origins: the data set of each batch. That data sets differ is no error of the mean: the sum is then taken within
+    each set, about its own mean, and the sets' are added. A set of a single batch tells nothing; with one such, all
+    batches count as one set.
     """
+    sets = (
+        list(origins) if origins is not None and min(map(origins.count, origins)) > 1 else [0] * len(batches)
+    )
     means: dict[str, Scores] = {}
     errors: dict[str, Scores] = {}
     for metric in batches[0]:
         columns = [
-            [_mean_and_error(weights, values) for values in zip(*layer, strict=True)]
+            [_mean_and_error(weights, values, sets) for values in zip(*layer, strict=True)]
             for layer in zip(*(batch[metric] for batch in batches), strict=True)
         ]
         means[metric] = [[mean for mean, _ in layer] for layer in columns]
@@ -247,11 +252,16 @@ def average(
     return means, errors
 
 
-def _mean_and_error(weights: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    n, total = len(values), math.fsum(weights)
-    mean = _mean(weights, values)
-    spread = math.fsum((w / total * (value - mean)) ** 2 for w, value in zip(weights, values, strict=True))
-    return mean, math.sqrt(spread * n / (n - 1)) if n > 1 else 0.0
+def _mean_and_error(
+    weights: Sequence[float], values: Sequence[float], sets: Sequence[int]
+) -> tuple[float, float]:
+    total, variance = math.fsum(weights), 0.0
+    for origin in set(sets):
+        own = [(w, value) for w, value, at in zip(weights, values, sets, strict=True) if at == origin]
+        n, mean = len(own), _mean(*zip(*own, strict=True))
+        spread = math.fsum((w / total * (value - mean)) ** 2 for w, value in own)
+        variance += spread * n / (n - 1) if n > 1 else 0.0
+    return _mean(weights, values), math.sqrt(variance)
 
 
 def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
@@ -290,6 +300,17 @@ def _require_fit(values: Mapping[str, Scores], lengths: Sequence[int], where: st
                 raise ValueError(
                     f"{where}{metric} has {len(layer)} numbers for layer {number}; accepted: {length}"
                 )
+
+
+def _require_fixed_points_fit(layers: Sequence[FixedPoint], plan: Sequence[int], where: str = "") -> None:
+    """Raise ValueError unless there is one for each layer, with a number for each of its iterations."""
+    if len(layers) != len(plan):
+        raise ValueError(f"{where}has {len(layers)} layers; accepted: {len(plan)}, as the model has")
+    for number, (layer, r) in enumerate(zip(layers, plan, strict=True), 1):
+        for name, length in (("residuals", r), ("contractions", max(r - 1, 0)), ("turns", max(r - 1, 0))):
+            found = len(getattr(layer, name))
+            if found != length:
+                raise ValueError(f"{where}has {found} {name} for layer {number}; accepted: {length}")
 
 
 def _flat(scores: Scores) -> list[float]:

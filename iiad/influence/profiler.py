@@ -18,7 +18,7 @@ from iiad.errors import InputError
 from iiad.models import IIETForCausalLM
 
 from .memory import MemoryPlan
-from .metrics import ITERATE_METRICS, fixed_point
+from .metrics import ITERATE_METRICS, fixed_point, wide
 from .outputs import FullOutput
 from .passes import FullPass, SolvedLayer, Stop
 from .profile import METRICS, BatchRecord, FixedPoint, Scores
@@ -205,8 +205,8 @@ class _Scoring:
     def _look_back(self, layer: int, solved: SolvedLayer, gradient: Tensor) -> None:
         for chain, into in self._chains(solved):
             found = [
-                ((before - after) * gradient).sum(dtype=torch.float64).item()
-                for before, after in pairwise(chain)
+                ((wide(a) - wide(b)) * wide(gradient)).sum(dtype=torch.float64).item()
+                for a, b in pairwise(chain)
             ]
             before = into["taylor"][layer] or [0.0] * len(found)
             into["taylor"][layer] = [a + b for a, b in zip(before, found, strict=True)]

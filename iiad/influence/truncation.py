@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iiad.data import resolve_inputs
 from iiad.errors import InputError
 from iiad.loading import choose_device, choose_dtype, load_identified
 from iiad.models import IIETForCausalLM
@@ -32,9 +33,11 @@ def measure_truncations(
     batches: Iterable[Tensor],
     plans: Sequence[Sequence[int]],
     advance: Callable[[float], None] | None = None,
+    origins: Sequence[int] | None = None,
 ) -> tuple[float, list[dict[str, float | None]]]:
     """The full model's loss, and for each plan `kl`, `kl_error`, `loss`, `loss_error`: means, standard errors.
 
+    origins: the data set of each batch, for the standard errors; default: all of one.
     batches: token ids, each (B, T), without padding. plans: r_t for each layer; a plan that is there twice is run
     once. The model is put back to its own plan. kl: mean over all tokens of KL(full || truncated); loss: the mean
     growth of the NLL of the predicted ones, in nats; one batch has no errors (None). Raises InputError for no batches
@@ -64,7 +67,7 @@ def measure_truncations(
         model.set_num_iterations(own)
     if not losses:
         raise InputError("batches: found none; accepted: at least one")
-    means, errors = average(harms, weights)
+    means, errors = average(harms, weights, origins)
     several = len(weights) > 1
     of_plan = {
         plan: {
@@ -106,13 +109,18 @@ def verify_plans(
     dtype = choose_dtype(dtype, device)
     wanted = profile.settings
     settings = ProfileSettings(
-        block_size=block_size or wanted.block_size,
-        batch_size=batch_size or wanted.batch_size,
-        max_tokens=max_tokens or wanted.max_tokens,
+        block_size=wanted.block_size if block_size is None else block_size,
+        batch_size=wanted.batch_size if batch_size is None else batch_size,
+        max_tokens=wanted.max_tokens if max_tokens is None else max_tokens,
         seed=wanted.seed if seed is None else seed,
         dtype=dtype,
     )
-    as_data_sets(data)
+    if not plans:
+        raise InputError(
+            "plans: found none but the teacher's own; accepted: at least one that drops an iteration"
+        )
+    for names in as_data_sets(data):
+        resolve_inputs(names, "validation")  # a missing file is found before a model is loaded
     teacher, identity = load_identified(model, device, dtype, cast=True)
     require_iterations(teacher)
     if identity.fingerprint != profile.model.fingerprint:
@@ -123,13 +131,13 @@ def verify_plans(
     teacher.set_num_iterations(profile.model.num_iterations)
     sets = draw_calibration(model, data, settings, text_field, cache_dir, split="validation")
     batches = (batch for part in sets for batch in part.batches(settings.batch_size))
+    origins = [k for k, part in enumerate(sets) for _ in range(-(-len(part.indices) // settings.batch_size))]
     num_tokens = sum(part.num_tokens for part in sets)
     num_plans = len({tuple(plan.num_iterations) for plan in plans})
     say(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
     with progress("verifying", num_tokens, "tokens") as advance:
-        loss, measured = measure_truncations(
-            teacher, batches, [plan.num_iterations for plan in plans], advance
-        )
+        budgets = [plan.num_iterations for plan in plans]
+        loss, measured = measure_truncations(teacher, batches, budgets, advance, origins)
     return Verification(
         model=identity,
         data=[part.identity for part in sets],

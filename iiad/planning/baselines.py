@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 
+from .bounds import Bounds
+
 __all__ = ["baseline_plans"]
 
 
 def baseline_plans(
-    teacher: ModelIdentity, num_kept: int, num_random: int, seed: int
+    teacher: ModelIdentity, num_kept: int, num_random: int, seed: int, bounds: Bounds | None = None
 ) -> list[tuple[str, list[int]]]:
     """Plans of num_kept iterations in all, each with its name: r_t for each layer.
 
@@ -22,20 +24,27 @@ def baseline_plans(
     random 1, 2, ...: num_random different plans, each drawn uniformly from all plans of so many iterations; where
         there are no more than num_random, all of them.
 
-    Raises InputError where num_kept is not from 0 to the teacher's iterations, or num_random below 0.
+    bounds: what each layer may run, in all of them. Raises InputError where num_kept is not from 0 to the teacher's
+    iterations, or within the bounds, and for num_random below 0.
     """
-    most = teacher.num_iterations
-    if not 0 <= num_kept <= sum(most):
-        raise InputError(f"num_kept: found {num_kept}; accepted: 0 to {sum(most)}, the teacher's")
+    limits = (bounds or Bounds()).limits(teacher)
+    least = [low for low, _ in limits]
+    most = [high - low for low, high in limits]  # beside the least
+    lowest, highest = sum(least), sum(least) + sum(most)
+    if not lowest <= num_kept <= highest:
+        whose = "the teacher's" if not bounds else "within the bounds"
+        raise InputError(f"num_kept: found {num_kept}; accepted: {lowest} to {highest}, {whose}")
+    num_kept -= lowest
     if num_random < 0:
         raise InputError(f"num_random: found {num_random}; accepted: a whole number from 0")
     drawn = _random_plans(most, num_kept, num_random, random.Random(seed))
-    return [
+    plans = [
         ("uniform", _uniform(most, num_kept)),
         ("last layers first", _fill(most, num_kept)),
         ("first layers first", _fill(most[::-1], num_kept)[::-1]),
         *((f"random {number}", plan) for number, plan in enumerate(drawn, 1)),
     ]
+    return [(name, [low + r for low, r in zip(least, plan, strict=True)]) for name, plan in plans]
 
 
 def _uniform(most: Sequence[int], num_kept: int) -> list[int]:

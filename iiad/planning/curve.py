@@ -16,7 +16,15 @@ from .exact import best_by_steps
 from .prediction import dropped_scores, predicted_loss
 from .threshold import normalize_scores, threshold_budget
 
-__all__ = ["CurvePoint", "FrontPoint", "choose_threshold", "find_knee", "pareto_front", "threshold_curve"]
+__all__ = [
+    "CurvePoint",
+    "FrontPoint",
+    "choose_threshold",
+    "find_knee",
+    "pareto_front",
+    "shortest_threshold",
+    "threshold_curve",
+]
 
 
 class TradeOff(Protocol):
@@ -115,6 +123,17 @@ def pareto_front(profile: Profile, metric: str = "kl", bounds: Bounds | None = N
             cut = _overhead_cut(scores, budget)
             front.append(FrontPoint(budget, evaluations, cut, predicted_loss(scores, budget)))
     return front[::-1]
+
+
+def shortest_threshold(point: CurvePoint) -> str:
+    """The point's threshold in as few digits as give its plan."""
+    if not point.threshold:
+        return "0"
+    for digits in range(2, 17):
+        text = f"{point.threshold:.{digits}g}"
+        if point.above < float(text) <= point.up_to:
+            return text
+    return repr(point.threshold)
 
 
 def find_knee(points: Sequence[Point]) -> Point:

@@ -37,7 +37,11 @@ def predicted_loss_error(profile: Profile, metric: str, num_iterations: Sequence
     if len(profile.batches) < 2:
         return None
     losses = [[[predicted_loss(batch.scores[metric], num_iterations)]] for batch in profile.batches]
-    _, errors = average([{metric: loss} for loss in losses], [batch.num_tokens for batch in profile.batches])
+    _, errors = average(
+        [{metric: loss} for loss in losses],
+        [batch.num_tokens for batch in profile.batches],
+        [batch.data for batch in profile.batches],
+    )
     return errors[metric][0][0]
 
 

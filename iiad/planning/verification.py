@@ -15,7 +15,7 @@ from iiad.influence.profile import Profile
 
 from .baselines import baseline_plans
 from .bounds import Bounds
-from .curve import pareto_front, threshold_curve
+from .curve import pareto_front, shortest_threshold, threshold_curve
 from .planner import plan_by_target
 from .prediction import predicted_loss
 from .targets import Targets
@@ -105,9 +105,9 @@ def candidates(
     """The plans that say whether predictions can be trusted, and whether influence beats choosing without it.
 
     The plan (num_iterations) itself; points of the threshold's curve and, where no threshold gives them, of the
-    Pareto front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile and
-    baselines, all of as many iterations as the plan, or as the middle of the curve where there is none. The teacher
-    is left out.
+    Pareto front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile, of
+    at most as many iterations as the plan, or as the middle of the curve where there is none, and baselines of as
+    many. All keep to the bounds. The teacher is left out.
     """
     curve = threshold_curve(profile, metric, normalize, bounds)
     ruled = {point.num_iterations for point in curve}
@@ -116,7 +116,9 @@ def candidates(
     if num_iterations is not None:
         found.append(("plan", "plan", num_iterations))
     points, rest = _thinned(curve, num_points), _thinned(others, num_points)
-    found += [("threshold", f"threshold {point.threshold:.2g}", point.num_iterations) for point in points]
+    found += [
+        ("threshold", f"threshold {shortest_threshold(point)}", point.num_iterations) for point in points
+    ]
     found += [("front", f"best of {point.num_evaluations}", point.num_iterations) for point in rest]
     middle = num_iterations if num_iterations is not None else curve[len(curve) // 2].num_iterations
     evaluations = sum(middle) + profile.model.num_start_evaluations * profile.model.num_layers
@@ -124,7 +126,7 @@ def candidates(
         if other != metric:
             plan = plan_by_target(profile, Targets(max_evaluations=evaluations), other, bounds)
             found.append(("metric", f"by {other}", plan.num_iterations))
-    for name, baseline in baseline_plans(profile.model, sum(middle), num_random, seed):
+    for name, baseline in baseline_plans(profile.model, sum(middle), num_random, seed, bounds):
         found.append(("baseline", name, baseline))
     return [
         Candidate(kind=kind, name=name, num_iterations=list(budget))

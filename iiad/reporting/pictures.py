@@ -18,7 +18,7 @@ from typing import Any
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-__all__ = ["draw_curve", "draw_influence", "draw_verification", "require_matplotlib"]
+__all__ = ["draw_curve", "draw_influence", "draw_verification", "require_matplotlib", "require_pictures"]
 
 WIDTH = 3.3  # inches: half a page
 ROW = 0.17  # inches of a layer's row: a line of numbers
@@ -59,6 +59,13 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise InputError("pictures need matplotlib: pip install 'iiad[plot]'") from None
+
+
+def require_pictures(folder: str | Path) -> None:
+    """Raise InputError where pictures cannot be drawn into that folder: no matplotlib, or it is a file."""
+    require_matplotlib()
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for the pictures")
 
 
 def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Path]:

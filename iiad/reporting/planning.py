@@ -12,7 +12,14 @@ from rich.text import Text
 from iiad.influence.profile import Profile
 from iiad.planning.bounds import Bounds
 from iiad.planning.costs import cost_of
-from iiad.planning.curve import CurvePoint, FrontPoint, find_knee, pareto_front, threshold_curve
+from iiad.planning.curve import (
+    CurvePoint,
+    FrontPoint,
+    find_knee,
+    pareto_front,
+    shortest_threshold,
+    threshold_curve,
+)
 from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.planning.prediction import LOSS_UNITS
@@ -201,7 +208,7 @@ class CurveReport:
         if ruled is None:
             return [*row, "", ""]
         here = f" {mark}" if ruled is self.threshold_knee else ""
-        return [*row, f"{_shortest(ruled)}{here}", f"{ruled.predicted_loss:.3g}"]
+        return [*row, f"{shortest_threshold(ruled)}{here}", f"{ruled.predicted_loss:.3g}"]
 
     def _caption(self, num_shown: int, num_rows: int, mark: str) -> str:
         best, ruled = self.best_knee, self.threshold_knee
@@ -210,7 +217,7 @@ class CurveReport:
             f"Loss: predicted, {LOSS_UNITS[self.metric]}, if the layers add up. {mark} the knees:",
             f"of all plans, --max-evaluations {best.num_evaluations}: {best.overhead_cut:.1%} overhead cut "
             f"for {best.predicted_loss:.3g};",
-            f"of thresholds, --threshold {_shortest(ruled)}{share}: {ruled.overhead_cut:.1%} "
+            f"of thresholds, --threshold {shortest_threshold(ruled)}{share}: {ruled.overhead_cut:.1%} "
             f"for {ruled.predicted_loss:.3g}.",
         ]
         if self.latency is not None:
@@ -247,17 +254,6 @@ def _thinned(counts: Sequence[int], wanted: set[int]) -> list[int]:
     room = MOST_ROWS - len(wanted)
     even = {others[round(n * (len(others) - 1) / (room - 1))] for n in range(room)}
     return [count for count in counts if count in even | wanted]
-
-
-def _shortest(point: CurvePoint) -> str:
-    """The point's threshold in as few digits as give its plan."""
-    if not point.threshold:
-        return "0"
-    for digits in range(2, 17):
-        text = f"{point.threshold:.{digits}g}"
-        if point.above < float(text) <= point.up_to:
-            return text
-    return repr(point.threshold)
 
 
 def _scaled(value: float, unit: str = "") -> str:

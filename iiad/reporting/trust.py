@@ -69,7 +69,7 @@ def _stability(
         threshold, _ = choose_threshold(threshold_curve(profile, reference))
     kept = keep_frequency(profile, reference, threshold, seed=seed)
     if kept is None:
-        yield Text("one batch says nothing of how the scores depend on the text: give more --max-tokens\n")
+        yield Text("one batch says nothing about how the scores depend on the text: give more --max-tokens\n")
     else:
         title = f"kept at threshold {threshold:.3g} on {reference}, share of bootstrap samples"
         yield Text(title, style="italic")

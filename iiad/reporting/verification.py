@@ -23,10 +23,13 @@ TITLES = {
     "plan": "the plan",
     "threshold": "points of the threshold's curve",
     "front": "best plans by prediction (Pareto front)",
-    "metric": "best plans by other metrics, as many iterations as the plan",
+    "metric": "best plans by other metrics, of at most as many iterations",
     "baseline": "chosen without influence, as many iterations as the plan",
 }
 
+
+EQUAL_COST = ("plan", "metric", "baseline")
+"""Kinds of as many iterations as the plan, or nearly."""
 
 COLUMNS = ["plan", "iterations", "overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity"]
 
@@ -99,6 +102,15 @@ def verification_remarks(verification: Verification) -> list[str]:
         )
         if order is not None:
             remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
+    alike = list(
+        {tuple(plan.num_iterations): plan for plan in verification.plans if plan.kind in EQUAL_COST}.values()
+    )
+    if len(alike) > 2:
+        order = rank_correlation(
+            [plan.predicted for plan in alike], [verification.true_loss(plan) for plan in alike]
+        )
+        if order is not None:
+            remarks.append(f"Over {len(alike)} different plans of like cost, the harder test: {order:+.2f}.")
     first, baselines = verification.plans[0], [plan for plan in verification.plans if plan.kind == "baseline"]
     if first.kind == "plan" and baselines:
         remarks.append(_against_baselines(first, baselines))
@@ -111,6 +123,8 @@ def _against_baselines(plan: VerifiedPlan, baselines: Sequence[VerifiedPlan]) ->
     better = [other.name for other in others if other.kl < plan.kl]
     against = f"{len(others)} other plans of as many iterations that were chosen without influence"
     equal = f"; it is the same as: {', '.join(same)}" if same else ""
+    if not others:
+        return f"The plan is the only one of as many iterations{equal}."
     if better:
         worse = len(others) - len(better)
         return f"The plan has a smaller KL than {worse} of {against}; better: {', '.join(better)}{equal}."

@@ -6,6 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli import main
 from cli.show import show
 from iiad.errors import InputError
 from iiad.planning import plan_by_threshold
@@ -62,3 +63,56 @@ def test_other_files_are_one_line(content, message, run, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         run(tmp_path / "file.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def iiad(monkeypatch, capsys, tmp_path):
+    """Run the whole command line in an empty folder that holds a profile; returns code, stdout, stderr."""
+    make_profile().save(tmp_path / "profile.json")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["iiad", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main.run()
+        captured = capsys.readouterr()
+        return exit.value.code, captured.out, captured.err
+
+    return run
+
+
+PLAN = ("plan", "profile.json", "--output", "x.json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "deep.json"),
+        ("plan", "deep.json", "--threshold", "1", "--output", "x.json"),
+        (*PLAN, "--threshold", "nan"),
+        (*PLAN, "--threshold", "0.1", "--overhead-cut", "0.5"),
+        (*PLAN, "--overhead-cut", "2"),
+        (*PLAN, "--overhead-cut", "0.9", "--max-score", "0"),
+        (*PLAN, "--threshold", "0.1", "--metric", "loss"),
+        (*PLAN, "--speedup", "2"),
+        (*PLAN, "--threshold", "0.1", "--verify", "nowhere", "--data", "deep.json"),
+        (*PLAN, "--threshold", "0.1", "--verify", "nowhere", "--data", "nothing.txt"),
+        (*PLAN, "--threshold", "0.1", "--verify", "nowhere"),
+        (*PLAN, "--threshold", "0.1", "--verify", "m", "--data", "deep.json", "--max-tokens", "-5"),
+        (*PLAN, "--threshold", "0.1", "--verify", "m", "--data", "deep.json", "--verification", "x.json"),
+        (*PLAN, "--threshold", "0.1", "--plot", "profile.json"),
+        ("profile", "nowhere", "--data", "deep.json", "--output", "x.json", "--memory-gib", "nan"),
+        ("profile", "nowhere", "--data", "deep.json", "--output", "x.json", "--threshold", "-1"),
+        ("profile", "nowhere", "--data", "deep.json", "--output", "x.json", "--plot", "profile.json"),
+        ("profile", "nowhere", "--data", "deep.json", "--output", "x.json", "--metric", "magic"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_bad_input_is_exit_code_2_one_line_and_nothing_written(arguments, iiad, tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    code, _, err = iiad(*arguments)
+    assert code == 2
+    *_, last = err.splitlines()
+    assert last.startswith("iiad: ")
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep.json", "profile.json"]

@@ -113,7 +113,7 @@ def test_the_residual_goes_on_as_a_geometric_series_where_it_converges():
         ),
         (
             [STALLED, NONE],
-            "layer 1 stalls (contraction 0.98): its changes do not shrink, go by the scores",
+            "layer 1 stalls (contraction 0.98): its changes hardly shrink, go by the scores",
         ),
         (
             [CYCLING, AT_REST, CYCLING],

@@ -202,10 +202,10 @@ def test_without_resume_an_interrupted_profile_is_begun_anew(measure, monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "holds batches of another data and settings"),
-        ({"seed": 1, "max_tokens": 64}, "holds batches of another data and settings"),
-        ({"metrics": ["kl"]}, "holds batches of another metrics"),
-        ({"batch_size": 3}, "holds batches of another settings"),
+        ({"seed": 1}, "holds batches of other data and settings"),
+        ({"seed": 1, "max_tokens": 64}, "holds batches of other data and settings"),
+        ({"metrics": ["kl"]}, "holds batches of other metrics"),
+        ({"batch_size": 3}, "holds batches of other settings"),
     ],
 )
 def test_batches_of_another_measurement_are_not_gone_on_from(change, message, measure, tmp_path, monkeypatch):
@@ -215,9 +215,9 @@ def test_batches_of_another_measurement_are_not_gone_on_from(change, message, me
             measure()
     before = Journal.path_of(tmp_path / "p.json").read_bytes()
     if change == {"seed": 1}:
-        message = "holds batches of another settings"
+        message = "holds batches of other settings"
     if "max_tokens" in change:
-        message = "holds batches of another data and settings"
+        message = "holds batches of other data and settings"
     with pytest.raises(InputError, match=message) as caught:
         measure(resume=True, **change)
     assert "\n" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_a_journal_that_was_killed_before_its_first_line_is_begun_anew(content, 
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(content, measure, tmp_path):
     partial = Journal.path_of(tmp_path / "p.json")
     partial.write_bytes(content)
-    with pytest.raises(InputError, match="holds batches of another"):
+    with pytest.raises(InputError, match="holds batches of other"):
         measure(resume=True)
     assert partial.read_bytes() == content
 
