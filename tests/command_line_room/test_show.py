@@ -70,6 +70,7 @@ def iiad(monkeypatch, capsys, tmp_path):
     """Run the whole command line in an empty folder that holds a profile; returns code, stdout, stderr."""
     make_profile().save(tmp_path / "profile.json")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IIAD_DEBUG", raising=False)  # which --debug sets
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["iiad", *map(str, arguments)])

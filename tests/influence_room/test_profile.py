@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from iiad.errors import InputError
 from iiad.influence import Profile, rank_agreement
+from iiad.influence.profile import average
 from iiad.reporting.influence import InfluenceReport
 from tests.influence_room.profiles import make_profile
 from tests.printing import printed
@@ -178,3 +179,17 @@ def test_the_report_survives_one_batch_zero_tiny_and_negative_scores_and_an_asci
     assert "one batch says nothing" in text
     text = printed(InfluenceReport(make_profile({"kl": [[-3e-9, 1e-10]]}, (2,))), encoding="ascii")
     assert "-3.0e-09 +-3.0e-10" in text
+
+
+def test_standard_errors_of_several_data_sets_are_taken_within_each():
+    values, origins = [1.0, 3.0, 10.0, 12.0], [0, 0, 1, 1]
+    scores = [{"kl": [[value]]} for value in values]
+    means, errors = average(scores, [5] * 4, origins)
+    assert means == {"kl": [[6.5]]}
+    within = 2 * (2 * (1 / 4 * 1) ** 2) * 2  # n / (n - 1) times each set's two squares, two sets
+    assert errors["kl"][0][0] == pytest.approx(within**0.5)
+    _, pooled = average(scores, [5] * 4)
+    assert pooled["kl"][0][0] > 3 * errors["kl"][0][0]
+    assert average(scores[:3], [5] * 3, [0, 0, 1]) == average(
+        scores[:3], [5] * 3
+    )  # a set of one says nothing

@@ -190,10 +190,11 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verify", "model"], "verify: found without --data"),
-        (["--data", "text.txt"], "verify: found without --data or the other way round"),
-        (["--verification", "v.json"], "verify: found without --data"),
-        (["--verify", "nowhere", "--data", "text.txt"], "nowhere: no such model folder"),
+        (["--verify", "model"], "verify: --verify and --data go together"),
+        (["--data", "text.txt"], "verify: --verify and --data go together"),
+        (["--verification", "v.json"], "--verification needs both"),
+        (["--verify", "nowhere", "--data", "nothing.txt"], "nothing.txt"),
+        (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
     ],
 )
 def test_half_a_verification_is_one_line(arguments, message, plan_command):
