@@ -5,6 +5,7 @@ Needs neither torch nor transformers. All definitions here are ours.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ __all__ = [
     "ModelIdentity",
     "ModelShape",
     "describe_problems",
+    "require_iterations_to_plan",
     "require_new_file",
     "write_whole",
 ]
@@ -65,6 +67,16 @@ class ModelIdentity(Record):
         return sum(self.num_start_evaluations + r for r in self.num_iterations)
 
 
+def require_iterations_to_plan(model: ModelIdentity) -> ModelIdentity:
+    """The model, if it has a number of iterations for each layer and one above 0; ValueError otherwise."""
+    plan = model.num_iterations
+    if len(plan) != model.num_layers:
+        raise ValueError(f"num_iterations has {len(plan)} entries; accepted: {model.num_layers}, one a layer")
+    if min(plan) < 0 or max(plan) == 0:
+        raise ValueError(f"num_iterations is {plan}; accepted: none below 0 and one above it")
+    return model
+
+
 class DataIdentity(Record):
     """Which tokens."""
 
@@ -79,9 +91,17 @@ class Artefact(Record):
     kind: str
     format_version: int = 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash to which later artefacts are bound: sha256 of the file that `save` writes."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all. Raises InputError where it cannot be written."""
-        write_whole(path, self.model_dump_json(indent=1) + "\n")
+        write_whole(path, self._text())
+
+    def _text(self) -> str:
+        return self.model_dump_json(indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

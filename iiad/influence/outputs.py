@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from iiad.errors import InputError
 
+from .metrics import wide
+
 __all__ = ["CHUNK_COPIES", "FullOutput", "choose_chunk_tokens"]
 
 CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 25}
@@ -77,16 +79,16 @@ class FullOutput:
         """
         stopped = stopped.flatten(1, 2)  # (n, B * T, D)
         # Written over and over: memory that is new for every chunk costs more than what is computed in it.
-        space = _wide(self.logits[:0]).new_empty(2, self.chunk_tokens, self.logits.shape[1])
+        space = wide(self.logits[:0]).new_empty(2, self.chunk_tokens, self.logits.shape[1])
         totals = torch.zeros(2, len(stopped), dtype=torch.float64, device=stopped.device)
         for chunk in self._chunks():
-            wide = _wide(self.logits[chunk])
-            full, terms = space[:, : len(wide)]  # (m, V)
-            torch.softmax(wide, -1, out=full)
+            logits = wide(self.logits[chunk])
+            full, terms = space[:, : len(logits)]  # (m, V)
+            torch.softmax(logits, -1, out=full)
             for n, states in enumerate(stopped):
-                change = _wide(states[chunk]) - _wide(self.hidden_states[chunk])
-                difference = _wide(self.head(change.to(states.dtype)))  # (m, V)
-                kl, nll = _compare(full, wide, difference, terms, self.targets[chunk])
+                change = wide(states[chunk]) - wide(self.hidden_states[chunk])
+                difference = wide(self.head(change.to(states.dtype)))  # (m, V)
+                kl, nll = _compare(full, logits, difference, terms, self.targets[chunk])
                 totals[0, n] += kl.sum(dtype=torch.float64)
                 totals[1, n] += nll.sum(dtype=torch.float64)
         if not totals.isfinite().all():
@@ -105,7 +107,7 @@ class FullOutput:
         """d loss / d hidden_states, (B * T, D), in the states' type: (softmax - one-hot) W / predicted tokens."""
         gradient = torch.empty_like(self.hidden_states)
         for chunk in self._chunks():
-            slope = _wide(self.logits[chunk]).softmax(-1)  # (m, V)
+            slope = wide(self.logits[chunk]).softmax(-1)  # (m, V)
             targets = self.targets[chunk]
             slope[torch.arange(len(targets), device=targets.device), targets.clamp(min=0)] -= 1
             slope.masked_fill_((targets < 0)[:, None], 0.0).div_(self.num_predicted)
@@ -118,7 +120,7 @@ class FullOutput:
 
     def _nll(self, chunk: slice) -> Tensor:
         return nn.functional.cross_entropy(
-            _wide(self.logits[chunk]), self.targets[chunk], ignore_index=-1, reduction="none"
+            wide(self.logits[chunk]), self.targets[chunk], ignore_index=-1, reduction="none"
         )
 
 
@@ -138,8 +140,3 @@ def _compare(
         kl = (logits.log_softmax(-1) + difference).logsumexp(-1)
     chosen = difference.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     return kl, torch.where(targets >= 0, kl - chosen, 0.0)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float32, or float64 where they are that."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -6,14 +6,13 @@ layer t's iteration i is `scores[metric][t - 1][i - 1]`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
 __all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores", "average"]
@@ -140,11 +139,6 @@ class Profile(Artefact):
         )
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of the profile, to which a plan is bound: sha256 of the file that `save` writes."""
-        return hashlib.sha256((self.model_dump_json(indent=1) + "\n").encode()).hexdigest()
-
-    @property
     def num_tokens(self) -> int:
         """Tokens of all batches."""
         return sum(batch.num_tokens for batch in self.batches)
@@ -159,14 +153,7 @@ class Profile(Artefact):
     @field_validator("model")
     @classmethod
     def _model_has_iterations(cls, model: ModelIdentity) -> ModelIdentity:
-        plan = model.num_iterations
-        if len(plan) != model.num_layers:
-            raise ValueError(
-                f"num_iterations has {len(plan)} entries; accepted: {model.num_layers}, one a layer"
-            )
-        if min(plan) < 0 or max(plan) == 0:
-            raise ValueError(f"num_iterations is {plan}; accepted: none below 0 and one above it")
-        return model
+        return require_iterations_to_plan(model)
 
     @field_validator("scores")
     @classmethod

@@ -5,14 +5,13 @@ Made by `iiad bench MODEL --layers`, read by `iiad plan`. All definitions here a
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from iiad.artefacts import Artefact, ModelIdentity, Record
+from iiad.artefacts import Artefact, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
 __all__ = ["LatencyCheck", "LatencySettings", "LatencyTable", "PhaseLatency", "check_latency"]
@@ -122,22 +121,10 @@ class LatencyTable(Artefact):
     decode: PhaseLatency = Field(description="one decoding step: one token of each sequence")
     prefill: PhaseLatency = Field(description="the whole context of each sequence in one call")
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the table, to which a plan is bound: sha256 of the file that `save` writes."""
-        return hashlib.sha256((self.model_dump_json(indent=1) + "\n").encode()).hexdigest()
-
     @field_validator("model")
     @classmethod
     def _model_has_iterations(cls, model: ModelIdentity) -> ModelIdentity:
-        plan = model.num_iterations
-        if len(plan) != model.num_layers:
-            raise ValueError(
-                f"num_iterations has {len(plan)} entries; accepted: {model.num_layers}, one a layer"
-            )
-        if min(plan) < 0 or max(plan) == 0:
-            raise ValueError(f"num_iterations is {plan}; accepted: none below 0 and one above it")
-        return model
+        return require_iterations_to_plan(model)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:

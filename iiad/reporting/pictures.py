@@ -56,7 +56,7 @@ DECADES = 2
 def require_matplotlib() -> None:
     """Raise InputError, in one line, where matplotlib is not installed."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  (only whether it is there)
     except ImportError:
         raise InputError("pictures need matplotlib: pip install 'iiad[plot]'") from None
 

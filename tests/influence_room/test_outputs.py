@@ -74,7 +74,7 @@ def test_results_do_not_depend_on_the_chunks_which_are_bounded():
     for chunk_tokens in (1, 4, 6):
         output.chunk_tokens = chunk_tokens
         sizes = []
-        hook = output.head.register_forward_hook(lambda _, __, out: sizes.append(out.shape[0]))  # noqa: B023
+        hook = output.head.register_forward_hook(lambda _, __, out, to=sizes: to.append(out.shape[0]))
         for found, wanted in zip(output.harms(stopped), whole, strict=True):
             assert found == pytest.approx(wanted, rel=1e-12)
         assert torch.allclose(output.loss_gradient(), gradient, rtol=1e-12)
