@@ -180,6 +180,8 @@ def plan(
             require_new_file(file, overwrite)
     if (verify is None) != (data is None) or (verification is not None and verify is None):
         raise InputError("verify: --verify and --data go together, and --verification needs both")
+    if verify is None and (max_tokens is not None or text_field != "text"):
+        raise InputError("verify: found none; accepted with --max-tokens and --text-field, which are for it")
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 

@@ -13,10 +13,15 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command line sets it
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.training import TrainRecipe, train
+
+# Properties are checked, not speed: a busy machine would miss the deadline of an example now and then.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 SHAPE = {
     "vocab_size": 97,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .profile import Profile, Scores
+from .averages import Scores
+from .profile import Profile
 
 __all__ = ["Agreement", "agreements", "rank_agreement", "rank_correlation"]
 

@@ -15,10 +15,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
-__all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores", "average"]
+from .averages import Scores, average, weighted_mean
 
-Scores = list[list[float]]
-"""For each layer a number for each of its iterations (or of its predictor's stages)."""
+__all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores"]
 
 METRICS: dict[str, str] = {
     "kl": (
@@ -129,7 +128,7 @@ class Profile(Artefact):
             model=model,
             data=list(data),
             settings=settings,
-            loss=_mean(shares, [batch.loss for batch in batches]),
+            loss=weighted_mean(shares, [batch.loss for batch in batches]),
             scores=scores,
             standard_errors=errors if len(batches) > 1 else None,
             stages=stages,
@@ -212,49 +211,6 @@ class Profile(Artefact):
         return self
 
 
-def average(
-    batches: Sequence[Mapping[str, Scores]], weights: Sequence[float], origins: Sequence[int] | None = None
-) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Weighted means of batches of scores, and their standard errors over the batches (0 for a single one).
-
-    With p_b a batch's share of the weight and n batches, the standard error of the mean m is
-    sqrt(n / (n - 1) * sum_b p_b^2 (s_b - m)^2) (ours): for equal batches their standard deviation / sqrt(n).
-
-    origins: the data set of each batch. That data sets differ is no error of the mean: the sum is then taken within
-    each set, about its own mean, and the sets' are added. A set of a single batch tells nothing; with one such, all
-    batches count as one set.
-    """
-    sets = (
-        list(origins) if origins is not None and min(map(origins.count, origins)) > 1 else [0] * len(batches)
-    )
-    means: dict[str, Scores] = {}
-    errors: dict[str, Scores] = {}
-    for metric in batches[0]:
-        columns = [
-            [_mean_and_error(weights, values, sets) for values in zip(*layer, strict=True)]
-            for layer in zip(*(batch[metric] for batch in batches), strict=True)
-        ]
-        means[metric] = [[mean for mean, _ in layer] for layer in columns]
-        errors[metric] = [[error for _, error in layer] for layer in columns]
-    return means, errors
-
-
-def _mean_and_error(
-    weights: Sequence[float], values: Sequence[float], sets: Sequence[int]
-) -> tuple[float, float]:
-    total, variance = math.fsum(weights), 0.0
-    for origin in set(sets):
-        own = [(w, value) for w, value, at in zip(weights, values, sets, strict=True) if at == origin]
-        n, mean = len(own), _mean(*zip(*own, strict=True))
-        spread = math.fsum((w / total * (value - mean)) ** 2 for w, value in own)
-        variance += spread * n / (n - 1) if n > 1 else 0.0
-    return _mean(weights, values), math.sqrt(variance)
-
-
-def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
-    return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
-
-
 def _mean_fixed_point(batches: Sequence[BatchRecord], weights: Sequence[float]) -> list[FixedPoint]:
     names = ("residuals", "contractions", "turns")
     layers = zip(*(batch.fixed_point for batch in batches), strict=True)
@@ -262,7 +218,7 @@ def _mean_fixed_point(batches: Sequence[BatchRecord], weights: Sequence[float]) 
         FixedPoint(
             **{
                 name: [
-                    _mean(weights, values)
+                    weighted_mean(weights, values)
                     for values in zip(*(getattr(part, name) for part in layer), strict=True)
                 ]
                 for name in names

@@ -17,11 +17,12 @@ from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.models import IIETForCausalLM
 
+from .averages import Scores
 from .memory import MemoryPlan
 from .metrics import ITERATE_METRICS, fixed_point, wide
 from .outputs import FullOutput
 from .passes import FullPass, SolvedLayer, Stop
-from .profile import METRICS, BatchRecord, FixedPoint, Scores
+from .profile import METRICS, BatchRecord, FixedPoint
 
 __all__ = [
     "OUTPUT_METRICS",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from iiad.errors import InputError
 
 from .agreement import rank_correlation
-from .profile import BatchRecord, Profile, Scores, average
+from .averages import Scores, average
+from .profile import BatchRecord, Profile
 
 __all__ = ["Stability", "keep_frequency", "measure_stability"]
 

@@ -19,9 +19,10 @@ from iiad.models import IIETForCausalLM
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified
 from iiad.reporting.progress import progress, say
 
+from .averages import average
 from .measurement import as_data_sets, draw_calibration
 from .outputs import FullOutput
-from .profile import Profile, ProfileSettings, average
+from .profile import Profile, ProfileSettings
 from .profiler import require_iterations
 
 __all__ = ["measure_truncations", "verify_plans"]

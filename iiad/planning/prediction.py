@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from iiad.influence.profile import Profile, average
+from iiad.influence.averages import average
+from iiad.influence.profile import Profile
 
 from .exact import whole_rows
 

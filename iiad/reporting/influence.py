@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.influence.profile import METRICS, Profile, Scores
+from iiad.influence.averages import Scores
+from iiad.influence.profile import METRICS, Profile
 
 from .trust import trust_report
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from iiad.errors import InputError
 from iiad.influence import Profile, rank_agreement
-from iiad.influence.profile import average
+from iiad.influence.averages import average
 from iiad.reporting.influence import InfluenceReport
 from tests.influence_room.profiles import make_profile
 from tests.printing import printed

@@ -380,3 +380,15 @@ def test_every_variant_of_the_models_can_be_profiled(tokens):
         assert all(
             math.isfinite(score) for layers in found.scores.values() for row in layers for score in row
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ITERATED)
+def test_on_a_gpu_scores_are_those_of_the_cpu(kind, tokens):
+    model = ITERATED[kind]()
+    [wanted] = profile_model(model, [tokens])
+    [found] = profile_model(model.to("cuda"), [tokens])
+    assert flat(found) == pytest.approx(flat(wanted), rel=2e-3, abs=1e-5)
+    for memory in (0, 10**9):
+        [other] = profile_model(model, [tokens], memory=memory)
+        assert flat(other) == pytest.approx(flat(found), rel=1e-3, abs=1e-6)

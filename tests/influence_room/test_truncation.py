@@ -193,6 +193,8 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
         (["--verify", "model"], "verify: --verify and --data go together"),
         (["--data", "text.txt"], "verify: --verify and --data go together"),
         (["--verification", "v.json"], "--verification needs both"),
+        (["--max-tokens", "64"], "verify: found none; accepted with --max-tokens"),
+        (["--text-field", "body"], "verify: found none; accepted with --max-tokens and --text-field"),
         (["--verify", "nowhere", "--data", "nothing.txt"], "nothing.txt"),
         (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
     ],
