@@ -16,6 +16,7 @@ from iiad.data import load_tokenizer
 from iiad.errors import InputError
 from iiad.loading import choose_device, load_identified
 from iiad.planning import Plan, check_plan
+from iiad.recipes import DistillationSection, DistillRecipe, StageSection
 from iiad.training.engine import (
     Objective,
     blocks_per_step,
@@ -25,9 +26,7 @@ from iiad.training.engine import (
     run_stage,
 )
 from iiad.training.model_card import model_card
-from iiad.training.recipe import DistillRecipe
 from iiad.training.runs import RunFolder
-from iiad.training.sections import DistillationSection, StageSection
 from iiad.training.teacher import Corpora
 
 from .losses import hidden_state_loss, kl_divergence

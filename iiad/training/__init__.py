@@ -1,6 +1,7 @@
 """Training: recipes, the engine that every stage runs on, and teachers from scratch."""
 
-from .recipe import DistillRecipe, TrainRecipe, load_recipe
+from iiad.recipes import DistillRecipe, TrainRecipe, load_recipe
+
 from .runs import RunFolder, RunRecord
 from .teacher import build_model, train
 

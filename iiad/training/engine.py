@@ -22,10 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from iiad.checkpoints import read_weights
 from iiad.errors import InputError, one_line
+from iiad.recipes import OptimizationSection, StageSection, TrainingSection
 from iiad.reporting.progress import say
 
 from .callbacks import FiniteGradients, StageLog, StepProgress, Validation
-from .sections import OptimizationSection, StageSection, TrainingSection
 
 __all__ = [
     "Blocks",

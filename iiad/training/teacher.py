@@ -26,14 +26,13 @@ from iiad.data import (
 from iiad.errors import InputError, one_line
 from iiad.evaluation import evaluate_model
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.recipes import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
 from iiad.reporting.progress import progress, say
 
 from .engine import blocks_per_step, check_stage, run_stage
 from .model_card import model_card
 from .phases import TwoPhases
-from .recipe import TrainRecipe
 from .runs import RunFolder
-from .sections import DataSection, ModelSection, OptimizationSection, TokenizerSection
 
 __all__ = ["Corpora", "build_model", "train"]
 

@@ -16,8 +16,8 @@ from cli import main
 from cli.data_sets import all_data, gather_data, split_data
 from iiad.evaluation import Evaluation
 from iiad.planning import Plan
+from iiad.recipes import find_recipe
 from iiad.training import RunRecord
-from iiad.training.recipe import find_recipe
 
 COMMANDS = "train profile plan distill evaluate generate bench convert demo env".split()
 

@@ -18,9 +18,9 @@ from iiad.checkpoints import identify_model, load_model, save_checkpoint
 from iiad.distillation import distill
 from iiad.distillation.stages import LearnFromTeacher
 from iiad.planning import Plan
+from iiad.recipes import DistillationSection
 from iiad.training import DistillRecipe, RunRecord
 from iiad.training.engine import language_modelling, latest_checkpoint
-from iiad.training.sections import DistillationSection
 from tests.conftest import make_iiet
 
 ROOT = Path(__file__).parents[2]

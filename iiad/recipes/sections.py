@@ -1,7 +1,6 @@
-"""The sections of recipes: which fields there are, what they accept and what they mean.
+"""What a recipe says of model, tokenizer and data: which fields there are, what they accept and what they mean.
 
-Field names are Hugging Face's TrainingArguments' where those cover them. Sections are frozen and refuse what they
-do not know. This module imports neither torch nor transformers.
+Sections are frozen and refuse what they do not know.
 """
 
 from __future__ import annotations
@@ -10,18 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = [
-    "DataSection",
-    "DistillationSection",
-    "ModelSection",
-    "OptimizationSection",
-    "Section",
-    "StageSection",
-    "TokenizerSection",
-    "TrainingSection",
-]
-
-Scheduler = Literal["linear", "cosine", "constant_with_warmup"]
+__all__ = ["DataSection", "ModelSection", "Section", "TokenizerSection"]
 
 
 class Section(BaseModel):
@@ -122,86 +110,3 @@ class DataSection(Section):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-
-class OptimizationSection(Section):
-    """How to optimize, whatever the stage."""
-
-    per_device_train_batch_size: int = Field(8, ge=1, le=2**20, description="blocks in a batch")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=2**20)
-    lr_scheduler_type: Scheduler = "cosine"
-    weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
-    bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
-    gradient_checkpointing: bool = Field(False, description="recompute each layer in the backward pass")
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
-        None, description="how attention is computed while training; default: transformers' choice"
-    )
-    seed: int = Field(0, ge=0, lt=2**31)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int | None = Field(2, ge=1, description="checkpoints to keep; null: all")
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(
-        None, ge=1, description="validation loss this often; default: at the end alone"
-    )
-    report_to: list[str] = Field([], description="tensorboard, wandb, ...")
-
-
-class TrainingSection(OptimizationSection):
-    """Training from scratch."""
-
-    max_steps: int = Field(ge=1, description="optimizer steps")
-    learning_rate: float = Field(3e-4, gt=0, lt=10)
-    warmup_steps: int = Field(100, ge=0)
-    iterations_start: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="iterations start after this share of the steps (paper: the last quarter)",
-    )
-    smooth_start: bool = Field(
-        True, description="iterations start as identities; false: at their initial values"
-    )
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> TrainingSection:
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
-            )
-        return self
-
-
-class StageSection(Section):
-    """One stage of distillation: its length and learning rate."""
-
-    max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
-    learning_rate: float = Field(1e-4, gt=0, lt=10)
-    warmup_steps: int = Field(50, ge=0)
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> StageSection:
-        if self.max_steps and self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps must be at most max_steps ({self.max_steps}), found {self.warmup_steps}"
-            )
-        return self
-
-
-class DistillationSection(Section):
-    """Stage 1 learns from teacher and text, stage 2 (recover) from the text alone."""
-
-    kl_weight: float = Field(1.0, ge=0, description="weight of T^2 KL(teacher || student) in stage 1")
-    temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
-    hidden_weight: float = Field(0.0, ge=0, description="weight of the hidden-state loss in stage 1")
-    distill: StageSection = StageSection()
-    recover: StageSection = StageSection()
-
-    @model_validator(mode="after")
-    def _something_to_do(self) -> DistillationSection:
-        if not self.distill.max_steps and not self.recover.max_steps:
-            raise ValueError("distill.max_steps and recover.max_steps are both 0: nothing to do")
-        return self

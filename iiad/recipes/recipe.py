@@ -1,7 +1,4 @@
-"""Recipes: what to train, on what and how, checked whole before a model or data set loads.
-
-This module imports neither torch nor transformers.
-"""
+"""Recipes: what to train, on what and how, checked whole before a model or data set loads."""
 
 from __future__ import annotations
 
@@ -17,15 +14,9 @@ from pydantic import BaseModel, ValidationError, model_validator
 from iiad.artefacts import describe_problems
 from iiad.errors import InputError
 
-from .sections import (
-    DataSection,
-    DistillationSection,
-    ModelSection,
-    OptimizationSection,
-    Section,
-    TokenizerSection,
-    TrainingSection,
-)
+from .distillation import DistillationSection, StudentSection
+from .optimization import OptimizationSection, TrainingSection
+from .sections import DataSection, ModelSection, Section, TokenizerSection
 
 __all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe"]
 
@@ -52,8 +43,17 @@ class DistillRecipe(Section):
     """`iiad distill`: an E-IIET from a teacher and a plan, which are given apart from the recipe."""
 
     data: DataSection
+    student: StudentSection = StudentSection()
     distillation: DistillationSection = DistillationSection()
     training: OptimizationSection = OptimizationSection()
+
+    @model_validator(mode="after")
+    def _retention_can_be_measured(self) -> DistillRecipe:
+        if self.distillation.retain is not None and not (self.training.eval_steps and self.data.validation):
+            raise ValueError(
+                "distillation.retain needs data.validation and training.eval_steps to be measured"
+            )
+        return self
 
 
 Recipe = TypeVar("Recipe", TrainRecipe, DistillRecipe)

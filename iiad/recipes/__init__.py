@@ -1,0 +1,23 @@
+"""Recipes and their sections: read and checked whole, without torch or transformers."""
+
+from .distillation import STAGES, DistillationSection, StudentSection
+from .optimization import OptimizationSection, StageSection, TrainingSection
+from .recipe import DistillRecipe, TrainRecipe, find_recipe, load_recipe
+from .sections import DataSection, ModelSection, Section, TokenizerSection
+
+__all__ = [
+    "STAGES",
+    "DataSection",
+    "DistillRecipe",
+    "DistillationSection",
+    "ModelSection",
+    "OptimizationSection",
+    "Section",
+    "StageSection",
+    "StudentSection",
+    "TokenizerSection",
+    "TrainRecipe",
+    "TrainingSection",
+    "find_recipe",
+    "load_recipe",
+]
