@@ -20,6 +20,7 @@ from .plan import plan
 from .profile import profile
 from .show import show
 from .train import train
+from .validate import validate
 
 __all__ = ["app", "run"]
 
@@ -46,7 +47,7 @@ def main(
         os.environ["IIAD_DEBUG"] = "1"
 
 
-for command in (train, profile, plan, distill, evaluate, generate, bench, convert, show, demo, env):
+for command in (validate, train, profile, plan, distill, evaluate, generate, bench, convert, show, demo, env):
     app.command()(command)
 
 

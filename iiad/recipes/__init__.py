@@ -2,8 +2,10 @@
 
 from .distillation import STAGES, DistillationSection, StudentSection
 from .optimization import OptimizationSection, StageSection, TrainingSection
-from .recipe import DistillRecipe, TrainRecipe, find_recipe, load_recipe
-from .sections import DataSection, ModelSection, Section, TokenizerSection
+from .recipe import DistillRecipe, TrainRecipe, find_recipe, load_recipe, read_fields
+from .section import Section
+from .sections import DataSection, ModelSection, TokenizerSection
+from .validation import find_problems
 
 __all__ = [
     "STAGES",
@@ -18,6 +20,8 @@ __all__ = [
     "TokenizerSection",
     "TrainRecipe",
     "TrainingSection",
+    "find_problems",
     "find_recipe",
     "load_recipe",
+    "read_fields",
 ]

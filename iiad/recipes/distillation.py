@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .optimization import StageSection
-from .sections import Section
+from .section import Section, check
 
 __all__ = ["STAGES", "DistillationSection", "StudentSection"]
 
@@ -64,15 +64,22 @@ class DistillationSection(Section):
         True, description="refuse a teacher that predicts the text no better than word counts do"
     )
 
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> DistillationSection:
-        if not any(getattr(self, stage).max_steps for stage in STAGES):
-            names = ", ".join(f"{stage}.max_steps" for stage in STAGES)
-            raise ValueError(f"{names} are all 0: nothing to do")
-        if self.distill.max_steps and not (self.ce_weight or self.kl_weight or self.hidden_weight):
-            raise ValueError("ce_weight, kl_weight and hidden_weight are all 0: stage distill has no loss")
-        if self.hidden_layers is not None and (
-            min(self.hidden_layers) < 0 or len(set(self.hidden_layers)) < len(self.hidden_layers)
-        ):
-            raise ValueError(f"hidden_layers must be different numbers from 0 on, found {self.hidden_layers}")
-        return self
+    @check
+    def _something_to_do(self) -> str | None:
+        if any(getattr(self, stage).max_steps for stage in STAGES):
+            return None
+        names = ", ".join(f"{stage}.max_steps" for stage in STAGES)
+        return f"{names} are all 0: nothing to do"
+
+    @check
+    def _something_to_learn(self) -> str | None:
+        if not self.distill.max_steps or self.ce_weight or self.kl_weight or self.hidden_weight:
+            return None
+        return "ce_weight, kl_weight and hidden_weight are all 0: stage distill has no loss"
+
+    @check
+    def _hidden_layers_are_layers(self) -> str | None:
+        layers = self.hidden_layers
+        if layers is None or (min(layers) >= 0 and len(set(layers)) == len(layers)):
+            return None
+        return f"hidden_layers must be different numbers from 0 on, found {layers}"

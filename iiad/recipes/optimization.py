@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from .sections import Section
+from .section import Section, check
 
 __all__ = ["OptimizationSection", "Scheduler", "StageSection", "TrainingSection"]
 
@@ -65,19 +65,17 @@ class OptimizationSection(Section):
     )
     report_to: list[str] = Field([], description="tensorboard, wandb, ...")
 
-    @model_validator(mode="after")
-    def _decay_steps_have_their_schedule(self) -> OptimizationSection:
-        if self.decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":
-            raise ValueError(
-                f"decay_steps is for lr_scheduler_type warmup_stable_decay, found {self.lr_scheduler_type}"
-            )
-        return self
+    @check
+    def _decay_steps_have_their_schedule(self) -> str | None:
+        if self.decay_steps is None or self.lr_scheduler_type == "warmup_stable_decay":
+            return None
+        return f"decay_steps is for lr_scheduler_type warmup_stable_decay, found {self.lr_scheduler_type}"
 
 
 class TrainingSection(OptimizationSection):
     """Training from scratch, or on from a model that is there."""
 
-    max_steps: int = Field(ge=1, description="optimizer steps")
+    max_steps: int = Field(ge=1, description="optimizer steps", examples=[1000])
     learning_rate: float = Field(3e-4, gt=0, lt=10)
     warmup_steps: int = Field(100, ge=0)
     iterations_start: float = Field(
@@ -90,10 +88,16 @@ class TrainingSection(OptimizationSection):
         True, description="iterations start as identities; false: at their initial values"
     )
 
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> TrainingSection:
-        _require_schedule(self.max_steps, self.warmup_steps, self.decay_steps)
-        return self
+    @check
+    def _warmup_fits(self) -> str | None:
+        return _warmup_problem(self.warmup_steps, self.max_steps)
+
+    @check
+    def _decay_fits(self) -> str | None:
+        room = self.max_steps - self.warmup_steps
+        if self.decay_steps is None or self.decay_steps <= room or room < 0:
+            return None
+        return f"decay_steps must be at most max_steps less warmup_steps ({room}), found {self.decay_steps}"
 
 
 class StageSection(Section):
@@ -104,18 +108,12 @@ class StageSection(Section):
     warmup_steps: int = Field(50, ge=0)
     lr_scheduler_type: Scheduler | None = Field(None, description="default: training.lr_scheduler_type")
 
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> StageSection:
-        if self.max_steps:
-            _require_schedule(self.max_steps, self.warmup_steps, None)
-        return self
+    @check
+    def _warmup_fits(self) -> str | None:
+        return _warmup_problem(self.warmup_steps, self.max_steps) if self.max_steps else None
 
 
-def _require_schedule(max_steps: int, warmup_steps: int, decay_steps: int | None) -> None:
-    if warmup_steps > max_steps:
-        raise ValueError(f"warmup_steps must be at most max_steps ({max_steps}), found {warmup_steps}")
-    if decay_steps is not None and decay_steps > max_steps - warmup_steps:
-        raise ValueError(
-            f"decay_steps must be at most max_steps less warmup_steps ({max_steps - warmup_steps}), "
-            f"found {decay_steps}"
-        )
+def _warmup_problem(warmup_steps: int, max_steps: int) -> str | None:
+    if warmup_steps <= max_steps:
+        return None
+    return f"warmup_steps must be at most max_steps ({max_steps}), found {warmup_steps}"

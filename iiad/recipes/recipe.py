@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
 
-from iiad.artefacts import describe_problems
 from iiad.errors import InputError
 
 from .distillation import DistillationSection, StudentSection
 from .optimization import OptimizationSection, TrainingSection
-from .sections import DataSection, ModelSection, Section, TokenizerSection
+from .section import Section, check
+from .sections import DataSection, ModelSection, TokenizerSection
+from .validation import find_problems
 
-__all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe"]
+__all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe", "read_fields"]
 
 
 class TrainRecipe(Section):
@@ -29,14 +28,12 @@ class TrainRecipe(Section):
     data: DataSection
     training: TrainingSection
 
-    @model_validator(mode="after")
-    def _blocks_fit_the_model(self) -> TrainRecipe:
-        if (self.data.block_size or 0) > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.block_size must be at most model.max_position_embeddings "
-                f"({self.model.max_position_embeddings}), found {self.data.block_size}"
-            )
-        return self
+    @check
+    def _blocks_fit_the_model(self) -> str | None:
+        block, context = self.data.block_size, self.model.max_position_embeddings
+        if (block or 0) <= context:
+            return None
+        return f"data.block_size must be at most model.max_position_embeddings ({context}), found {block}"
 
 
 class DistillRecipe(Section):
@@ -47,13 +44,11 @@ class DistillRecipe(Section):
     distillation: DistillationSection = DistillationSection()
     training: OptimizationSection = OptimizationSection()
 
-    @model_validator(mode="after")
-    def _retention_can_be_measured(self) -> DistillRecipe:
-        if self.distillation.retain is not None and not (self.training.eval_steps and self.data.validation):
-            raise ValueError(
-                "distillation.retain needs data.validation and training.eval_steps to be measured"
-            )
-        return self
+    @check
+    def _retention_can_be_measured(self) -> str | None:
+        if self.distillation.retain is None or (self.training.eval_steps and self.data.validation):
+            return None
+        return "distillation.retain needs data.validation and training.eval_steps to be measured"
 
 
 Recipe = TypeVar("Recipe", TrainRecipe, DistillRecipe)
@@ -83,18 +78,27 @@ def load_recipe(
     path: a YAML file, the name of a shipped recipe, or None for defaults alone. overrides: nested fields that stand
     above the file's and below the settings. Raises InputError with all problems in one line.
     """
+    fields = read_fields(path, settings, overrides)
+    problems = find_problems(kind, fields)
+    if problems:
+        raise InputError(f"{'the recipe' if path is None else path}: {'; '.join(problems)}")
+    return kind.model_validate(fields)
+
+
+def read_fields(
+    path: str | Path | None, settings: Sequence[str] = (), overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The nested fields of a recipe with settings over it, as `load_recipe` takes them, not checked.
+
+    Raises InputError for a file that is no recipe and for a setting that is none.
+    """
     fields: dict[str, Any] = {}
-    source = "the recipe" if path is None else str(path)
     if path is not None:
         _merge(fields, _read_yaml(find_recipe(path)))
     _merge(fields, overrides or {})
     for setting in settings:
         _apply(fields, setting)
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        problems = [line + _suggestion(kind, line) for line in describe_problems(error)]
-        raise InputError(f"{source}: {'; '.join(problems)}") from None
+    return fields
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -115,6 +119,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # refused in a moment, with its place
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key} is there twice", key_node.start_mark
@@ -145,18 +151,3 @@ def _apply(fields: dict[str, Any], setting: str) -> None:
     except yaml.YAMLError:
         hint = "a name that begins with * must be quoted" if "*" in text else "put it in quotes"
         raise InputError(f"--set {setting}: the value cannot be read as YAML; {hint}") from None
-
-
-def _suggestion(kind: type[BaseModel], problem: str) -> str:
-    """What a misspelled field may have meant."""
-    path, _, message = problem.partition(": ")
-    if message != "no such field":
-        return ""
-    *sections, field = path.split(".")
-    for section in sections:
-        inner = kind.model_fields[section].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ""
-        kind = inner
-    close = difflib.get_close_matches(field, kind.model_fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (there are: {', '.join(kind.model_fields)})"

@@ -1,21 +1,17 @@
 """What a recipe says of model, tokenizer and data: which fields there are, what they accept and what they mean.
 
-Sections are frozen and refuse what they do not know.
+What they have in common is in section.py.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-__all__ = ["DataSection", "ModelSection", "Section", "TokenizerSection"]
+from .section import Section, check
 
-
-class Section(BaseModel):
-    """A frozen part of a recipe that refuses unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+__all__ = ["DataSection", "ModelSection", "TokenizerSection"]
 
 
 class ModelSection(Section):
@@ -42,30 +38,46 @@ class ModelSection(Section):
     predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
     coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
 
-    @model_validator(mode="after")
-    def _shape_is_possible(self) -> ModelSection:
-        plan = self.num_iterations if isinstance(self.num_iterations, list) else [self.num_iterations or 0]
-        if any(r < 0 for r in plan):
-            raise ValueError(f"num_iterations must be at least 0, found {self.num_iterations}")
-        if isinstance(self.num_iterations, list) and len(plan) != self.num_layers:
-            raise ValueError(
-                f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
-            )
+    @check
+    def _iterations_are_counts(self) -> str | None:
+        given = self.num_iterations
+        plan = given if isinstance(given, list) else [given or 0]
+        return f"num_iterations must be at least 0, found {given}" if any(r < 0 for r in plan) else None
+
+    @check
+    def _iterations_fit_the_layers(self) -> str | None:
+        plan = self.num_iterations
+        if not isinstance(plan, list) or len(plan) == self.num_layers:
+            return None
+        return f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
+
+    @check
+    def _heads_divide_the_width(self) -> str | None:
         heads = self.num_attention_heads
-        if self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads ({heads}), found {self.hidden_size}"
-            )
-        if heads % (self.num_key_value_heads or heads):
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads ({heads}), found {self.num_key_value_heads}"
-            )
-        head_dim = self.head_dim or self.hidden_size // heads
-        if head_dim % 2:
-            raise ValueError(f"head_dim must be even, for rotary position embeddings, found {head_dim}")
-        if self.history and self.relaxation:
-            raise ValueError("relaxation is for history: false")
-        return self
+        if self.hidden_size % heads == 0:
+            return None
+        return f"hidden_size must be a multiple of num_attention_heads ({heads}), found {self.hidden_size}"
+
+    @check
+    def _heads_can_share_keys(self) -> str | None:
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if heads % (shared or heads) == 0:
+            return None
+        return f"num_key_value_heads must divide num_attention_heads ({heads}), found {shared}"
+
+    @check
+    def _heads_can_rotate(self) -> str | None:
+        if self.head_dim is not None:
+            width, rest = self.head_dim, 0
+        else:
+            width, rest = divmod(self.hidden_size, self.num_attention_heads)
+        if width % 2 == 0 or rest:
+            return None
+        return f"head_dim must be even, for rotary position embeddings, found {width}"
+
+    @check
+    def _damping_is_without_history(self) -> str | None:
+        return "relaxation is for history: false" if self.history and self.relaxation else None
 
     def unused_fields(self) -> list[str]:
         """Fields that were given and that only another solver uses: one line of a recipe changes the solver."""
@@ -82,17 +94,17 @@ class TokenizerSection(Section):
     path: str | None = Field(None, description="a Hugging Face tokenizer folder or hub name")
     vocab_size: int | None = Field(None, ge=257, le=2**24, description="train one of this size instead")
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> TokenizerSection:
-        if (self.path is None) == (self.vocab_size is None):
-            raise ValueError("give either path or vocab_size")
-        return self
+    @check
+    def _one_of_them(self) -> str | None:
+        return "give either path or vocab_size" if (self.path is None) == (self.vocab_size is None) else None
 
 
 class DataSection(Section):
     """Text to learn from."""
 
-    train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
+    train: list[str] = Field(
+        min_length=1, description="files, globs, folders, or stdlib", examples=[["corpus/*.jsonl"]]
+    )
     validation: list[str] = Field([], description="the same, for validation loss")
     text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
     block_size: int | None = Field(
