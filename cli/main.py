@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .capture import capture
 from .convert import convert
 from .data_sets import gather_data
 from .demo import demo
@@ -34,7 +35,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil iterative Transformers: train a teacher, profile its iterations, plan a budget, distil, evaluate.",
-    epilog="The pipeline: train -> profile -> plan -> distil -> evaluate, generate, bench.  `iiad demo` runs it all.",
+    epilog="The pipeline: train -> profile -> plan (-> capture) -> distil -> evaluate, generate, bench.  "
+    "`iiad demo` runs it all.",
 )
 
 
@@ -47,7 +49,21 @@ def main(
         os.environ["IIAD_DEBUG"] = "1"
 
 
-for command in (validate, train, profile, plan, distill, evaluate, generate, bench, convert, show, demo, env):
+for command in (
+    validate,
+    train,
+    profile,
+    plan,
+    capture,
+    distill,
+    evaluate,
+    generate,
+    bench,
+    convert,
+    show,
+    demo,
+    env,
+):
     app.command()(command)
 
 

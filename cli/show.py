@@ -23,7 +23,7 @@ def show(
         typer.Argument(help="Files that iiad wrote: profiles, plans, latency tables, verifications, ..."),
     ],
 ) -> None:
-    """Print what profiles, plans, latency tables, verifications, evaluations and benches hold.
+    """Print what profiles, plans, latency tables, verifications, evaluations, benches and signals hold.
 
     Example:  iiad show profile.json plan.json
     """
@@ -43,10 +43,11 @@ def _read(path: Path) -> Artefact:
     from iiad.evaluation.artefact import Evaluation
     from iiad.influence.profile import Profile
     from iiad.planning import LatencyTable, Plan, Verification
+    from iiad.signals import SignalRecord
 
     kinds: dict[str, type[Artefact]] = {
         kind.model_fields["kind"].default: kind
-        for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench)
+        for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench, SignalRecord)
     }
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ def _read(path: Path) -> Artefact:
 
 
 def _report(artefact: Any, width: int) -> RenderableType:
-    from iiad.reporting import benchmark, evaluation, influence, latency, planning, verification
+    from iiad.reporting import benchmark, evaluation, influence, latency, planning, signals, verification
 
     reports: dict[str, Callable[[], RenderableType]] = {
         "profile": lambda: influence.InfluenceReport(artefact),
@@ -70,5 +71,6 @@ def _report(artefact: Any, width: int) -> RenderableType:
         "latency": lambda: latency.latency_table(artefact, width),
         "evaluation": lambda: evaluation.evaluation_table(artefact, width),
         "bench": lambda: benchmark.bench_table(artefact, width),
+        "signals": lambda: signals.signals_summary(artefact),
     }
     return reports[artefact.kind]()

@@ -1,0 +1,91 @@
+"""`iiad capture`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .data_sets import all_data
+
+__all__ = ["capture"]
+
+
+def capture(
+    teacher: Annotated[str, typer.Argument(help="A model folder with its tokenizer, or a hub name.")],
+    data: Annotated[
+        list[str], typer.Option(help="Text, after the teacher: files, globs, folders or stdlib.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", help="A new folder for signals.json and the shards.")
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens whose probability is kept.")] = 64,
+    temperature: Annotated[float, typer.Option(help="The logits are divided by it.")] = 1.0,
+    hidden_layers: Annotated[
+        str | None,
+        typer.Option(help="Hidden states to keep, as in 0,6,12: 0 embeddings, L after the final norm."),
+    ] = None,
+    compression: Annotated[
+        str, typer.Option(help="Of hidden states: int8 (a scale for each token) or bfloat16.")
+    ] = "int8",
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks run at a time.")] = 8,
+    block_size: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of a block. Default: 512, or the model's context if shorter."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Whole blocks of so many tokens, from the start. Default: all.")
+    ] = None,
+    blocks_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Blocks that a kill can cost. Default: 64 MiB of them.")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the teacher in bfloat16, its head not.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    text_field: Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")] = "text",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the whole shards of an interrupted capture.")
+    ] = False,
+) -> None:
+    """Keep what a teacher says about a text, for any number of distillations.
+
+    For every token: the likeliest tokens with their log-probabilities, the mass
+    of all others and, if asked for, hidden states. The signals are bound to
+    teacher, tokenizer and text by their hashes.
+
+    Example:  iiad capture teacher --data texts/*.jsonl --output signals --top-k 64
+    """
+    import time
+
+    from iiad.reporting.signals import signals_line
+    from iiad.signals import capture_signals
+
+    started = time.monotonic()
+    record = capture_signals(
+        teacher,
+        all_data(data),
+        output,
+        top_k=top_k,
+        temperature=temperature,
+        block_size=block_size,
+        hidden_layers=_layers(hidden_layers),
+        compression=compression,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        dtype="bfloat16" if bf16 else "float32",
+        text_field=text_field,
+        resume=resume,
+        device=device,
+        blocks_per_shard=blocks_per_shard,
+    )
+    print(f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s")
+
+
+def _layers(text: str | None) -> list[int]:
+    """Numbers between commas. Raises InputError for anything else."""
+    from iiad.errors import InputError
+
+    try:
+        return [int(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise InputError(f"hidden_layers: found {text!r}; accepted: numbers, as in 0,6,12") from None

@@ -1,0 +1,134 @@
+"""signals.json: what a teacher said about which tokens, how it is laid out, and the hashes that vouch for it.
+
+Needs no torch. Legend: T tokens of a block, V vocabulary, k entries kept, n hidden states kept, D model width,
+L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+import iiad
+from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+
+__all__ = [
+    "COMPRESSIONS",
+    "RECORD",
+    "Compression",
+    "ShardRecord",
+    "SignalLayout",
+    "SignalRecord",
+    "shard_name",
+]
+
+RECORD = "signals.json"
+Compression = Literal["int8", "bfloat16"]
+COMPRESSIONS: tuple[Compression, ...] = ("int8", "bfloat16")
+SMALL_VOCABULARY = 1 << 16
+"""Up to so many tokens, two bytes hold an id; beyond, three do, of which there are 2^24."""
+
+
+def shard_name(index: int) -> str:
+    """The file of a shard, numbered from 0."""
+    return f"shard-{index:05d}.bin"
+
+
+class SignalLayout(Record):
+    """All that the bytes of a block follow from (ours)."""
+
+    block_size: int = Field(ge=2, description="T")
+    vocab_size: int = Field(ge=1, le=1 << 24, description="V")
+    top_k: int = Field(ge=1, description="k: tokens whose probability is kept, the rest being one mass")
+    log_probs: Literal["gaps, uint16 of 2^-10 nat"] = "gaps, uint16 of 2^-10 nat"
+    hidden_layers: list[int] = Field(
+        default=[], description="which hidden states: 0 the embeddings, L those after the final norm"
+    )
+    hidden_size: int = Field(ge=1, description="D")
+    compression: Compression | None = Field(
+        default=None,
+        description="of hidden states: bfloat16, or int8 with a scale for each token; null: none kept",
+    )
+    blocks_per_shard: int = Field(ge=1, description="of all shards but the last")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.top_k > self.vocab_size:
+            raise ValueError(f"top_k is {self.top_k}; accepted: at most vocab_size ({self.vocab_size})")
+        if (self.compression is None) == bool(self.hidden_layers):
+            raise ValueError("compression must be given with hidden_layers, and only with them")
+        if sorted(set(self.hidden_layers)) != self.hidden_layers or min(self.hidden_layers, default=0) < 0:
+            raise ValueError(f"hidden_layers is {self.hidden_layers}; accepted: from 0, each once, ascending")
+        return self
+
+    @property
+    def block_dtype(self) -> np.dtype:
+        """One block as a numpy record, without padding: all of a block lies together, and is read at once."""
+        T, k, n, D = self.block_size, self.top_k, len(self.hidden_layers), self.hidden_size
+        fields: list[tuple[str, str, tuple[int, ...]]] = [("ids", "<u2", (T, k))]
+        if self.vocab_size > SMALL_VOCABULARY:
+            fields.append(("high_ids", "u1", (T, k)))
+        fields.append(("gaps", "<u2", (T, k)))
+        if self.compression == "int8":
+            fields += [("scales", "<f4", (n, T)), ("states", "i1", (n, T, D))]
+        elif self.compression == "bfloat16":
+            fields.append(("states", "<u2", (n, T, D)))
+        return np.dtype(fields)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes that a token takes on disk."""
+        return self.block_dtype.itemsize / self.block_size
+
+
+class ShardRecord(Record):
+    """A shard that is whole."""
+
+    index: int = Field(ge=0)
+    sha256: str = Field(description="of its file")
+    kept_mass: float = Field(description="mean over its tokens of the probability of the k entries, 0 to 1")
+
+
+class SignalRecord(Artefact):
+    """Written when every shard is whole: without it a folder holds no signals."""
+
+    kind: Literal["signals"] = "signals"
+    teacher: ModelIdentity = Field(description="the model and the plan that it ran")
+    tokenizer_fingerprint: str
+    data: DataIdentity = Field(description="the packed corpus, and how many tokens from its start were used")
+    layout: SignalLayout
+    num_blocks: int = Field(ge=1)
+    temperature: float = Field(gt=0, description="the logits were divided by it")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        description="of the teacher's arithmetic; its head: float32"
+    )
+    iiad_version: str = Field(default_factory=lambda: iiad.__version__)
+    shards: list[ShardRecord] = Field(default=[], description="in order")
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole, whether or not they are there yet."""
+        return -(-self.num_blocks // self.layout.blocks_per_shard)
+
+    def blocks_of(self, shard: int) -> range:
+        """The blocks that a shard holds."""
+        first = shard * self.layout.blocks_per_shard
+        return range(first, min(first + self.layout.blocks_per_shard, self.num_blocks))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that signals are held of."""
+        return self.num_blocks * self.layout.block_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return self.num_blocks * self.layout.block_dtype.itemsize
+
+    @property
+    def kept_mass(self) -> float:
+        """Mean over all tokens of the probability of the k entries, 0 to 1."""
+        masses = (shard.kept_mass * len(self.blocks_of(shard.index)) for shard in self.shards)
+        return sum(masses) / self.num_blocks
