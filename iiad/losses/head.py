@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .divergences import DIVERGENCES
 from .gradients import HeadGradients
@@ -48,10 +47,9 @@ def next_token_labels(input_ids: Tensor) -> Tensor:
 
 
 def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str) -> int:
-    """m: as many tokens as a fixed number of logits allows, at least 1; chunks are of about equal length."""
-    most = max(1, CHUNK_NUMBERS.get(device_type, CHUNK_NUMBERS["cpu"]) // vocab_size)
-    num_chunks = max(1, -(-num_tokens // most))
-    return max(1, -(-num_tokens // num_chunks))
+    """m: as many tokens as a fixed number of logits allows, at least 1."""
+    numbers = CHUNK_NUMBERS.get(device_type, CHUNK_NUMBERS["cpu"])
+    return max(1, min(num_tokens, numbers // vocab_size))
 
 
 @torch.compiler.disable
@@ -124,8 +122,9 @@ class _HeadFunction(torch.autograd.Function):
         return loss, ce, kl
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: what was found here would count as constant
+            raise RuntimeError("head_loss has no second derivative: backward must be without create_graph")
         if grad_loss is None:
             return None, None, None, None, None
         if ctx.gradients is None:
@@ -156,9 +155,9 @@ class _Head:
         self.wide = torch.promote_types(self.weight.dtype, torch.float32)
         self.gradients = HeadGradients((num_tokens, *weight.shape), weight.device, self.wide, needs)
         self.needs_slope = any(needs)
-        predicted = labels >= 0
+        predicted = (labels >= 0).to(self.wide)
         self.num_predicted = predicted.sum().clamp(min=1)
-        self.ce_scale = (job.ce_weight * num_tokens / self.num_predicted * predicted).to(self.wide)  # (N,)
+        self.ce_scale = predicted * (job.ce_weight * num_tokens) / self.num_predicted  # (N,)
         self.comparison = self._comparison()
 
     def run(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
