@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +14,12 @@ __all__ = ["distill"]
 
 def distill(
     teacher: Annotated[str, typer.Argument(help="The teacher's folder (with its tokenizer).")],
-    plan: Annotated[Path, typer.Argument(help="plan.json, as `iiad plan` writes it.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished E-IIET.")],
+    plan: Annotated[
+        Path | None,
+        typer.Argument(help="plan.json, as `iiad plan` writes it; none for student.predictor_stages."),
+    ] = None,
+    *,
+    output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished student.")],
     data: Annotated[
         list[str] | None, typer.Option(help="Text to learn from: files, globs, folders or stdlib.")
     ] = None,
@@ -26,9 +30,22 @@ def distill(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
     ] = None,
+    signals: Annotated[
+        str | None, typer.Option(help="Learn from what `iiad capture` wrote here; no teacher is run.")
+    ] = None,
+    retain: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when this share of the teacher's accuracy is there: 0.994. Needs validation text."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Save and leave (exit code 75) when they are over; SIGTERM does the same."),
+    ] = None,
 ) -> None:
-    """Distil a teacher into an E-IIET in two stages: learn from the teacher, then recover on the text.
+    """Distil a teacher into a cheaper student: learn from the teacher, then recover on the text.
 
     Example:  iiad distill teacher plan.json --data texts/*.jsonl --output-dir student --set distillation.kl_weight=2
     """
@@ -38,14 +55,16 @@ def distill(
 
     if data is None and recipe is None:
         raise InputError("no text to learn from: give --data, or data.train in a --recipe")
-    overrides = {"data": {"train": all_data(data)}} if data else {}
-    results = run(
-        teacher, plan, load_recipe(DistillRecipe, recipe, set_ or [], overrides), output_dir, resume
-    )
-    line = f"{output_dir}: overhead cut {100 * results['overhead_cut']:.0f} %"
+    overrides: dict[str, Any] = {"data": {"train": all_data(data)}} if data else {}
+    given = {"signals": signals, "retain": retain}
+    overrides["distillation"] = {name: value for name, value in given.items() if value is not None}
+    loaded = load_recipe(DistillRecipe, recipe, set_ or [], overrides)
+    results = run(teacher, plan, loaded, output_dir, resume, max_minutes)
+    which = "overhead" if "overhead_cut" in results else "compute"
+    line = f"{output_dir}: {which} cut {100 * results[f'{which}_cut']:.0f} %"
     if "validation_nll" in results:
         line += (
             f", validation {results['validation_nll']:.4f} nats a token"
-            f" (teacher {results['teacher_validation_nll']:.4f})"
+            f" (teacher {results['teacher_validation_nll']:.4f}), accuracy retained {100 * results['retained']:.2f} %"
         )
     print(line)

@@ -25,6 +25,7 @@ from .validate import validate
 
 __all__ = ["app", "run"]
 
+UNFINISHED = 75  # sysexits' EX_TEMPFAIL: saved, to be continued
 INTERRUPTED = "interrupted; a run goes on with --resume"
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ for command in (
 
 
 def run() -> None:
-    """Run the command line: exit code 0, 2 for bad input, 1 for a fault of ours, 130 for Ctrl-C."""
+    """Run the command line: exit code 0, 2 for bad input, 1 for a fault of ours, 130 for Ctrl-C, 75 for later."""
     # Read when transformers is imported, which the commands do: its bars and remarks would stand between ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -96,12 +97,14 @@ def _guarded() -> int:
 
 
 def _report_exception(error: Exception) -> int:
-    from iiad.errors import InputError
+    from iiad.errors import InputError, Unfinished
 
     if os.environ.get("IIAD_DEBUG"):
         raise error
     if isinstance(error, InputError):
         return _report(str(error), 2)
+    if isinstance(error, Unfinished):
+        return _report(str(error), UNFINISHED)
     line = " ".join(str(error).split())
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -110,5 +113,7 @@ def _report_exception(error: Exception) -> int:
 
 
 def _report(line: str, code: int) -> int:
-    print(f"iiad: {line}", file=sys.stderr)
+    process = os.environ.get("RANK", "0")
+    which = f"[process {process}] " if process != "0" else ""
+    print(f"iiad: {which}{line}", file=sys.stderr)
     return code

@@ -18,6 +18,10 @@ def train(
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Save and leave (exit code 75) when they are over; SIGTERM does the same."),
+    ] = None,
 ) -> None:
     """Train a teacher (or a Transformer, or a PCformer) from scratch.
 
@@ -26,6 +30,6 @@ def train(
     from iiad.training import TrainRecipe, load_recipe
     from iiad.training import train as run
 
-    results = run(load_recipe(TrainRecipe, recipe, set_ or []), output_dir, resume)
+    results = run(load_recipe(TrainRecipe, recipe, set_ or []), output_dir, resume, max_minutes)
     print(f"{output_dir}: trained on {results['tokens']:,} tokens", end="")
     print(f", validation {results['validation_nll']:.4f} nats a token" if "validation_nll" in results else "")

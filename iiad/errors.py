@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "one_line"]
+__all__ = ["InputError", "Unfinished", "one_line"]
 
 
 class InputError(ValueError):
@@ -10,6 +10,13 @@ class InputError(ValueError):
 
     The message is one line that names where, what was found and what is accepted. At the command line it is
     printed as it is and the exit code is 2.
+    """
+
+
+class Unfinished(Exception):  # noqa: N818  # nothing went wrong
+    """A run was ended before its time, in good order: what it did is saved, and --resume goes on from there.
+
+    At the command line the message is printed and the exit code is 75 (sysexits' "try again").
     """
 
 

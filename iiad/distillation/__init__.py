@@ -1,6 +1,15 @@
-"""Distillation: a teacher and a plan become an E-IIET in two stages."""
+"""Distillation: a teacher and a plan become an E-IIET, stage by stage."""
 
-from .losses import hidden_state_loss, kl_divergence
+from .objectives import LearnFromTeacher, LearnLayers
 from .stages import distill
+from .teachers import LiveTeacher, Signal, StoredTeacher, Teacher
 
-__all__ = ["distill", "hidden_state_loss", "kl_divergence"]
+__all__ = [
+    "LearnFromTeacher",
+    "LearnLayers",
+    "LiveTeacher",
+    "Signal",
+    "StoredTeacher",
+    "Teacher",
+    "distill",
+]

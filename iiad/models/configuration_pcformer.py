@@ -14,6 +14,8 @@ class PCformerConfig(IIETConfig):
     """Shape of a PCformer. All fields of `IIETConfig`, and:
 
     predictor_order: 2 or 4, the order of the Runge-Kutta predictor, which costs as many evaluations a layer.
+    predictor_stages: how many of the predictor's stages are run, with the weights that they have among all; None:
+        all. Fewer make a cheaper model out of a trained one (ours).
     coefficients: "ema" combines its stages by one learned scalar, "fixed" by the classical weights
         (1/2, 1/2 and 1/6, 1/3, 1/3, 1/6).
 
@@ -24,18 +26,24 @@ class PCformerConfig(IIETConfig):
 
     num_iterations: int | list[int] = 1
     predictor_order: int = 2
+    predictor_stages: int | None = None
     coefficients: str = "ema"
 
     @property
     def num_start_evaluations(self) -> int:
-        """Block evaluations of the predictor: its order."""
-        return self.predictor_order
+        """Block evaluations of the predictor: one a stage."""
+        return self.predictor_stages or self.predictor_order
 
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range."""
         super().validate_architecture()
         if self.predictor_order not in (2, 4):
             raise ValueError(f"predictor_order must be 2 or 4, got {self.predictor_order!r}")
+        if self.predictor_stages is not None and not 1 <= self.predictor_stages <= self.predictor_order:
+            raise ValueError(
+                f"predictor_stages must be from 1 to {self.predictor_order} (predictor_order), "
+                f"got {self.predictor_stages!r}"
+            )
         if self.coefficients not in ("ema", "fixed"):
             raise ValueError(f"coefficients must be 'ema' or 'fixed', got {self.coefficients!r}")
         if not self.history:

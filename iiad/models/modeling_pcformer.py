@@ -17,9 +17,10 @@ class PCformerModel(IIETModel):
 
     def make_predictor(self, config: PCformerConfig) -> ExplicitEuler | RungeKutta:
         """The Runge-Kutta predictor, with norms and coefficients shared by all layers."""
-        return RungeKutta(
+        predictor = RungeKutta(
             config.hidden_size, config.predictor_order, config.coefficients, config.layer_norm_eps
         )
+        return predictor.truncated(config.num_start_evaluations)
 
 
 class PCformerForCausalLM(IIETForCausalLM):
@@ -28,3 +29,20 @@ class PCformerForCausalLM(IIETForCausalLM):
     config: PCformerConfig
     config_class = PCformerConfig
     model_class = PCformerModel
+
+    def set_predictor_stages(self, predictor_stages: int) -> None:
+        """Run only that many stages of the predictor from now on; the weights stay as they are.
+
+        Raises ValueError for a number below 1 or above the predictor's order.
+        """
+        before = self.config.predictor_stages
+        try:
+            self.config.predictor_stages = predictor_stages
+            self.config.validate_architecture()
+        except ValueError:
+            self.config.predictor_stages = before
+            raise
+        base: PCformerModel = self.model
+        assert isinstance(base.predictor, RungeKutta)
+        base.predictor = base.predictor.truncated(predictor_stages)
+        base.assign_slots()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 __all__ = ["console", "progress", "say"]
 
 # Progress and remarks go to stderr, so that stdout holds nothing but results.
-console = Console(stderr=True, highlight=False)
+# Of several processes that train one model, the first one speaks.
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -23,20 +25,20 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[[float], None]]:
-    """Show how far something is: yields a function to be called with the amount just done.
+def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
+    """Show how far something is: yields a function to be called with the amount just done, and a note if any.
 
     total and the amounts are in `unit` (shown with the rate). Where stderr is no terminal, a plain line is
     printed every 15 seconds and none for work that is done sooner.
     """
     if console.is_terminal:
         with _bar() as bar:
-            task = bar.add_task(description, total=total, rate="")
+            task = bar.add_task(description, total=total, rate="", note="")
             started = time.monotonic()
 
-            def advance(amount: float) -> None:
+            def advance(amount: float, note: str = "") -> None:
                 bar.advance(task, amount)
-                bar.update(task, rate=_rate(bar.tasks[task].completed, started, unit))
+                bar.update(task, rate=_rate(bar.tasks[task].completed, started, unit), note=note)
 
             yield advance
     else:
@@ -52,6 +54,7 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
     )
@@ -67,18 +70,18 @@ def _rate(done: float, started: float, unit: str) -> str:
     return f"{rate / size:.1f} {prefix}{gap}{unit}/s"
 
 
-def _line_printer(description: str, total: float, unit: str) -> Callable[[float], None]:
+def _line_printer(description: str, total: float, unit: str) -> Callable[..., None]:
     started = last = time.monotonic()
     done = 0.0
 
-    def advance(amount: float) -> None:
+    def advance(amount: float, note: str = "") -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done > 0:
             last = now
             left = (now - started) * (total - done) / done
-            parts = [f"{100 * done / total:.0f} %", _rate(done, started, unit), f"{left:.0f} s left"]
+            parts = [f"{100 * done / total:.0f} %", _rate(done, started, unit), f"{left:.0f} s left", note]
             say(f"{description}: {', '.join(filter(None, parts))}")
 
     return advance

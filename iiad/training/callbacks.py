@@ -1,8 +1,10 @@
-"""What watches a stage of training: log, progress, validation, and the guard against bad gradients."""
+"""What watches a stage of training: log, progress, validation."""
 
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,26 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from iiad.artefacts import write_whole
-from iiad.errors import InputError
-from iiad.reporting.progress import progress
+from iiad.evaluation import TokenScore
+from iiad.reporting.progress import progress, say
 
-__all__ = ["FiniteGradients", "StageLog", "StepProgress", "Validation"]
+from .checkpointing import notes_of
+from .processes import is_first_process
+
+__all__ = ["StageLog", "StepProgress", "Validation"]
 
 
 class StageLog(TrainerCallback):
-    """log.jsonl: a line whenever something is logged; after a resume, without what will be logged again."""
+    """log.jsonl: a line whenever something is logged; after a resume, without what will be logged again.
 
-    def __init__(self, path: Path, stage: str):
-        self.path, self.stage = path, stage
-        self.started = time.monotonic()
+    tokens_per_step: of all processes together, for the rate.
+    """
+
+    def __init__(self, path: Path, stage: str, tokens_per_step: int):
+        self.path, self.stage, self.tokens_per_step = path, stage, tokens_per_step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines of other stages, and of this one up to the step that it goes on from."""
-        self.started = time.monotonic()
-        if not self.path.exists():
+        self.started = self.last_time = time.monotonic()
+        self.last_step = state.global_step
+        if not is_first_process() or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -45,55 +53,88 @@ class StageLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any
     ) -> None:
         """Add a line for a training or validation loss."""
-        if not logs or not ("loss" in logs or "eval_loss" in logs):
+        if not is_first_process() or not logs or not ("loss" in logs or "eval_loss" in logs):
             return
-        seconds = time.monotonic() - self.started
-        entry = {"stage": self.stage, "step": state.global_step, **logs, "seconds": round(seconds, 3)}
+        now = time.monotonic()
+        entry = {"stage": self.stage, "step": state.global_step, **logs}
+        if "loss" in logs:
+            tokens = (state.global_step - self.last_step) * self.tokens_per_step
+            entry["tokens_per_second"] = round(tokens / max(now - self.last_time, 1e-9), 1)
+            self.last_time, self.last_step = now, state.global_step
+        entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
         if hasattr(model.config, "num_iterations"):
             entry["evaluations_per_token"] = model.config.num_hidden_layers
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
+def _peak_memory() -> int:
+    """Bytes that this process has held at most: on its GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 class StepProgress(TrainerCallback):
-    """A bar, or lines, with steps per second and time left. `closing` must be closed when training ends."""
+    """A bar, or lines, with loss, steps per second and time left. `closing` must be closed when training ends."""
 
     def __init__(self, stage: str):
         self.stage = stage
         self.closing = ExitStack()
+        self.note = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the steps that are left."""
         left = state.max_steps - state.global_step
         self.advance = self.closing.enter_context(progress(self.stage, left, "steps"))
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Take up the newest figures."""
+        shown = [("loss", "loss", ".4f"), ("eval_loss", "validation", ".4f"), ("learning_rate", "lr", ".2e")]
+        parts = [
+            f"{label} {logs[name]:{form}}"
+            for name, label, form in shown
+            if (logs or {}).get(name) is not None
+        ]
+        self.note = ", ".join(parts) or self.note
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step more."""
-        self.advance(1)
+        self.advance(1, self.note)
 
 
 class Validation(TrainerCallback):
-    """Nats per token on held-out text, every so many steps. Draws no random number, so it changes no training."""
+    """Scores on held-out text every so many steps; the best checkpoint, and the end when enough is retained.
 
-    def __init__(self, trainer: Trainer, validate: Callable[[PreTrainedModel], float], steps: int):
-        self.trainer, self.validate, self.steps = trainer, validate, steps
+    score: what to measure the model with; draws no random number, so that it changes no training. log: the
+    Trainer's. retain: the stage is over once this share of the teacher's accuracy is there; teacher: its score.
+    """
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure and log, if it is time."""
-        if state.global_step % self.steps == 0:
-            self.trainer.log({"eval_loss": self.validate(model)})
+    def __init__(
+        self,
+        score: Callable[[], TokenScore],
+        log: Callable[[dict[str, float]], None],
+        steps: int,
+        retain: float | None = None,
+        teacher: TokenScore | None = None,
+    ):
+        self.score, self.log, self.steps = score, log, steps
+        self.retain, self.teacher = retain, teacher
 
-
-class FiniteGradients(TrainerCallback):
-    """Stop before a NaN or infinite gradient gets into the weights, and so into a checkpoint."""
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Raises InputError at a gradient that is not finite."""
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            raise InputError(
-                f"the gradient is NaN or infinite at step {state.global_step + 1}; the weights are as they were; "
-                "checkpoints before it are whole; try a lower learning rate or a longer warm-up"
-            )
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure and log, if it is time. Comes after the Trainer's own callback, which decides on saving."""
+        if state.global_step % self.steps:
+            return
+        found = self.score()
+        logs = {"eval_loss": found.nll, "eval_accuracy": found.accuracy}
+        notes = notes_of(state)
+        if self.teacher is not None:
+            logs["retained"] = found.accuracy / self.teacher.accuracy if self.teacher.accuracy else 0.0
+            if self.retain is not None and logs["retained"] >= self.retain:
+                notes["stopped"] = f"retains {100 * logs['retained']:.2f} % of the teacher's accuracy"
+                say(f"step {state.global_step}: {notes['stopped']}; {100 * self.retain:g} % were asked for")
+                control.should_save = control.should_training_stop = True
+        if control.should_save and found.nll < notes.get("best", {}).get("eval_loss", float("inf")):
+            notes["best"] = {"step": state.global_step, "eval_loss": found.nll}
+        self.log(logs)

@@ -1,43 +1,36 @@
-"""One stage of training: Hugging Face's Trainer with atomic checkpoints, a log of its own and a NaN guard.
-
-Legend: B batch, T tokens, V vocabulary.
-"""
+"""One stage of training, from where it was left to its end: what `iiad train` and `iiad distill` run on."""
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
+import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback
 
 from iiad.checkpoints import read_weights
-from iiad.errors import InputError, one_line
+from iiad.errors import InputError, Unfinished, one_line
+from iiad.evaluation import TokenScore
 from iiad.recipes import OptimizationSection, StageSection, TrainingSection
 from iiad.reporting.progress import say
 
-from .callbacks import FiniteGradients, StageLog, StepProgress, Validation
+from .averaging import AveragedWeights, load_average
+from .callbacks import StageLog, StepProgress, Validation
+from .checkpointing import Checkpoints, latest_checkpoint, read_notes
+from .interruption import Interruption, TimeLimit
+from .learner import LanguageModelling, Learner, Objective
+from .processes import num_processes, whole
+from .stage_trainer import StageTrainer
 
-__all__ = [
-    "Blocks",
-    "Objective",
-    "StageTrainer",
-    "blocks_per_step",
-    "check_stage",
-    "cross_entropy",
-    "language_modelling",
-    "latest_checkpoint",
-    "run_stage",
-]
+__all__ = ["Blocks", "RunContext", "blocks_per_step", "check_stage", "run_stage"]
 
 
 class Blocks(Protocol):
@@ -48,47 +41,38 @@ class Blocks(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Tensor]: ...
 
 
-# An objective takes the model and input_ids (B, T) and gives the loss, and its parts by name for the log.
-Objective = Callable[[PreTrainedModel, Tensor], tuple[Tensor, dict[str, Tensor]]]
+@dataclass(frozen=True)
+class RunContext:
+    """What the stages of a run share.
 
+    folder: of the run. optimization: the recipe's section. tokenizer: saved with checkpoints. card: the model card
+    for figures by name. score: of a model on held-out text. limit: of the run's minutes.
+    """
 
-def cross_entropy(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean nats per predicted token, in float32. logits: (B, T, V), input_ids: (B, T)."""
-    predictions, targets = logits[:, :-1], input_ids[:, 1:]
-    return torch.nn.functional.cross_entropy(predictions.flatten(0, 1).float(), targets.flatten())
-
-
-def language_modelling(model: PreTrainedModel, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Next-token cross-entropy: learning from text. input_ids: (B, T) -> the loss, and itself as the part "ce"."""
-    loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
-    return loss, {"ce": loss.detach()}
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a stage, oldest first. Half-written ones have another name."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a stage, if there is one."""
-    return next(reversed(checkpoints(Path(folder))), None)
+    folder: Path
+    optimization: OptimizationSection
+    tokenizer: Any
+    card: Callable[[PreTrainedModel, dict[str, Any]], str]
+    score: Callable[[Any], TokenScore] | None = None
+    limit: TimeLimit = field(default_factory=TimeLimit)
 
 
 def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: OptimizationSection) -> None:
     """Raise InputError, before anything is written, for what would stop `run_stage` at its start.
 
-    That is: fewer blocks than one step needs, bf16 on a GPU without it, an attention or a logger that is not
-    installed. Sets the model's attention.
+    That is: fewer blocks than one step needs, bf16 on a GPU without it, an attention, a logger or a compiler that is
+    not installed. Sets the model's attention.
     """
     batch = blocks_per_step(optimization)
     if len(blocks) < batch:
         raise InputError(
             f"data.train has {len(blocks)} blocks; one step needs {batch} "
-            "(per_device_train_batch_size x gradient_accumulation_steps)"
+            "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
         )
     if optimization.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise InputError("training.bf16: this GPU has no bfloat16; accepted here: false")
+    if optimization.fsdp and num_processes() == 1:
+        say("training.fsdp: there is one process, so nothing is sharded")
     if optimization.attn_implementation is not None:
         try:
             model.set_attn_implementation(optimization.attn_implementation)
@@ -100,80 +84,158 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
         if logger not in installed:
             known = ", ".join(installed) or "none"
             raise InputError(f"training.report_to: {logger!r} is not installed; installed here: {known}")
+    backends = sorted(torch._dynamo.list_backends(None))
+    if optimization.torch_compile and optimization.torch_compile_backend not in backends:
+        raise InputError(
+            f"training.torch_compile_backend: found {optimization.torch_compile_backend!r}; accepted here: "
+            f"{', '.join(backends)}"
+        )
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
-    """Blocks that one optimizer step learns from."""
-    return optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
+    """Blocks that one optimizer step learns from, in all processes together."""
+    one = optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
+    return one * num_processes()
 
 
 def run_stage(
     model: PreTrainedModel,
     blocks: Blocks,
-    optimization: OptimizationSection,
     length: TrainingSection | StageSection,
+    context: RunContext,
     folder: Path,
     *,
     name: str,
-    log: Path,
-    objective: Objective = language_modelling,
-    validate: Callable[[PreTrainedModel], float] | None = None,
-    tokenizer: Any = None,
+    objective: Objective | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> None:
+    unused: bool = False,
+    retain: float | None = None,
+    teacher: TokenScore | None = None,
+    seed: int | None = None,
+) -> tuple[int, bool]:
     """Train the model in place, from the newest checkpoint in the folder if there is one.
 
-    blocks: items with input_ids (T,), all of one length. length: steps, learning rate and warm-up; where the last
-    step was made before, its weights are loaded and nothing is run. folder: for checkpoints. log: the JSONL file
-    that all stages of a run share. validate: nats per token of the model on held-out text.
-    Raises InputError for a loss or gradient that is NaN or infinite, and a checkpoint that cannot be saved.
+    blocks: items with input_ids (T,), all of one length, and what the objective's signals ask for. length: steps,
+    learning rate, warm-up and schedule; where its last step was made before, the weights are loaded and nothing is
+    run. folder: for checkpoints. unused: see StageTrainer. retain, teacher: see Validation.
+    Returns the steps made in all, and whether it stopped early because enough is retained. Raises Unfinished, with a
+    checkpoint saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN and checkpoints
+    that cannot be saved.
     """
+    optimization = context.optimization
     start = latest_checkpoint(folder)
-    if start is not None and start.name == f"checkpoint-{length.max_steps}":
-        say(f"{name}: all steps were made before; not run again")
-        model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
-        return
-    if optimization.gradient_checkpointing:
-        new_name = "activation_checkpointing_enable"  # older transformers know the old name alone
-        (getattr(model, new_name, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    # A whole number of steps, so that none at the end of an epoch has fewer blocks than the others.
-    whole = len(blocks) - len(blocks) % blocks_per_step(optimization)
-    bar = StepProgress(name)
-    trainer = StageTrainer(
-        model=model,
-        args=training_arguments(optimization, length, folder),
-        train_dataset=Subset(cast(Any, blocks), range(whole)),
-        tokenizer=tokenizer,
-        callbacks=[StageLog(log, name), bar, FiniteGradients(), *callbacks],
-        stage_objective=objective,
-        save_total_limit=optimization.save_total_limit,
+    if start is not None:
+        stopped = "stopped" in read_notes(start)
+        if stopped or start.name == f"checkpoint-{length.max_steps}":
+            say(f"{name}: {'stopped early' if stopped else 'all steps were made'} before; not run again")
+            model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
+            if optimization.ema_decay is not None:
+                load_average(model, start)
+            return int(start.name.rpartition("-")[2]), stopped
+    sharded = optimization.fsdp and num_processes() > 1
+    device = model.device
+    # What is sharded cannot be made whole in place: a copy is, and the model waits for its weights in main memory.
+    subject = copy.deepcopy(model.to("cpu")) if sharded else model
+    _recompute(subject, optimization)
+    learner = Learner(
+        subject,
+        objective or LanguageModelling(),
+        optimization.bf16,
+        optimization.torch_compile_backend if optimization.torch_compile else None,
     )
-    if validate is not None and optimization.eval_steps:
-        trainer.add_callback(Validation(trainer, validate, optimization.eval_steps))
+    average = AveragedWeights(optimization.ema_decay, start) if optimization.ema_decay is not None else None
+    # A whole number of steps, so that none at the end of an epoch has fewer blocks than the others.
+    used = len(blocks) - len(blocks) % blocks_per_step(optimization)
+    tokens = blocks_per_step(optimization) * len(blocks[0]["input_ids"])
+    bar, interruption = StepProgress(name), Interruption(context.limit)
+    watching = [StageLog(context.folder / "log.jsonl", name, tokens), bar, interruption]
+    trainer = StageTrainer(
+        learner=learner,
+        checkpoints=Checkpoints(folder, optimization.save_total_limit),
+        tokenizer=context.tokenizer,
+        card=lambda figures: context.card(subject, {"stage": name, **figures}),
+        average=average,
+        max_skipped_steps=optimization.max_skipped_steps,
+        sharded=sharded,
+        unused=unused,
+        args=training_arguments(optimization, length, folder, seed),
+        train_dataset=Subset(cast(Any, blocks), range(used)),
+        callbacks=[*callbacks, *([average] if average else []), *watching],
+    )
+    if context.score is not None and optimization.eval_steps:
+        score = _scorer(context.score, learner if sharded else subject, subject, average)
+        trainer.add_callback(Validation(score, trainer.log, optimization.eval_steps, retain, teacher))
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         bar.closing.close()
+        interruption.restore()
+    last = latest_checkpoint(folder)
+    stopped = last is not None and "stopped" in read_notes(last)
+    if interruption.reason and trainer.state.global_step < length.max_steps and not stopped:
+        raise Unfinished(f"{context.folder}: {interruption.reason}; saved {last}; continue with --resume")
+    if average is not None:
+        average.swap(subject)
+    if sharded:
+        model.load_state_dict({name: whole(value).cpu() for name, value in subject.state_dict().items()})
+        model.to(device)
+    return trainer.state.global_step, stopped
+
+
+def _recompute(model: PreTrainedModel, optimization: OptimizationSection) -> None:
+    """Have the backward pass compute again what the recipe says; exact."""
+    level = optimization.gradient_checkpointing
+    if hasattr(model, "set_recompute"):
+        model.set_recompute(level if isinstance(level, str) else "layer" if level else "none")
+    elif level:  # a Transformer, whose layers are evaluated once
+        enable = "activation_checkpointing_enable"  # older transformers know the old name alone
+        (getattr(model, enable, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _scorer(
+    score: Callable[[Any], TokenScore], scored: Any, model: PreTrainedModel, average: AveragedWeights | None
+) -> Callable[[], TokenScore]:
+    """Score the model, with its averaged weights where there are some."""
+
+    def measure() -> TokenScore:
+        with average.applied(model) if average is not None else nullcontext():
+            found = score(scored)
+            if isinstance(scored, FSDPModule):
+                scored.reshard()  # a forward pass without its backward pass leaves parts whole
+        return found
+
+    return measure
 
 
 def training_arguments(
-    optimization: OptimizationSection, length: TrainingSection | StageSection, folder: Path
+    optimization: OptimizationSection,
+    length: TrainingSection | StageSection,
+    folder: Path,
+    seed: int | None = None,
 ) -> TrainingArguments:
-    """Our recipe's sections as Hugging Face's arguments, which have the same names."""
+    """Our recipe's sections as Hugging Face's arguments, which have the same names.
+
+    seed: of the data's order; default: the recipe's.
+    """
     shared = """
-    per_device_train_batch_size gradient_accumulation_steps lr_scheduler_type weight_decay adam_beta1 adam_beta2
-    adam_epsilon max_grad_norm bf16 seed save_steps logging_steps
+    per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
+    max_grad_norm save_steps logging_steps
     """.split()
+    scheduler, scheduler_kwargs = _schedule(optimization, length)
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{name: getattr(optimization, name) for name in shared},
+        seed=optimization.seed if seed is None else seed,
         max_steps=length.max_steps,
         learning_rate=length.learning_rate,
         warmup_steps=length.warmup_steps,
+        lr_scheduler_type=scheduler,
+        lr_scheduler_kwargs=scheduler_kwargs,
+        optim="adamw_torch_fused",
         report_to=list(optimization.report_to) or "none",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        logging_nan_inf_filter=False,  # we stop at NaN; the filter would hide it
+        logging_nan_inf_filter=False,  # bad steps are skipped and counted; the filter would hide them
         remove_unused_columns=False,
         disable_tqdm=True,
     )
@@ -183,86 +245,17 @@ def training_arguments(
     return arguments
 
 
-class StageTrainer(Trainer):
-    """Trainer that saves checkpoints atomically, keeps the parts of the loss and stops at NaN."""
-
-    def __init__(
-        self, *, stage_objective: Objective, tokenizer: Any, save_total_limit: int | None, **kwargs: Any
-    ):
-        super().__init__(**kwargs)
-        self.remove_callback(PrinterCallback)
-        self.stage_objective = stage_objective
-        # Kept from Trainer, which would write the tokenizer's padding token, our end-of-text, into the model.
-        self.tokenizer = tokenizer
-        self.save_total_limit = save_total_limit
-        self.staging: Path | None = None
-        self.parts: dict[str, list[float]] = {}
-        # The objective gives a mean over the micro-batch: let the Trainer divide by the accumulation steps.
-        # (One of these is read by older transformers, the other by newer.)
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = False
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The objective's loss. Raises InputError if it is NaN or infinite."""
-        loss, parts = self.stage_objective(model, inputs["input_ids"])
-        if not math.isfinite(loss.item()):
-            last = latest_checkpoint(self.args.output_dir)
-            raise InputError(
-                f"loss is {loss.item()} at step {self.state.global_step + 1} "
-                f"(learning rate {self._get_learning_rate():.3g}); "
-                f"last whole checkpoint: {last or 'none yet'}; try a lower learning rate or a longer warm-up"
-            )
-        for name, part in parts.items():
-            self.parts.setdefault(name, []).append(part.item())
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Matrices alone decay: not norms, biases, history weights or relaxation."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the parts of the loss, averaged since the last time."""
-        if "loss" in logs:
-            logs = {**logs, **{name: sum(values) / len(values) for name, values in self.parts.items()}}
-            self.parts.clear()
-        super().log(logs, *args, **kwargs)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.staging) if self.staging else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save beside the others under another name, then rename: a checkpoint is whole or not there."""
-        folder = Path(self.args.output_dir)
-        final = folder / f"checkpoint-{self.state.global_step}"
-        self.staging = folder / ".saving"
-        for leftover in folder.glob(".checkpoint-*-deleted"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            shutil.rmtree(self.staging, ignore_errors=True)
-            self.staging.mkdir(parents=True)
-            super()._save_checkpoint(model, trial)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(self.staging / final.name)
-            if final.exists():
-                _remove(final)
-            os.replace(self.staging / final.name, final)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"{final}: cannot be saved: {one_line(error)}; "
-                f"last whole checkpoint: {latest_checkpoint(folder) or 'none yet'}"
-            ) from error
-        finally:
-            shutil.rmtree(self.staging, ignore_errors=True)
-            self.staging = None
-        for old in checkpoints(folder)[: -self.save_total_limit] if self.save_total_limit else []:
-            _remove(old)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint so that at no moment a part of it has a checkpoint's name."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}-deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+def _schedule(
+    optimization: OptimizationSection, length: TrainingSection | StageSection
+) -> tuple[str, dict[str, Any]]:
+    """Hugging Face's name of the schedule, and what it asks for besides."""
+    name, least = length.lr_scheduler_type or optimization.lr_scheduler_type, optimization.min_lr_ratio
+    if name == "warmup_stable_decay":
+        left = length.max_steps - length.warmup_steps
+        decay = min(optimization.decay_steps or max(1, length.max_steps // 10), left)
+        return name, {"num_decay_steps": decay, "min_lr_ratio": least}
+    if least and name == "cosine":
+        return "cosine_with_min_lr", {"min_lr_rate": least}
+    if least and name == "linear":
+        return "polynomial", {"power": 1.0, "lr_end": least * length.learning_rate}
+    return name, {}

@@ -14,6 +14,8 @@ from transformers import TrainerCallback
 
 from iiad.models import IIETModel
 
+from .processes import assign, whole
+
 __all__ = ["TwoPhases", "continue_without_a_jump"]
 
 
@@ -58,8 +60,12 @@ def continue_without_a_jump(model: IIETModel) -> None:
         corrector = layer.corrector
         if not corrector.uses_history:
             continue
-        corrector.update_norm.load_state_dict(corrector.start_norm.state_dict())
-        corrector.update_weights.zero_()
+        for new, old in zip(
+            corrector.update_norm.parameters(), corrector.start_norm.parameters(), strict=True
+        ):
+            assign(new, whole(old))
         # x_1 = H_0; x_t is the combination by c that the layer before made
-        corrector.update_weights[:-1] = 1.0 if before is None else before.output_weights
+        weights = torch.zeros_like(whole(corrector.update_weights))
+        weights[:-1] = 1.0 if before is None else whole(before.output_weights)
+        assign(corrector.update_weights, weights)
         before = corrector

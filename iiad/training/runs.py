@@ -21,6 +21,8 @@ from iiad.checkpoints import require_finite
 from iiad.errors import InputError, one_line
 from iiad.reporting.progress import say
 
+from .processes import barrier, is_first_process
+
 __all__ = ["RunFolder", "RunRecord"]
 
 RECORD = "run.json"
@@ -29,6 +31,14 @@ RECIPE = "recipe.yaml"
 # Teacher and plan are bound by their hashes, wherever they lie now.
 FREE_TO_CHANGE = {"save_steps", "save_total_limit", "logging_steps", "report_to", "eval_steps", "cache_dir"}
 FREE_TO_CHANGE |= {"teacher", "plan"}
+# These change what a step costs and, beyond rounding, not what it computes; the blocks of a step are compared.
+FREE_TO_CHANGE |= {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "fsdp",
+}
+FREE_TO_CHANGE |= {"torch_compile", "torch_compile_backend", "attn_implementation", "max_skipped_steps"}
 
 
 class RunRecord(Artefact):
@@ -43,18 +53,23 @@ class RunRecord(Artefact):
 
 
 class RunFolder:
-    """An output folder for one run. Nothing is written before `begin`.
+    """An output folder for one run. Nothing is written before `begin`; of several processes, the first one writes.
 
+    blocks_per_step: what one step learns from, which must be the same when resumed, with whatever processes.
     Raises InputError if the folder holds a finished run, an unfinished one that was not to be resumed or had other
     settings, or anything else.
     """
 
-    def __init__(self, folder: str | Path, command: str, settings: dict[str, Any], resume: bool):
+    def __init__(
+        self,
+        folder: str | Path,
+        command: str,
+        settings: dict[str, Any],
+        resume: bool,
+        blocks_per_step: int = 1,
+    ):
         self.path = Path(folder)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                "WORLD_SIZE is above 1: training runs on one process for now; start it without torchrun"
-            )
+        settings = {**settings, "blocks_per_step": blocks_per_step}
         record = self._check(resume, command, settings)
         self.record = record or RunRecord(command=command, settings=settings, inputs={})
 
@@ -94,6 +109,12 @@ class RunFolder:
                     f"(then {before[:12]}, now {found[:12]})"
                 )
         self.record = self.record.model_copy(update={"inputs": {**self.record.inputs, **inputs}})
+        barrier()  # every process has looked at the folder as it was
+        if is_first_process():
+            self._write()
+        barrier()
+
+    def _write(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,6 +125,11 @@ class RunFolder:
     def finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         """Put the finished model into the folder, and only then call the run finished."""
         require_finite(model.state_dict(), self.path)
+        if is_first_process():
+            self._finish(model, tokenizer, card, results)
+        barrier()
+
+    def _finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         stage = self.path / ".final"
         shutil.rmtree(stage, ignore_errors=True)
         try:

@@ -24,14 +24,16 @@ from iiad.data import (
     train_tokenizer,
 )
 from iiad.errors import InputError, one_line
-from iiad.evaluation import evaluate_model
+from iiad.evaluation import TokenScore, evaluate_model
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.recipes import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
 from iiad.reporting.progress import progress, say
 
-from .engine import blocks_per_step, check_stage, run_stage
+from .engine import RunContext, blocks_per_step, check_stage, run_stage
+from .interruption import TimeLimit
 from .model_card import model_card
 from .phases import TwoPhases
+from .processes import first_process_first, is_first_process, join_processes
 from .runs import RunFolder
 
 __all__ = ["Corpora", "build_model", "train"]
@@ -67,16 +69,17 @@ class Corpora:
     @staticmethod
     def _pack(section: DataSection, inputs: list[str], split: str, tokenizer: Any) -> TokenCorpus:
         sources = resolve_inputs(inputs, split)
-        return pack(sources, tokenizer, text_field=section.text_field, cache_dir=section.cache_dir)
+        with first_process_first():
+            return pack(sources, tokenizer, text_field=section.text_field, cache_dir=section.cache_dir)
 
     @property
-    def validate(self) -> Callable[[PreTrainedModel], float] | None:
-        """Mean nats per token of a model on the whole validation corpus; None where there is none."""
+    def score(self) -> Callable[[Any], TokenScore] | None:
+        """What a model scores on the whole validation corpus; None where there is none."""
         return None if self.validation is None else partial(self._score, self.validation)
 
-    def _score(self, corpus: TokenCorpus, model: PreTrainedModel) -> float:
+    def _score(self, corpus: TokenCorpus, model: Any) -> TokenScore:
         windows = evaluation_windows(corpus, self.block_size, batch_size=self.batch_size)
-        return evaluate_model(model, windows, name="validation", dtype=self.dtype).nll
+        return evaluate_model(model, windows, name="validation", dtype=self.dtype)
 
 
 def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
@@ -105,14 +108,21 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
         raise InputError(f"model: {one_line(error)}") from None
 
 
-def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe, output_dir: str | Path, resume: bool = False, max_minutes: float | None = None
+) -> dict[str, Any]:
     """Train the recipe's model from scratch; the finished model, its card and log lie in output_dir.
 
+    max_minutes: save and raise Unfinished when they are over. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from and, with validation text, its nats per
     token. Raises InputError for text, tokenizer, shape or folder that cannot be used, and as `run_stage`; up to the
     first step nothing has been written then.
     """
-    run = RunFolder(output_dir, "train", recipe.model_dump(mode="json"), resume)
+    limit = TimeLimit(max_minutes)
+    join_processes()
+    run = RunFolder(
+        output_dir, "train", recipe.model_dump(mode="json"), resume, blocks_per_step(recipe.training)
+    )
     set_seed(recipe.training.seed)
     kept = run.path / "tokenizer"
     tokenizer = prepare_tokenizer(recipe, kept)
@@ -120,25 +130,31 @@ def train(recipe: TrainRecipe, output_dir: str | Path, resume: bool = False) -> 
     corpora = Corpora(recipe.data, recipe.model.max_position_embeddings, tokenizer, recipe.training)
     check_stage(model, corpora.blocks, recipe.training)
     run.begin(corpora.fingerprints)
-    if not kept.is_dir():
+    if not kept.is_dir() and is_first_process():
         with staged_folder(kept) as stage:
             tokenizer.save_pretrained(stage)
+    context = RunContext(
+        run.path,
+        recipe.training,
+        tokenizer,
+        lambda model, figures: model_card(model, run.record, figures),
+        corpora.score,
+        limit,
+    )
     run_stage(
         model,
         corpora.blocks,
         recipe.training,
-        recipe.training,
+        context,
         run.path,
         name="train",
-        log=run.path / "log.jsonl",
-        validate=corpora.validate,
-        tokenizer=tokenizer,
         callbacks=_phases(recipe, model),
+        unused=_has_unused(model, recipe),
     )
     blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
     results: dict[str, Any] = {"tokens": blocks_seen * corpora.block_size}
-    if corpora.validate is not None:
-        results["validation_nll"] = corpora.validate(model)
+    if corpora.score is not None:
+        results["validation_nll"] = corpora.score(model).nll
     run.finish(model, tokenizer, model_card(model, run.record, results), results)
     return results
 
@@ -162,6 +178,12 @@ def prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
             advance(source.path.stat().st_size)
 
         return train_tokenizer((text for source in sources for text in texts(source)), section.vocab_size)
+
+
+def _has_unused(model: PreTrainedModel, recipe: TrainRecipe) -> bool:
+    """Whether there are parameters that some steps do not use: those of iterations that are not run."""
+    plan = getattr(model.config, "num_iterations", None)
+    return plan is not None and model.config.history and (0 in plan or recipe.training.iterations_start > 0)
 
 
 def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> list[TrainerCallback]:

@@ -1,0 +1,131 @@
+"""What the stages of distillation minimise; what they learn of a teacher comes as its signal.
+
+Legend: B batch, T tokens, D model width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from iiad.losses import head_loss, hidden_state_loss, next_token_labels
+from iiad.recipes import DistillationSection
+from iiad.training.learner import Batch, Learner
+
+from .teachers import LiveTeacher, Signal, Teacher
+
+__all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers"]
+
+
+def hidden_layers(section: DistillationSection, num_layers: int) -> list[int]:
+    """Which hidden states, from 0 to L, the recipe learns from; none where they have no weight."""
+    if not section.hidden_weight:
+        return []
+    return list(range(num_layers + 1)) if section.hidden_layers is None else section.hidden_layers
+
+
+class LearnFromTeacher:
+    """Stage distill (paper): ce_weight CE + kl_weight T^2 divergence + hidden_weight hidden-state loss."""
+
+    def __init__(self, teacher: Teacher, section: DistillationSection, num_layers: int):
+        """num_layers: L, of the student."""
+        self.teacher, self.section = teacher, section
+        self.layers = hidden_layers(section, num_layers)
+
+    def signal(self, batch: Batch) -> Signal:
+        """The teacher's."""
+        return self.teacher.signal(batch)
+
+    def __call__(self, learner: Learner, batch: Batch, signal: Signal) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids: (B, T) -> the loss and its parts ce, kl and hidden, each a scalar."""
+        section, input_ids = self.section, batch["input_ids"]
+        output = learner.states(input_ids, output_hidden_states=bool(self.layers))
+        found = head_loss(
+            output.last_hidden_state,
+            learner.head,
+            next_token_labels(input_ids),
+            signal.target if section.kl_weight else None,
+            ce_weight=section.ce_weight,
+            kl_weight=section.kl_weight,
+            divergence=section.divergence,
+            temperature=section.temperature,
+        )
+        loss, parts = found.loss, {"ce": found.ce}
+        if found.kl is not None:
+            parts["kl"] = found.kl
+        if self.layers:
+            states = [output.hidden_states[layer] for layer in self.layers]
+            hidden = hidden_state_loss(signal.hidden_states, states, section.hidden_loss)
+            loss = loss + section.hidden_weight * hidden
+            parts["hidden"] = hidden.detach()
+        return loss, parts
+
+
+class LayerTraffic(NamedTuple):
+    """What goes into a layer of the teacher and what comes out: x_t and H_0, ..., H_{t-1}; x_{t+1} and H_t."""
+
+    x: Tensor
+    history: tuple[Tensor, ...]
+    targets: tuple[Tensor, Tensor]
+
+
+class LearnLayers:
+    """Stage layerwise (ours): each changed layer learns to do in fewer evaluations what the teacher's does.
+
+    It is given the teacher's own inputs, so that no layer has to mend what another does, and all learn at once.
+    The loss of a layer is ||y' - y||^2 / ||y||^2, mean over tokens, for its output x_{t+1} and, where later layers
+    read it, its state H_t; the stage's is the mean over layers.
+    """
+
+    def __init__(self, teacher: LiveTeacher, layers: Sequence[int]):
+        """layers: those that changed, from 0."""
+        self.teacher, self.layers = teacher, list(layers)
+
+    def signal(self, batch: Batch) -> list[LayerTraffic]:
+        """The teacher's traffic through each of the layers."""
+        with torch.no_grad():
+            return self.teacher.learner.run(_traffic, batch["input_ids"], self.layers)
+
+    def __call__(
+        self, learner: Learner, batch: Batch, signal: Sequence[LayerTraffic]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids: (B, T) -> the loss, and that of each layer (numbered from 1) as its part."""
+        losses = learner.run(_layer_losses, batch["input_ids"], self.layers, signal)
+        parts = {f"layer_{layer + 1}": loss.detach() for layer, loss in zip(self.layers, losses, strict=True)}
+        return torch.stack(losses).mean(), parts
+
+
+def _traffic(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int]) -> list[LayerTraffic]:
+    x, context = base.prepare(input_ids)
+    history: tuple[Tensor, ...] = (x,)
+    found = []
+    for layer in range(max(layers) + 1):
+        before = (x, history)
+        x, history = base.run_layer(layer, x, history, **context)
+        if layer in layers:
+            found.append(LayerTraffic(*before, (x, history[-1])))
+    return found
+
+
+def _layer_losses(
+    base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int], signal: Sequence[LayerTraffic]
+) -> list[Tensor]:
+    _, context = base.prepare(None, inputs_embeds=signal[0].x)
+    losses = []
+    for layer, traffic in zip(layers, signal, strict=True):
+        x, history = base.run_layer(layer, traffic.x, traffic.history, **context)
+        found = (x, history[-1]) if base.layers[layer].corrector.uses_history else (x,)
+        errors = [_relative_error(mine, wanted) for mine, wanted in zip(found, traffic.targets, strict=False)]
+        losses.append(torch.stack(errors).mean())
+    return losses
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """||found - wanted||^2 / ||wanted||^2 of (B, T, D), mean over tokens, in float32."""
+    found, wanted = found.float(), wanted.float()
+    scale = wanted.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((found - wanted).square().sum(-1) / scale).mean()

@@ -1,0 +1,121 @@
+"""The student as it is before it learns: whose weights it has, which plan it runs, what of it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from iiad.checkpoints import load_model
+from iiad.errors import InputError, one_line
+from iiad.planning import Plan
+from iiad.recipes import StudentSection
+
+__all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "student_changes"]
+
+
+def student_changes(teacher: Any, plan: Plan | None, section: StudentSection) -> dict[str, Any]:
+    """The fields of the teacher's configuration that the student has otherwise.
+
+    teacher: its configuration. Raises InputError where nothing says how the student is cheaper, or that is not a
+    way in which such a teacher can be.
+    """
+    stages = section.predictor_stages
+    if plan is None and stages is None:
+        raise InputError("no plan: give plan.json or, for a PCformer, student.predictor_stages")
+    changes: dict[str, Any] = {}
+    if plan is not None:
+        changes["num_iterations"] = list(plan.num_iterations)
+    if stages is not None:
+        order = getattr(teacher, "predictor_order", None)
+        if order is None:
+            raise InputError(
+                f"student.predictor_stages is for a PCformer; the teacher is {teacher.model_type}"
+            )
+        if stages > order:
+            raise InputError(
+                f"student.predictor_stages must be at most the teacher's {order}, found {stages}"
+            )
+        changes["predictor_stages"] = stages
+    return changes
+
+
+def make_student(
+    teacher_folder: str | Path, changes: dict[str, Any], section: StudentSection, device: str
+) -> PreTrainedModel:
+    """The student in float32 on its device, with `student_changes` made.
+
+    Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape.
+    """
+    plan = changes.get("num_iterations")
+    student = load_model(teacher_folder, dtype=torch.float32, device=device, num_iterations=plan)
+    if "predictor_stages" in changes:
+        student.set_predictor_stages(changes["predictor_stages"])
+    if section.init == "random":
+        fresh = type(student)(student.config)
+        student.load_state_dict(fresh.state_dict())
+    elif section.init != "teacher":
+        _take_weights(student, section.init, device)
+    if section.start_norm == "update":
+        _start_with_last_norms(student)
+    return student
+
+
+def _take_weights(student: PreTrainedModel, folder: str, device: str) -> None:
+    other = load_model(folder, dtype=torch.float32, device=device)
+    try:
+        student.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"student.init: {folder}: not a model of the teacher's shape: {one_line(error)}"
+        ) from None
+
+
+@torch.no_grad()
+def _start_with_last_norms(student: PreTrainedModel) -> None:
+    """Where a layer's iterations all go, its state was normed by LN last in the teacher: let LN0 begin as that."""
+    for layer in student.base_model.layers:
+        if layer.num_iterations == 0 and layer.corrector.uses_history:
+            layer.corrector.start_norm.load_state_dict(layer.corrector.update_norm.state_dict())
+
+
+def freeze_unused(student: PreTrainedModel) -> None:
+    """Take what the student leaves without use out of training: weight decay must not touch it either."""
+    for layer in student.base_model.layers:
+        if layer.num_iterations == 0 and layer.corrector.uses_history:
+            layer.corrector.update_norm.requires_grad_(False)
+            layer.corrector.update_weights.requires_grad_(False)
+    predictor = student.base_model.predictor
+    for norm in list(getattr(predictor, "norms", []))[predictor.num_evaluations :]:
+        norm.requires_grad_(False)
+
+
+def changed_layers(teacher: Any, student: Any) -> list[int]:
+    """The layers, from 0, that run fewer evaluations under the student's configuration than under the teacher's."""
+    if teacher.num_start_evaluations != student.num_start_evaluations:
+        return list(range(teacher.num_layers))
+    pairs = zip(teacher.iterations, student.iterations, strict=True)
+    return [layer for layer, (before, after) in enumerate(pairs) if before != after]
+
+
+@contextmanager
+def learning_only(student: PreTrainedModel, layers: list[int]) -> Iterator[None]:
+    """Inside of the block, only those layers, and a predictor that they share, have parameters that learn."""
+    base = student.base_model
+    chosen: list[nn.Module] = [base.layers[layer] for layer in layers]
+    if len(layers) == len(base.layers):
+        chosen.append(base.predictor)
+    kept = {id(parameter) for module in chosen for parameter in module.parameters()}
+    frozen = [p for p in student.parameters() if p.requires_grad and id(p) not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)

@@ -1,0 +1,129 @@
+"""What DDP and FSDP2 wrap: a model as hidden states and a head, with what it learns from.
+
+Legend: B batch, T tokens, D model width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from iiad.losses import head_loss, next_token_labels
+
+from .processes import num_processes
+
+__all__ = ["LanguageModelling", "Learner", "Objective", "shard"]
+
+Batch = dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What a stage minimises."""
+
+    def signal(self, batch: Batch) -> Any:
+        """What the teacher says of a batch; called before the student's forward pass, outside of what is wrapped."""
+
+    def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts by name, detached, for the log. Both are means over tokens of the batch."""
+
+
+class Learner(nn.Module):
+    """A causal language model whose head is a plain matrix, without its logits: losses make them in chunks.
+
+    bf16: run the layers under autocast. compile_backend: compile them with torch.compile; None: do not.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective | None = None,
+        bf16: bool = False,
+        compile_backend: str | None = None,
+    ):
+        super().__init__()
+        self.model, self.objective, self.bf16 = model, objective, bf16
+        base = model.base_model
+        # In a tuple, as no submodule: its parameters would be there twice.
+        self._trunk = (torch.compile(base, backend=compile_backend) if compile_backend else base,)
+
+    def forward(self, batch: Batch, signal: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch, with input_ids (B, T), and the teacher's signal -> the loss and its parts, each a scalar."""
+        assert self.objective is not None
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.objective(self, batch, signal)
+
+    def states(self, input_ids: Tensor, output_hidden_states: bool = False) -> Any:
+        """input_ids: (B, T) -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._trunk[0](
+                input_ids=input_ids, use_cache=False, output_hidden_states=output_hidden_states
+            )
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(base model, *args) under the learner's autocast, with its parameters there if they are sharded."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return function(self.model.base_model, *args)
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weight, (V, D); where it is sharded, whole from a forward pass to its backward pass."""
+        return self.model.get_output_embeddings().weight
+
+    # What evaluation asks of a model, so that it can be given a learner whose model is sharded.
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def base_model(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        """input_ids: (B, T) -> last_hidden_state (B, T, D)."""
+        return self.states(input_ids)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The model's."""
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The model's."""
+        return self.model.get_output_embeddings()
+
+
+def shard(learner: Learner) -> None:
+    """Shard parameters over all processes with FSDP2, a unit a layer; embeddings, norm and head are the last unit.
+
+    In place. The head stays whole from the forward pass on, so that the loss can use it in chunks.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (num_processes(),))
+    for layer in learner.model.base_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(learner, mesh=mesh)
+    for method in ("states", "run"):
+        register_fsdp_forward_method(learner, method)
+
+
+class LanguageModelling:
+    """Next-token cross-entropy: learning from text."""
+
+    def signal(self, batch: Batch) -> None:
+        """There is no teacher."""
+
+    def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """input_ids: (B, T) -> mean nats per predicted token, and itself as the part "ce"."""
+        input_ids = batch["input_ids"]
+        found = head_loss(
+            learner.states(input_ids).last_hidden_state, learner.head, next_token_labels(input_ids)
+        )
+        return found.loss, {"ce": found.ce}
