@@ -34,7 +34,22 @@ __all__ = [
     "weight_files",
 ]
 
-_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_COMPANIONS = (
+    "generation_config.json",
+    *(
+        "tokenizer*.json",
+        "tokenizer.model*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.*",
+    ),
+    *("vocab.json", "vocab.txt", "merges.txt"),
+    *("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+
+# Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
+# profile of that time still knows its model.
+_LATER_FIELDS = {"attention_output_bias": None, "qk_norm": False}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -54,9 +69,25 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted. Raises InputError for none, or for pickles alone."""
+    """The safetensors files of a model folder, sorted: those that transformers reads, else all there are.
+
+    Some folders hold the same weights a second time under other names (`consolidated.safetensors`).
+    Raises InputError for none, for pickles alone, or for an index that names a file which is not there.
+    """
     folder = Path(folder)
     files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if folder / "model.safetensors" in files:
+        return [folder / "model.safetensors"]
+    if index.exists():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: cannot be read as an index of weights: {one_line(error)}") from None
+        for name in sorted(names):
+            if folder / name not in files:
+                raise InputError(f"{index}: names {name}, which is not there")
+        return [folder / name for name in sorted(names)]
     if not files:
         pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if pickles:
@@ -155,6 +186,9 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     config = model.config.to_diff_dict()
     for name in ("num_iterations", "transformers_version", "auto_map", "architectures", "dtype", "use_cache"):
         config.pop(name, None)
+    for name, absent in _LATER_FIELDS.items():
+        if name in config and config[name] == absent:
+            del config[name]
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -201,16 +235,20 @@ def save_checkpoint(
 ) -> None:
     """Write a complete model folder (weights, config, code, tokenizer) in one step.
 
-    tokenizer: saved along, or, without one, the tokenizer files of the folder `files_from` are copied.
+    tokenizer: saved along, or, without one, the tokenizer files of the folder `files_from` are copied. Its
+    generation settings, README and licence are in any case.
     """
     with staged_folder(folder) as stage:
         model.save_pretrained(stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
-        for name in _COMPANIONS if files_from is not None else ():
-            origin = Path(files_from or "") / name
-            if origin.exists() and not (stage / name).exists():
-                shutil.copyfile(origin, stage / name)
+        for pattern in _COMPANIONS if files_from is not None else ():
+            for origin in Path(files_from or "").glob(pattern):
+                # The model has written generation settings too, but only those that its configuration knows.
+                if origin.is_file() and (
+                    pattern == "generation_config.json" or not (stage / origin.name).exists()
+                ):
+                    shutil.copyfile(origin, stage / origin.name)
 
 
 def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:

@@ -1,7 +1,8 @@
-"""Checkpoints of the method's released code to ours, and back.
+"""Checkpoints of the method's released code to ours, and back; those of the Llama family to ours.
 
 The released code is a fork of an old Llama: its config says "llama" and not a word of the iterations, so the kind
-is told by the tensor names. Every function here is ours; the names and equations were checked on the released code.
+is told by the tensor names; one without any history is a Llama indeed, which `iiad.upcycling` takes.
+Every function here is ours; the names and equations were checked on the released code.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from .checkpoints import (
     load_model,
     read_config,
     read_weights,
-    require_finite,
     require_new_folder,
     save_checkpoint,
     staged_folder,
 )
 from .errors import InputError, one_line
 from .models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from .upcycling import upcycle
+from .weights import assign_weights
 
 __all__ = ["convert", "from_released", "to_released"]
 
@@ -98,9 +100,10 @@ def to_released(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor
 
 
 def convert(source: str | Path, destination: str | Path, num_iterations: int | None = None) -> str:
-    """Convert a checkpoint folder: released IIET or PCformer to ours, or ours to released.
+    """Convert a checkpoint folder: released IIET or PCformer or a Llama-family model to ours, or ours to released.
 
-    num_iterations: of a released IIET; default: the config's own field where we wrote it, else 3.
+    num_iterations: of a released IIET; default: the config's own field where we wrote it, else 3. Of an upcycled
+    Llama, Mistral, Qwen2 or Qwen3; default: 3.
     Returns one line on what was converted. Raises InputError; nothing is written then.
     """
     source, destination = Path(source), Path(destination)
@@ -110,9 +113,7 @@ def convert(source: str | Path, destination: str | Path, num_iterations: int | N
         return _write_released(source, destination)
     weights = read_weights(source)
     if not any(name in weights for name in _MATRICES):
-        raise InputError(
-            f"{source}: not an IIET or PCformer checkpoint: it has no tensor named {' or '.join(_MATRICES)}"
-        )
+        return upcycle(source, destination, weights, num_iterations)
     return _write_ours(source, destination, config, weights, num_iterations)
 
 
@@ -150,32 +151,10 @@ def _write_ours(
             model = IIETForCausalLM(IIETConfig(**fields, num_iterations=num_iterations))
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
-    _load_exactly(model, from_released(weights, fields["num_layers"]), source)
-    require_finite(model.state_dict(), source)
+    assign_weights(model, from_released(weights, fields["num_layers"]), source)
     save_checkpoint(model, destination, files_from=source)
     what = f"PCformer, order {order}" if order else f"IIET, {num_iterations} iterations"
     return f"{source} ({what}, {fields['num_layers']} layers) -> {destination}"
-
-
-def _load_exactly(model: IIETForCausalLM, weights: dict[str, Tensor], source: Path) -> None:
-    expected = model.state_dict()
-    if model.config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-        head = weights.pop("lm_head.weight", None)
-        if head is not None and not torch.equal(head, weights["model.embed_tokens.weight"]):
-            raise InputError(
-                f"{source}: config.json ties the head to the embeddings, but lm_head.weight differs from them"
-            )
-    for name in sorted(expected.keys() ^ weights.keys()):
-        problem = "is missing" if name in expected else "is not part of the model that config.json describes"
-        raise InputError(f"{source}: tensor {name} {problem}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise InputError(f"{source}: tensor {name} has shape {found}; config.json asks for {wanted}")
-    dtype = next(iter(weights.values())).dtype
-    model.to(dtype)
-    model.load_state_dict(weights, strict=False)  # strict but for the tied head, checked above
 
 
 def _write_released(source: Path, destination: Path) -> str:

@@ -33,6 +33,9 @@ class IIETConfig(PreTrainedConfig):
         plain equation y = x + f(y), which with no iterations is exactly a Llama.
     relaxation: learned damping of the plain iteration (ours); not available with history.
     layer_norm_eps: epsilon of the LayerNorms after each evaluation (history only).
+    attention_output_bias: whether o_proj has a bias; None as `attention_bias`, which then is about all four
+        projections of the attention, as in Llama. Qwen2: attention_bias true and this false.
+    qk_norm: an RMSNorm over each head of the queries and of the keys, before their rotation (Qwen3).
 
     `num_hidden_layers` is derived: the number of block evaluations, because every evaluation keeps keys and values
     of its own and transformers sizes its caches by that name. The depth in weights is `num_layers`.
@@ -46,6 +49,8 @@ class IIETConfig(PreTrainedConfig):
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
@@ -77,6 +82,8 @@ class IIETConfig(PreTrainedConfig):
     max_num_iterations: int | None = None
     history: bool = True
     relaxation: bool = False
+    attention_output_bias: bool | None = None
+    qk_norm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if "num_hidden_layers" in kwargs:
@@ -88,6 +95,12 @@ class IIETConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
+            _require(
+                self.hidden_size % self.num_attention_heads == 0,
+                "hidden_size",
+                f"a multiple of num_attention_heads ({self.num_attention_heads}), unless head_dim is given",
+                self.hidden_size,
+            )
             self.head_dim = self.hidden_size // self.num_attention_heads
         self.num_iterations = self.num_iterations  # broadcast: __setattr__ now knows num_layers
         if self.max_num_iterations is None:
@@ -133,12 +146,6 @@ class IIETConfig(PreTrainedConfig):
             self.max_position_embeddings,
         )
         _require(0 <= self.attention_dropout < 1, "attention_dropout", "in [0, 1)", self.attention_dropout)
-        _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            "hidden_size",
-            f"a multiple of num_attention_heads ({self.num_attention_heads})",
-            self.hidden_size,
-        )
         heads = self.num_key_value_heads
         _require(
             heads is not None and heads >= 1 and self.num_attention_heads % heads == 0,

@@ -42,7 +42,22 @@ class EvaluationSlot(nn.Module):
 
 
 class SlottedAttention(LlamaAttention):
-    """Llama's attention, run several times a forward pass with keys and values apart."""
+    """Llama's attention, run several times a forward pass with keys and values apart.
+
+    By the configuration also Qwen2's (no bias on o_proj alone) and Qwen3's (queries and keys normed), under the
+    tensor names that they have there.
+    """
+
+    def __init__(self, config: IIETConfig, layer_idx: int):
+        """layer_idx: the layer, from 0; `assign_slots` makes it the layer's first cache slot."""
+        super().__init__(config, layer_idx)
+        bias = config.attention_output_bias
+        if bias is not None and bias != config.attention_bias:
+            self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=bias)
+        self.q_norm, self.k_norm = (
+            LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
 
     def assign_slots(self, first: int, num_slots: int) -> None:
         """Give this layer the cache slots first, ..., first + num_slots - 1."""
@@ -62,8 +77,8 @@ class SlottedAttention(LlamaAttention):
         """hidden_states: (B, T, D); slot: the evaluation, from 0 -> (B, T, D) and the attention weights, if any."""
         evaluation = self.slots[slot]
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, T, N or K, E)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, N, T, E)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, E)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, N, T, E)
+        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, K, T, E)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:

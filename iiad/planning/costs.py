@@ -33,7 +33,8 @@ class PlanCost:
     prefill_flops: floating-point operations of a prefill of B sequences of T tokens, of which the head sees the
         last token of each. A multiply-add is 2. Counted: the projections of attention and MLP, attention scores
         and values over the causal context (on average (T + 1) / 2 tokens), the sums over the history, the head.
-        Not counted: norms, softmax, rotation, activations, residuals, relaxation, the sums of PCformer's stages.
+        Not counted: norms, biases, softmax, rotation, activations, residuals, relaxation, the sums of PCformer's
+        stages.
     decode_flops: of one step for B sequences, each with T tokens in the cache; counted alike.
     unused_parameters: parameters that the teacher uses and the plan does not. With history, of each layer that no
         longer iterates: the LayerNorm after each iteration (2D) and its row of weights of the history (t + 1).

@@ -1,0 +1,46 @@
+"""Tensors of a checkpoint that become a model's parameters, with every check that a user would want."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .checkpoints import require_finite
+from .errors import InputError
+
+__all__ = ["assign_weights"]
+
+
+def assign_weights(
+    model: PreTrainedModel, weights: dict[str, Tensor], where: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Make these tensors a model's parameters, without a copy unless the dtype differs.
+
+    model: may be on the meta device, where it takes no memory. dtype: default, that of the first tensor.
+    Raises InputError, naming the tensor, unless names and shapes are the model's own and all is finite. The head
+    of a tied model may be there or not; it must equal the embeddings.
+    """
+    expected, weights = model.state_dict(), dict(weights)
+    if model.config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+        head = weights.pop("lm_head.weight", None)
+        embeddings = weights.get("model.embed_tokens.weight")
+        if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+            raise InputError(
+                f"{where}: config.json ties the head to the embeddings, but lm_head.weight differs from them"
+            )
+    for name in sorted(expected.keys() ^ weights.keys()):
+        problem = "is missing" if name in expected else "is not part of the model that config.json describes"
+        raise InputError(f"{where}: tensor {name} {problem}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise InputError(f"{where}: tensor {name} has shape {found}; config.json asks for {wanted}")
+    require_finite(weights, where)
+    dtype = dtype or next(iter(weights.values())).dtype
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=False, assign=True)  # strict but for the tied head, checked above
+    model.tie_weights()
