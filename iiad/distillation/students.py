@@ -87,9 +87,11 @@ def _start_with_last_norms(student: PreTrainedModel) -> None:
 def freeze_unused(student: PreTrainedModel) -> None:
     """Take what the student leaves without use out of training: weight decay must not touch it either."""
     for layer in student.base_model.layers:
-        if layer.num_iterations == 0 and layer.corrector.uses_history:
-            layer.corrector.update_norm.requires_grad_(False)
-            layer.corrector.update_weights.requires_grad_(False)
+        if layer.num_iterations > 0:
+            continue
+        for name, parameter in layer.corrector.named_parameters():
+            if name.startswith("update_") or name == "relaxation":  # what only iterations use
+                parameter.requires_grad_(False)
     predictor = student.base_model.predictor
     for norm in list(getattr(predictor, "norms", []))[predictor.num_evaluations :]:
         norm.requires_grad_(False)

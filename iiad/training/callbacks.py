@@ -137,4 +137,6 @@ class Validation(TrainerCallback):
                 control.should_save = control.should_training_stop = True
         if control.should_save and found.nll < notes.get("best", {}).get("eval_loss", float("inf")):
             notes["best"] = {"step": state.global_step, "eval_loss": found.nll}
+        logging = control.should_log
         self.log(logs)
+        control.should_log = logging  # logging takes it back, and the step's training loss would be lost

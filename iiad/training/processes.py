@@ -52,12 +52,14 @@ def barrier() -> None:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process do something, and then the others, who find it done (in a cache, say)."""
+    """Let the first process do something, and then the others, who find it done (in a cache, say) or fail alike."""
     if not is_first_process():
         barrier()
-    yield
-    if is_first_process():
-        barrier()
+    try:
+        yield
+    finally:
+        if is_first_process():
+            barrier()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
