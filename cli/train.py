@@ -23,7 +23,7 @@ def train(
         typer.Option(help="Save and leave (exit code 75) when they are over; SIGTERM does the same."),
     ] = None,
 ) -> None:
-    """Train a teacher (or a Transformer, or a PCformer) from scratch.
+    """Train a teacher (or a Transformer, or a PCformer) from scratch, or on from a model (model.path).
 
     Example:  iiad train demo --output-dir teacher --set training.max_steps=500
     """

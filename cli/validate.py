@@ -84,6 +84,10 @@ def _training_summary(recipe: TrainRecipe) -> dict[str, str]:
     from iiad.recipes.estimates import count_parameters, evaluations_per_layer, training_bytes, training_flops
 
     model, training = recipe.model, recipe.training
+    if model.path is not None:
+        block = recipe.data.block_size
+        told = f"goes on from {model.path}, in its own shape"
+        return {"model": told, **(_tokens(recipe, training.max_steps, block) if block else {})}
     vocab_size = recipe.tokenizer.vocab_size
     block = recipe.data.block_tokens(model.max_position_embeddings)
     runs = sum(evaluations_per_layer(model))

@@ -25,6 +25,8 @@ def _missing(recipe: TrainRecipe | DistillRecipe) -> Iterator[str]:
         for name in names:
             yield from _missing_text(f"data.{field}", name)
     if isinstance(recipe, TrainRecipe):
+        if recipe.model.path is not None:
+            yield from _missing_folder("model.path", recipe.model.path, hub=True)
         if recipe.tokenizer.path is not None:
             yield from _missing_folder("tokenizer.path", recipe.tokenizer.path, hub=True)
         return

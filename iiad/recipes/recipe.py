@@ -21,7 +21,7 @@ __all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe", "read_f
 
 
 class TrainRecipe(Section):
-    """`iiad train`: a model from scratch."""
+    """`iiad train`: a model from scratch, or on from one that is there."""
 
     model: ModelSection = ModelSection()
     tokenizer: TokenizerSection
@@ -31,7 +31,7 @@ class TrainRecipe(Section):
     @check
     def _blocks_fit_the_model(self) -> str | None:
         block, context = self.data.block_size, self.model.max_position_embeddings
-        if (block or 0) <= context:
+        if self.model.path is not None or (block or 0) <= context:
             return None
         return f"data.block_size must be at most model.max_position_embeddings ({context}), found {block}"
 

@@ -15,8 +15,12 @@ __all__ = ["DataSection", "ModelSection", "TokenizerSection"]
 
 
 class ModelSection(Section):
-    """The model: one line, `solver`, changes between Transformer, IIET and PCformer."""
+    """The model: one line, `solver`, changes between Transformer, IIET and PCformer; or one to train on from."""
 
+    path: str | None = Field(
+        None,
+        description="a model folder or hub name to train on from; its shape, in place of the fields below",
+    )
     solver: Literal["transformer", "iiet", "pcformer"] = "iiet"
     hidden_size: int = Field(512, ge=2, le=2**17, description="D")
     intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
@@ -39,6 +43,13 @@ class ModelSection(Section):
     coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
 
     @check
+    def _shape_comes_from_one_place(self) -> str | None:
+        given = sorted(self.model_fields_set - {"path", "num_iterations"})
+        if self.path is None or not given:
+            return None
+        return f"path names a model, which has a shape of its own; {', '.join(given)} cannot be given as well"
+
+    @check
     def _iterations_are_counts(self) -> str | None:
         given = self.num_iterations
         plan = given if isinstance(given, list) else [given or 0]
@@ -47,7 +58,7 @@ class ModelSection(Section):
     @check
     def _iterations_fit_the_layers(self) -> str | None:
         plan = self.num_iterations
-        if not isinstance(plan, list) or len(plan) == self.num_layers:
+        if self.path is not None or not isinstance(plan, list) or len(plan) == self.num_layers:
             return None
         return f"num_iterations must be one number or {self.num_layers} (num_layers), found {plan}"
 

@@ -1,4 +1,4 @@
-"""`iiad train`: a teacher, a Transformer or a PCformer from scratch."""
+"""`iiad train`: a teacher, a Transformer or a PCformer, from scratch or on from a model that is there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback, set_seed
 
-from iiad.checkpoints import staged_folder
+from iiad.checkpoints import load_model, model_fingerprint, staged_folder
 from iiad.data import (
     Source,
     TokenBlocks,
@@ -111,7 +111,7 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
 def train(
     recipe: TrainRecipe, output_dir: str | Path, resume: bool = False, max_minutes: float | None = None
 ) -> dict[str, Any]:
-    """Train the recipe's model from scratch; the finished model, its card and log lie in output_dir.
+    """Train the recipe's model; the finished model, its card and log lie in output_dir.
 
     max_minutes: save and raise Unfinished when they are over. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from and, with validation text, its nats per
@@ -126,10 +126,11 @@ def train(
     set_seed(recipe.training.seed)
     kept = run.path / "tokenizer"
     tokenizer = prepare_tokenizer(recipe, kept)
-    model = build_model(recipe.model, tokenizer)
-    corpora = Corpora(recipe.data, recipe.model.max_position_embeddings, tokenizer, recipe.training)
+    model, inputs = _start(recipe, tokenizer)
+    corpora = Corpora(recipe.data, model.config.max_position_embeddings, tokenizer, recipe.training)
     check_stage(model, corpora.blocks, recipe.training)
-    run.begin(corpora.fingerprints)
+    phases = _phases(recipe, model)
+    run.begin({**corpora.fingerprints, **inputs})
     if not kept.is_dir() and is_first_process():
         with staged_folder(kept) as stage:
             tokenizer.save_pretrained(stage)
@@ -148,8 +149,8 @@ def train(
         context,
         run.path,
         name="train",
-        callbacks=_phases(recipe, model),
-        unused=_has_unused(model, recipe),
+        callbacks=phases,
+        unused=bool(phases) or 0 in getattr(model.config, "num_iterations", []),
     )
     blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
     results: dict[str, Any] = {"tokens": blocks_seen * corpora.block_size}
@@ -180,15 +181,42 @@ def prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
         return train_tokenizer((text for source in sources for text in texts(source)), section.vocab_size)
 
 
-def _has_unused(model: PreTrainedModel, recipe: TrainRecipe) -> bool:
-    """Whether there are parameters that some steps do not use: those of iterations that are not run."""
-    plan = getattr(model.config, "num_iterations", None)
-    return plan is not None and model.config.history and (0 in plan or recipe.training.iterations_start > 0)
+def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The model to begin with, in float32, and its hash, if it is one that was there before."""
+    section = recipe.model
+    if section.path is None:
+        return build_model(section, tokenizer), {}
+    model = load_model(section.path, num_iterations=section.num_iterations)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"tokenizer has {len(tokenizer)} tokens, {section.path} a vocabulary of {model.config.vocab_size}"
+        )
+    if (recipe.data.block_size or 0) > model.config.max_position_embeddings:
+        raise InputError(
+            f"data.block_size must be at most max_position_embeddings of {section.path} "
+            f"({model.config.max_position_embeddings}), found {recipe.data.block_size}"
+        )
+    fingerprint = model_fingerprint(model)
+    for (
+        parameter
+    ) in model.parameters():  # not model.float(): the rotary frequencies, a buffer, stay as they are
+        parameter.data = parameter.data.float()
+    return model, {"model": fingerprint}
 
 
 def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> list[TrainerCallback]:
-    training = recipe.training
-    if recipe.model.solver != "iiet":
+    """The schedule of the iterations; a model that is there runs them from the start unless the recipe says else."""
+    training, config = recipe.training, model.config
+    if config.model_type != IIETConfig.model_type or not any(config.iterations):
         return []
-    plan = model.config.iterations
-    return [TwoPhases(plan, training.iterations_start, training.max_steps, training.smooth_start)]
+    if recipe.model.path is not None:
+        if "iterations_start" not in training.model_fields_set or not training.iterations_start:
+            return []
+        if config.history:
+            raise InputError(
+                f"training.iterations_start is for models from scratch: {recipe.model.path} has iterations that "
+                "have learnt, and would begin them anew; accepted: 0"
+            )
+    return [
+        TwoPhases(config.iterations, training.iterations_start, training.max_steps, training.smooth_start)
+    ]
