@@ -17,6 +17,7 @@ from hypothesis import settings
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.models.operators import RMSNorm
 from iiad.training import TrainRecipe, train
 
 # Properties are checked, not speed: a busy machine would miss the deadline of an example now and then.
@@ -76,7 +77,7 @@ def variant(request: pytest.FixtureRequest) -> IIETForCausalLM:
 
 @pytest.fixture
 def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Llama's RMSNorm compute in the type that it is given.
+    """Let Llama's RMSNorm, and ours that follows it, compute in the type that it is given.
 
     By itself it drops to float32, where the last bit of a float64 input decides about a float32 rounding: then two
     orders of summation differ by 1e-7 now and then, and a float64 comparison shows nothing.
@@ -86,7 +87,8 @@ def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    for norm in (LlamaRMSNorm, RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The most memory that some work holds at once, counted and not timed: the same number every time."""
+"""Memory that some work holds at once or saves for backward, counted and not timed: the same number every time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes"]
+__all__ = ["peak_bytes", "saved_bytes"]
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
@@ -29,6 +30,45 @@ def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
     with _Allocations() as allocations:
         work()
     return allocations.peak
+
+
+def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:
+    """Bytes of the activations that autograd saves for the backward pass while `work` runs (ours).
+
+    Every storage is counted once and whole, however many tensors and views of it are saved. Weights are no
+    activations: parameters (leaves that require a gradient), their copies in another type, which autocast makes, and
+    all that belongs to `modules` are left out. What is saved only until a recomputation is not counted either, but
+    the inputs of what will be recomputed are. The result of `work` is dropped.
+    """
+    owned = {
+        tensor.untyped_storage()._cdata
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not _is_weight(tensor) and storage._cdata not in owned:
+            saved[storage._cdata] = storage
+        return tensor.detach()  # the tensor itself, if it is an output, would keep its own graph alive
+
+    with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Whether it is a leaf that requires a gradient, or such a leaf's view or copy in another type."""
+    if tensor.is_leaf:
+        return tensor.requires_grad
+    node: Any = tensor.grad_fn
+    while node is not None and node.name() in _WEIGHT_COPIES:
+        node = node.next_functions[0][0]
+    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
+
+
+_WEIGHT_COPIES = ("ToCopyBackward0", "TBackward0", "TransposeBackward0")
 
 
 class _Allocations(TorchDispatchMode):

@@ -19,7 +19,8 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_iiet import IIETConfig
-from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta, solve
+from .operators import RMSNorm
+from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, Run, RungeKutta, run_step, solve
 
 __all__ = ["EvaluationSlot", "IterativeLayer", "SlottedAttention"]
 
@@ -112,8 +113,10 @@ class IterativeLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = SlottedAttention(config=config, layer_idx=layer)
         self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        # The plain iteration saves no more than Llama, whose own norm also keeps its gradients equal to the last bit.
+        norm = RMSNorm if config.history or config.relaxation else LlamaRMSNorm
+        self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
         self.corrector: MultistepCorrector | PicardCorrector
         if config.history:
             self.corrector = MultistepCorrector(config.hidden_size, layer + 1, config.layer_norm_eps)
@@ -138,23 +141,29 @@ class IterativeLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         known: tuple[Tensor, Tensor],
         predictor: ExplicitEuler | RungeKutta,
+        run: Run = run_step,
         **kwargs: Any,
     ) -> list[Tensor]:
-        """z(0), ..., z(r_t), each (B, T, D), from the layer's input (B, T, D)."""
+        """z(0), ..., z(r_t), each (B, T, D), from the layer's input (B, T, D). run: makes each evaluation's step."""
 
         def evaluate(slot: int, point: Tensor, base: Tensor) -> Tensor:
             return self.evaluate(slot, point, base, **kwargs)
 
-        return solve(predictor, self.corrector, evaluate, hidden_states, known, self.num_iterations)
+        return solve(predictor, self.corrector, evaluate, hidden_states, known, self.num_iterations, run)
 
     def forward(
         self,
         hidden_states: Tensor,
-        history: tuple[Tensor, ...],
         predictor: ExplicitEuler | RungeKutta,
+        *history: Tensor,
+        run: Run = run_step,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """x_t (B, T, D) and H_0, ..., H_{t-1} (empty without history) -> x_{t+1} and H_t, each (B, T, D)."""
+        """x_t (B, T, D) and H_0, ..., H_{t-1} (ignored without history) -> x_{t+1} and H_t, each (B, T, D).
+
+        The history comes one by one, because a checkpoint of the layer sees no tensors inside other arguments.
+        run: makes each evaluation's step.
+        """
         known = self.corrector.prepare(hidden_states, history, self.num_iterations)
-        state = self.iterates(hidden_states, known, predictor, **kwargs)[-1]
+        state = self.iterates(hidden_states, known, predictor, run, **kwargs)[-1]
         return self.corrector.output(state, known), state

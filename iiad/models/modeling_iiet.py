@@ -5,12 +5,14 @@ Legend: B batch, T tokens, D model width, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -34,6 +36,11 @@ def _record_layers() -> OutputRecorder:
     key = {"num_hidden_layers_key": "num_layers"}
     known = key if "num_hidden_layers_key" in OutputRecorder.__dataclass_fields__ else {}
     return OutputRecorder(IterativeLayer, index=0, **known)
+
+
+def _recompute_evaluations(layer: Callable[..., Any], *args: Any) -> Any:
+    """Takes the place of transformers' checkpoint of a layer: it hands one to the layer, for each evaluation."""
+    return layer(*args, run=partial(checkpoint, use_reentrant=False))
 
 
 class IIETPreTrainedModel(PreTrainedModel):
@@ -89,6 +96,29 @@ class IIETPreTrainedModel(PreTrainedModel):
         assert isinstance(self.base_model, IIETModel)
         self.base_model.assign_slots()
 
+    def set_recompute(self, recompute: str) -> None:
+        """What training computes again in the backward pass instead of saving it; no value or gradient changes.
+
+        recompute: "none"; "layer": only the inputs of layers are saved, and the backward pass holds the 1 + r_t
+        evaluations of one layer; "evaluation": the inputs of evaluations are saved, and it holds one evaluation.
+        This is transformers' gradient checkpointing with "layer" as its unit or with ours, and whatever else switches
+        that on or off does so here. It is not part of the configuration. Raises ValueError for anything else.
+        """
+        if recompute not in ("none", "layer", "evaluation"):
+            raise ValueError(f"recompute must be 'none', 'layer' or 'evaluation', got {recompute!r}")
+        unit = (
+            _recompute_evaluations if recompute == "evaluation" else partial(checkpoint, use_reentrant=False)
+        )
+        self._set_gradient_checkpointing(enable=recompute != "none", gradient_checkpointing_func=unit)
+
+    @property
+    def recompute(self) -> str:
+        """What training computes again in the backward pass: "none", "layer" or "evaluation"."""
+        model = self.base_model
+        if not model.gradient_checkpointing:
+            return "none"
+        return "evaluation" if model._gradient_checkpointing_func is _recompute_evaluations else "layer"
+
 
 class IIETModel(IIETPreTrainedModel):
     """Embeddings, L iterated layers and the final norm."""
@@ -134,7 +164,7 @@ class IIETModel(IIETPreTrainedModel):
         self, layer: int, hidden_states: Tensor, history: tuple[Tensor, ...], **kwargs: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x_t (B, T, D) and the history before a layer (from 0) -> x_{t+1} and the history after it."""
-        hidden_states, state = self.layers[layer](hidden_states, history, self.predictor, **kwargs)
+        hidden_states, state = self.layers[layer](hidden_states, self.predictor, *history, **kwargs)
         return hidden_states, (*history, state) if self.layers[layer].corrector.uses_history else history
 
     @merge_with_config_defaults

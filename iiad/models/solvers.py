@@ -6,20 +6,40 @@ r_t the iterations of layer t, H_k the state after layer k (H_0 the embeddings),
 A block is used through one function, `evaluate(slot, point, base)` = base + f_t(point): the increment of the
 pre-norm block at `point`, added to `base`. With base = point it is the ordinary block F_t. `slot` numbers the
 evaluations of a layer from 0; each has keys and values of its own.
+
+Every evaluation, with the norm and the combination around it, is one step, made through one function,
+`run(step, *arguments)` = step(*arguments): a checkpoint in its place recomputes the step in the backward pass. A
+step's tensors are its arguments one by one, so that whoever looks at what is saved for backward sees them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExplicitEuler", "MultistepCorrector", "PicardCorrector", "RungeKutta", "solve", "weighted_sum"]
+__all__ = [
+    "ExplicitEuler",
+    "MultistepCorrector",
+    "PicardCorrector",
+    "RungeKutta",
+    "run_step",
+    "solve",
+    "weighted_sum",
+]
 
 Evaluate = Callable[[int, Tensor, Tensor], Tensor]
+Finish = Callable[[Tensor], Tensor]
 Known = tuple[Tensor, Tensor]
+Run = Callable[..., Tensor]
+
+
+def run_step(step: Run, *arguments: Any) -> Tensor:
+    """The step's result, with nothing special about it."""
+    return step(*arguments)
 
 
 def solve(
@@ -29,17 +49,19 @@ def solve(
     x: Tensor,
     known: Known,
     num_iterations: int,
+    run: Run = run_step,
 ) -> list[Tensor]:
     """Every iterate z(0), ..., z(num_iterations) of one depth step: the only loop over iterations there is.
 
     x: (B, T, D), the layer's input. known: what `corrector.prepare` found to be the same for all iterations.
+    run: makes each evaluation's step.
     Returns num_iterations + 1 tensors (B, T, D); the last is the layer's state. Stopping at i needs no other
     code: the first i + 1 iterates do not depend on num_iterations.
     """
-    z = corrector.start(predictor(x, evaluate))
+    z = predictor(x, evaluate, corrector.start, run)
     iterates = [z]
     for i in range(1, num_iterations + 1):
-        z = corrector.update(i, predictor.num_evaluations - 1 + i, z, known, evaluate)
+        z = run(corrector.update, i, predictor.num_evaluations - 1 + i, z, known[0], evaluate)
         iterates.append(z)
     return iterates
 
@@ -61,9 +83,9 @@ class ExplicitEuler(nn.Module):
 
     num_evaluations = 1
 
-    def forward(self, x: Tensor, evaluate: Evaluate) -> Tensor:
-        """x: (B, T, D) -> z(0) before the corrector's norm: (B, T, D)."""
-        return evaluate(0, x, x)
+    def forward(self, x: Tensor, evaluate: Evaluate, finish: Finish, run: Run = run_step) -> Tensor:
+        """x: (B, T, D) -> z(0) = finish(the prediction): (B, T, D). finish: the corrector's norm, if it has one."""
+        return run(lambda x: finish(evaluate(0, x, x)), x)
 
 
 class RungeKutta(nn.Module):
@@ -102,15 +124,24 @@ class RungeKutta(nn.Module):
         shorter.num_evaluations = num_stages
         return shorter
 
-    def forward(self, x: Tensor, evaluate: Evaluate) -> Tensor:
-        """x: (B, T, D) -> the prediction p: (B, T, D)."""
-        prediction, stage = x, x
-        steps = list(zip(self.coefficients(), self.offsets[self.order], strict=True))
-        for j, (weight, offset) in enumerate(steps[: self.num_evaluations]):
-            point = x if j == 0 else x + offset * stage
-            stage = self.norms[j](evaluate(j, point, point))
-            prediction = prediction + weight * stage
-        return prediction
+    def forward(self, x: Tensor, evaluate: Evaluate, finish: Finish, run: Run = run_step) -> Tensor:
+        """x: (B, T, D) -> z(0) = finish(the prediction p): (B, T, D). finish: the corrector's norm."""
+        stages: list[Tensor] = []
+        for j in range(self.num_evaluations - 1):
+            stages.append(run(self.stage, j, evaluate, x, *stages))
+
+        def last(x: Tensor, *stages: Tensor) -> Tensor:
+            prediction, stage = x, self.stage(len(stages), evaluate, x, *stages)
+            for weight, known in zip(self.coefficients(), (*stages, stage), strict=False):
+                prediction = prediction + weight * known
+            return finish(prediction)
+
+        return run(last, x, *stages)
+
+    def stage(self, j: int, evaluate: Evaluate, x: Tensor, *stages: Tensor) -> Tensor:
+        """k_j (B, T, D), j from 0, from x and k_0, ..., k_{j-1}, each (B, T, D)."""
+        point = x + self.offsets[self.order][j] * stages[-1] if stages else x
+        return self.norms[j](evaluate(j, point, point))
 
 
 class MultistepCorrector(nn.Module):
@@ -141,9 +172,9 @@ class MultistepCorrector(nn.Module):
         """z(0) = LN0(prediction), (B, T, D)."""
         return self.start_norm(prediction)
 
-    def update(self, i: int, slot: int, z: Tensor, known: Known, evaluate: Evaluate) -> Tensor:
-        """z(i) from z(i-1), each (B, T, D)."""
-        point = torch.addcmul(known[0], self.update_weights[-1], z)
+    def update(self, i: int, slot: int, z: Tensor, update_sum: Tensor, evaluate: Evaluate) -> Tensor:
+        """z(i) from z(i-1) and the prefix sum by w, each (B, T, D)."""
+        point = torch.addcmul(update_sum, self.update_weights[-1], z)
         return self.update_norm(evaluate(slot, point, point))
 
     def output(self, z: Tensor, known: Known) -> Tensor:
@@ -172,9 +203,9 @@ class PicardCorrector(nn.Module):
         """z(0) is the prediction, (B, T, D)."""
         return prediction
 
-    def update(self, i: int, slot: int, z: Tensor, known: Known, evaluate: Evaluate) -> Tensor:
-        """z(i) from z(i-1), each (B, T, D)."""
-        step = evaluate(slot, z, known[0])
+    def update(self, i: int, slot: int, z: Tensor, x: Tensor, evaluate: Evaluate) -> Tensor:
+        """z(i) from z(i-1) and the layer's input x, each (B, T, D)."""
+        step = evaluate(slot, z, x)
         return step if self.relaxation is None else torch.lerp(z, step, self.relaxation[i - 1])
 
     def output(self, z: Tensor, known: Known) -> Tensor:

@@ -113,7 +113,7 @@ def naive_gradients(model, input_ids):
     hidden, context = model.model.prepare(input_ids)
     history, states = (hidden,), []
     for layer in model.model.layers:
-        hidden, state = layer(hidden, history, model.model.predictor, **context)
+        hidden, state = layer(hidden, model.model.predictor, *history, **context)
         state.retain_grad()
         states.append(state)
         history = (*history, state)
