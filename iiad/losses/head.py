@@ -24,8 +24,8 @@ __all__ = ["HeadLoss", "choose_chunk_tokens", "head_loss", "next_token_labels"]
 CHUNK_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits that are made at a time."""
 
-ROW_NUMBERS = 1 << 17
-"""Logits that a CPU core works on at a time, so that they stay in its cache; a GPU takes a whole chunk."""
+ROW_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Of those, what a core or a GPU works on at a time, with several copies: a core's stay in its cache."""
 
 
 class HeadLoss(NamedTuple):
@@ -213,9 +213,9 @@ class _Head:
         logits.copy_(total)
 
     def _row_blocks(self, logits: Tensor) -> list[slice]:
-        length = len(logits)
-        if logits.device.type == "cpu":
-            length = max(1, ROW_NUMBERS // logits.shape[1]) * torch.get_num_threads()
+        on_cuda = logits.device.type == "cuda"
+        numbers = ROW_NUMBERS["cuda"] if on_cuda else ROW_NUMBERS["cpu"] * torch.get_num_threads()
+        length = max(1, numbers // logits.shape[1])
         starts = range(0, len(logits), length)
         return [slice(start, min(start + length, len(logits))) for start in starts]
 
@@ -252,5 +252,12 @@ def _check(
         raise ValueError(f"chunk_tokens must be at least 1, found {chunk_tokens}")
     if target is not None and len(target[0]) != num_tokens:
         raise ValueError(f"target must be of {num_tokens} tokens, found {len(target[0])}")
+    if isinstance(target, TopTarget) and not (
+        target.ids.shape == target.log_probs.shape and target.tail.shape == (num_tokens,)
+    ):
+        raise ValueError(
+            f"target must have log_probs of {tuple(target.ids.shape)}, as its ids, and a tail of ({num_tokens},), "
+            f"found {tuple(target.log_probs.shape)} and {tuple(target.tail.shape)}"
+        )
     if isinstance(target, FullTarget) and len(target.weight) != len(weight):
         raise ValueError(f"target.weight must be of {len(weight)} tokens, found {len(target.weight)}")
