@@ -56,6 +56,15 @@ class Checkpoints:
         found = [path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
+    def sweep(self) -> None:
+        """Remove what a kill has left of a checkpoint that was being saved or deleted, or of a pointer."""
+        for pattern in (".saving", ".checkpoint-*-deleted", f".{LATEST}-*", f".{BEST}-*"):
+            for leftover in self.folder.glob(pattern):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
+
     @contextmanager
     def saving(self, step: int, best_step: int | None) -> Iterator[Path]:
         """A folder in which to make checkpoint-<step>; what is there when the block ends takes its place.
@@ -66,8 +75,7 @@ class Checkpoints:
         staging, final = self.folder / ".saving", self.folder / f"checkpoint-{step}"
         try:
             if is_first_process():
-                for leftover in (staging, *self.folder.glob(".checkpoint-*-deleted")):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self.sweep()
                 (staging / final.name).mkdir(parents=True)
             barrier()
             yield staging

@@ -27,7 +27,7 @@ from .callbacks import StageLog, StepProgress, Validation
 from .checkpointing import Checkpoints, latest_checkpoint, read_notes
 from .interruption import Interruption, TimeLimit
 from .learner import LanguageModelling, Learner, Objective
-from .processes import num_processes, whole
+from .processes import is_first_process, num_processes, whole
 from .stage_trainer import StageTrainer
 
 __all__ = ["Blocks", "RunContext", "blocks_per_step", "check_stage", "run_stage"]
@@ -84,12 +84,13 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
         if logger not in installed:
             known = ", ".join(installed) or "none"
             raise InputError(f"training.report_to: {logger!r} is not installed; installed here: {known}")
-    backends = sorted(torch._dynamo.list_backends(None))
-    if optimization.torch_compile and optimization.torch_compile_backend not in backends:
-        raise InputError(
-            f"training.torch_compile_backend: found {optimization.torch_compile_backend!r}; accepted here: "
-            f"{', '.join(backends)}"
-        )
+    if optimization.torch_compile:  # not otherwise: to look for backends takes seconds
+        backends = sorted(torch._dynamo.list_backends(None))
+        if optimization.torch_compile_backend not in backends:
+            raise InputError(
+                f"training.torch_compile_backend: found {optimization.torch_compile_backend!r}; accepted here: "
+                f"{', '.join(backends)}"
+            )
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
@@ -123,6 +124,9 @@ def run_stage(
     that cannot be saved.
     """
     optimization = context.optimization
+    checkpoints = Checkpoints(folder, optimization.save_total_limit)
+    if is_first_process():
+        checkpoints.sweep()
     start = latest_checkpoint(folder)
     if start is not None:
         stopped = "stopped" in read_notes(start)
@@ -151,7 +155,7 @@ def run_stage(
     watching = [StageLog(context.folder / "log.jsonl", name, tokens), bar, interruption]
     trainer = StageTrainer(
         learner=learner,
-        checkpoints=Checkpoints(folder, optimization.save_total_limit),
+        checkpoints=checkpoints,
         tokenizer=context.tokenizer,
         card=lambda figures: context.card(subject, {"stage": name, **figures}),
         average=average,
@@ -167,13 +171,14 @@ def run_stage(
         trainer.add_callback(Validation(score, trainer.log, optimization.eval_steps, retain, teacher))
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+        leaving = interruption.is_due()  # in its last step, too, or while that was being saved
     finally:
         bar.closing.close()
         interruption.restore()
     last = latest_checkpoint(folder)
-    stopped = last is not None and "stopped" in read_notes(last)
-    if interruption.reason and trainer.state.global_step < length.max_steps and not stopped:
+    if leaving:
         raise Unfinished(f"{context.folder}: {interruption.reason}; saved {last}; continue with --resume")
+    stopped = last is not None and "stopped" in read_notes(last)
     if average is not None:
         average.swap(subject)
     if sharded:

@@ -51,10 +51,15 @@ class Interruption(TrainerCallback):
     def _terminate(self, number: int, frame: Any) -> None:
         self.terminated = True
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave, if it is time."""
+    def is_due(self) -> bool:
+        """Whether it is time to leave; the same answer in all processes, which must all ask."""
         if any_process(self.terminated or self.limit.over):
             self.reason = f"{self.limit.minutes:g} minutes are over" if self.limit.over else "terminated"
+        return bool(self.reason)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave, if it is time."""
+        if self.is_due():
             control.should_save = control.should_training_stop = True
 
     def restore(self) -> None:

@@ -55,6 +55,8 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_figure(part)}" for name, part in value.items())
     return (
         f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     )

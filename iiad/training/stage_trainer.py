@@ -164,8 +164,14 @@ class StageTrainer(Trainer):
             if is_first_process():
                 if self.tokenizer is not None:
                     self.tokenizer.save_pretrained(made)
-                (made / "README.md").write_text(self.card({"step": step, **notes}), encoding="utf-8")
+                (made / "README.md").write_text(self.card(self._figures()), encoding="utf-8")
         self.staging = None
+
+    def _figures(self) -> dict[str, Any]:
+        """What there is to say of the run so far: its step, the newest of each measure, and our notes."""
+        measures = ("loss", "eval_loss", "eval_accuracy", "retained")
+        newest = {name: entry[name] for entry in self.state.log_history for name in measures if name in entry}
+        return {"step": self.state.global_step, **newest, **notes_of(self.state)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The whole model, written by the first process."""

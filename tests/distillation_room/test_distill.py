@@ -1,16 +1,11 @@
 """Teacher and plan to E-IIET: two stages, resume, and what is refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiad import InputError
@@ -20,7 +15,6 @@ from iiad.distillation.objectives import hidden_layers
 from iiad.planning import Plan
 from iiad.recipes import DistillationSection
 from iiad.training import DistillRecipe, RunRecord
-from iiad.training.checkpointing import latest_checkpoint
 from iiad.training.learner import LanguageModelling, Learner
 from tests.conftest import make_iiet
 
@@ -216,37 +210,3 @@ def test_a_teacher_without_tokenizer_or_with_too_short_a_context_is_refused(
         tmp_path / "bare", plan_file, DistillRecipe.model_validate(fields), tmp_path / "run"
     )
     assert not (tmp_path / "run").exists()
-
-
-SCRIPT = """
-import sys
-from iiad.training import DistillRecipe, load_recipe
-from iiad.distillation import distill
-teacher, plan, recipe, folder = sys.argv[1:5]
-distill(teacher, plan, load_recipe(DistillRecipe, recipe), folder, resume="--resume" in sys.argv)
-"""
-
-
-@pytest.mark.parametrize("stage", ["distill", "recover"])
-def test_a_run_killed_in_either_stage_and_resumed_ends_with_the_weights_of_an_unbroken_one(
-    stage, student_folder, teacher_folder, plan_file, fields, tmp_path
-):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(fields))
-    run = tmp_path / "run"
-    command = [sys.executable, "-c", SCRIPT, str(teacher_folder), str(plan_file), str(recipe), str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    victim = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    log, mark = run / "log.jsonl", f'"stage": "{stage}", "step": 3,'
-    deadline = time.monotonic() + 120
-    while not (log.exists() and mark in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    victim.kill()
-    victim.wait()
-    assert not (run / "config.json").exists()
-    assert latest_checkpoint(next(run.glob(f"stage-*-{stage}"))) is not None
-    done = subprocess.run(
-        [*command, "--resume"], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-    )
-    assert ("distill: all steps were made before; not run again" in done.stderr) == (stage == "recover")
-    assert (run / "model.safetensors").read_bytes() == (student_folder / "model.safetensors").read_bytes()

@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -370,36 +366,3 @@ def test_a_run_stopped_after_its_last_step_is_finished_without_another_step(
     train(TrainRecipe.model_validate(recipe_fields), run, resume=True)
     assert latest_checkpoint(run).name == "checkpoint-24"
     assert (run / "model.safetensors").read_bytes() == (teacher_folder / "model.safetensors").read_bytes()
-
-
-SCRIPT = """
-import sys
-from iiad.training import TrainRecipe, load_recipe, train
-train(load_recipe(TrainRecipe, sys.argv[1]), sys.argv[2], resume="--resume" in sys.argv)
-"""
-
-
-# The second phase begins at step 12, with a checkpoint of that step: 14 goes on from the switch itself.
-@pytest.mark.parametrize("step", [6, 14, 20])
-def test_a_run_killed_and_resumed_ends_with_the_weights_of_an_unbroken_one(
-    step, recipe_fields, teacher_folder, tmp_path
-):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipe_fields))
-    command = [sys.executable, "-c", SCRIPT, str(recipe), str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    victim = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and f'"step": {step},' in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    victim.kill()
-    victim.wait()
-    assert latest_checkpoint(tmp_path / "run") is not None
-    assert not (tmp_path / "run" / "config.json").exists()
-    subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
-        teacher_folder / "model.safetensors"
-    ).read_bytes()
-    steps = [entry["step"] for entry in log_of(tmp_path / "run") if "loss" in entry]
-    assert steps == list(range(2, 25, 2))
