@@ -24,8 +24,12 @@ __all__ = ["HeadLoss", "choose_chunk_tokens", "head_loss", "next_token_labels"]
 CHUNK_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits that are made at a time."""
 
-ROW_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Of those, what a core or a GPU works on at a time, with several copies: a core's stay in its cache."""
+ROW_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Of those, what a core or a GPU works on at a time, with several copies: near a core's cache, and yet so many that
+threads seldom wait for each other."""
+
+MOST_CORES = 4
+"""As many cores' rows are taken at a time; more share them, so that the copies stay small beside a chunk."""
 
 
 class HeadLoss(NamedTuple):
@@ -213,8 +217,10 @@ class _Head:
         logits.copy_(total)
 
     def _row_blocks(self, logits: Tensor) -> list[slice]:
-        on_cuda = logits.device.type == "cuda"
-        numbers = ROW_NUMBERS["cuda"] if on_cuda else ROW_NUMBERS["cpu"] * torch.get_num_threads()
+        if logits.device.type == "cuda":
+            numbers = ROW_NUMBERS["cuda"]
+        else:
+            numbers = ROW_NUMBERS["cpu"] * min(MOST_CORES, torch.get_num_threads())
         length = max(1, numbers // logits.shape[1])
         starts = range(0, len(logits), length)
         return [slice(start, min(start + length, len(logits))) for start in starts]
