@@ -21,7 +21,7 @@ FILE = "average.safetensors"
 
 
 class AveragedWeights(TrainerCallback):
-    """After each step, average <- decay average + (1 - decay) weights; begins with the weights as they are.
+    """After each step, average <- decay average + (1 - decay) weights, for each parameter from when it first learns.
 
     start: the checkpoint that the stage goes on from, if any. Parameters that do not learn are left out.
     """
@@ -38,6 +38,15 @@ class AveragedWeights(TrainerCallback):
             stored = load_file(self.start / FILE)
             for name, value in self.average.items():
                 assign(value, stored[name].to(value.device))
+
+    @torch.no_grad()
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Follow what has not learnt yet, and so has no state in the optimizer: a phase may begin by setting it."""
+        for name, weight in _learning(model).items():
+            if weight not in optimizer.state:
+                self.average[name].copy_(weight)
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

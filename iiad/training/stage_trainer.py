@@ -89,6 +89,8 @@ class StageTrainer(Trainer):
         loss, parts = model(inputs, self.learner.objective.signal(inputs))
         for name, part in {"loss": loss.detach(), **parts}.items():
             self.parts.setdefault(name, []).append(part)
+        # A loss can be infinite and its gradient finite: let the gradient tell, which all processes share.
+        loss = loss * (1 + 0 * loss.detach())
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
