@@ -22,14 +22,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def plan_file(teacher_folder, tmp_path_factory):
-    identity = identify_model(load_model(teacher_folder), teacher_folder)
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    Plan.explicit([2, 0], identity).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def fields(recipe_fields):
     stage = {"max_steps": 8, "warmup_steps": 2, "learning_rate": 0.003}
     return {
