@@ -27,7 +27,6 @@ ARMS: dict[str, tuple[tuple[float, float, float], list[str]]] = {
     "stage 1 only (distill)": ((0, 1, 0), []),
     "both": ((0, 1 / 2, 1 / 2), []),
     "layerwise, then both": ((1 / 3, 1 / 3, 1 / 3), []),
-    "layerwise only": ((1, 0, 0), []),
 }
 LOSSES: dict[str, tuple[tuple[float, float, float], list[str]]] = {
     "stage 1, reverse KL": ((0, 1, 0), ["distillation.divergence=reverse"]),

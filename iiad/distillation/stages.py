@@ -43,25 +43,27 @@ class _Distillation:
     """All that the stages need, loaded and found to fit."""
 
     recipe: DistillRecipe
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
+    teacher_config: Any
     identity: ModelIdentity
     student: PreTrainedModel
     corpora: Corpora
     stored: StoredSignals | None
     teacher_score: TokenScore | None = None
 
-    def teachers(self) -> tuple[Teacher, LiveTeacher | None]:
-        """Where signals for stage distill come from, and the live model that stage layerwise needs."""
+    def teachers(self) -> tuple[Teacher | None, LiveTeacher | None]:
+        """Where signals for stage distill come from, and the live model that stage layerwise needs.
+
+        The model goes with it: where nobody learns from it any more, it is freed.
+        """
         section, training = self.recipe.distillation, self.recipe.training
         layers = hidden_layers(section, self.student.config.num_layers)
-        live = None
-        if self.stored is None or section.layerwise.max_steps:
+        live, model, self.teacher = None, self.teacher, None
+        if section.layerwise.max_steps or (section.distill.max_steps and self.stored is None):
+            assert model is not None
             sharded = training.fsdp and num_processes() > 1
-            live = LiveTeacher(self.teacher, layers, training.bf16, sharded)
-        if self.stored is not None:
-            return StoredTeacher(self.stored, layers), live
-        assert live is not None
-        return live, live
+            live = LiveTeacher(model, layers, training.bf16, sharded)
+        return (live if self.stored is None else StoredTeacher(self.stored, layers)), live
 
 
 def distill(
@@ -127,7 +129,7 @@ def _prepare(
     freeze_unused(student)
     for model in (teacher, student):
         check_stage(model, corpora.blocks, recipe.training)
-    return _Distillation(recipe, teacher, identity, student, corpora, stored), tokenizer
+    return _Distillation(recipe, teacher, teacher.config, identity, student, corpora, stored), tokenizer
 
 
 def _require_fit(folder: str | Path, teacher: PreTrainedModel, tokenizer: Any, recipe: DistillRecipe) -> None:
@@ -172,7 +174,7 @@ def _check_teacher(work: _Distillation) -> dict[str, Any]:
 
     Raises InputError for a teacher that is no better than word counts, unless the recipe does not ask.
     """
-    corpora, vocab_size = work.corpora, work.teacher.config.vocab_size
+    corpora, vocab_size = work.corpora, work.teacher_config.vocab_size
     held: Any
     if corpora.score is not None and corpora.validation is not None:
         score, where, held = corpora.score(work.teacher), "data.validation", corpora.validation.tokens
@@ -202,7 +204,7 @@ def _run_stages(work: _Distillation, context: RunContext) -> int:
     """Run what is not done yet; returns the blocks learnt from."""
     section, training = work.recipe.distillation, work.recipe.training
     teacher, live = work.teachers()
-    changed = changed_layers(work.teacher.config, work.student.config)
+    changed = changed_layers(work.teacher_config, work.student.config)
     blocks_seen = 0
     for number, name in enumerate(STAGES):
         length = getattr(section, name)
@@ -214,6 +216,7 @@ def _run_stages(work: _Distillation, context: RunContext) -> int:
             assert live is not None
             objective = LearnLayers(live, changed)
         elif name == "distill":
+            assert teacher is not None
             objective = LearnFromTeacher(teacher, section, work.student.config.num_layers)
             blocks = teacher.blocks(blocks)
             check_stage(work.student, blocks, training)  # signals may cover a part of the text
@@ -239,7 +242,7 @@ def _run_stages(work: _Distillation, context: RunContext) -> int:
 
 
 def _results(work: _Distillation, plan: Plan | None) -> dict[str, Any]:
-    before, after = (model.config.num_hidden_layers for model in (work.teacher, work.student))
+    before, after = (config.num_hidden_layers for config in (work.teacher_config, work.student.config))
     results: dict[str, Any] = {"compute_cut": 1 - after / before}
     if plan is not None:
         results["overhead_cut"] = plan.overhead_cut

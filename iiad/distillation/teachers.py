@@ -5,7 +5,6 @@ Legend: B batch, T tokens, D model width, L layers, V vocabulary, k kept tokens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +43,7 @@ class LiveTeacher:
     """A model that is run beside the student; its logits are made in chunks, by the loss.
 
     hidden_layers: which of the L + 1 hidden states to hand out. bf16: run it under autocast, as the student is.
-    sharded: over all processes, as the student is; the model given is copied then, and left as it is.
+    sharded: over all processes, as the student is. Either way the model given is the teacher's from then on.
     """
 
     def __init__(
@@ -54,9 +53,6 @@ class LiveTeacher:
         bf16: bool = False,
         sharded: bool = False,
     ):
-        if sharded:
-            device, model = model.device, copy.deepcopy(model.to("cpu"))
-            model.to(device)
         model.requires_grad_(False).eval()
         self.learner, self.hidden_layers = Learner(model, bf16=bf16), tuple(hidden_layers)
         if sharded:
