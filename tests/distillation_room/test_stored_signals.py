@@ -57,7 +57,7 @@ def test_some_hidden_states_are_learnt_from_by_themselves(kind, everything, dist
     live = parts_of(distilled("live", hidden_loss=kind, **changes))
     stored = parts_of(distilled("stored", hidden_loss=kind, signals=str(everything), **changes))
     assert all("kl" not in each and each["loss"] == pytest.approx(0.5 * each["hidden"]) for each in live)
-    assert stored[0] == pytest.approx(live[0], rel=1e-3)
+    assert stored[0] == pytest.approx(live[0], rel=1e-3, abs=1e-5)  # the square of bfloat16's rounding
     assert stored[1] == pytest.approx(
         live[1], rel=2e-2
     )  # Adam's first step takes tiny gradients for large ones
