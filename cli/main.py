@@ -115,5 +115,5 @@ def _report_exception(error: Exception) -> int:
 def _report(line: str, code: int) -> int:
     process = os.environ.get("RANK", "0")
     which = f"[process {process}] " if process != "0" else ""
-    print(f"iiad: {which}{line}", file=sys.stderr)
+    print(f"iiad: {which}{line}\n", end="", file=sys.stderr)  # one write: several processes may speak at once
     return code
