@@ -1,6 +1,6 @@
 """What a step of distillation costs, against the student's plain step and the teacher's forward pass.
 
-    python benchmarks/distillation_cost.py                              # 4 layers of the paper's 55M model
+    python benchmarks/distillation_cost.py                              # the paper's 55M model, a block of 256 tokens
     python benchmarks/distillation_cost.py --vocab-size 128000 --num-tokens 128
 
 Everything is timed in turns in one run; a figure is the median over the rounds of what was timed side by side. The
@@ -13,16 +13,15 @@ teacher runs 3 iterations a layer, its student one. Exit code 1 where a bound is
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import Row, make_parser, print_rows, time_of
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -86,10 +85,7 @@ def main() -> int:
         for bf16 in (False, True):
             figures = measure(teacher, text, options, bf16)
             print("bfloat16 autocast" if bf16 else "float32")
-            for name, figure in figures.items():
-                verdict = "ok" if figure <= BOUNDS[name] else "MISSED"
-                missed |= figure > BOUNDS[name]
-                print(f"  {name:10}{figure:8.3f}   at most {BOUNDS[name]:<6g} {verdict}", flush=True)
+            missed |= not print_rows([Row(name, figures[name], bound) for name, bound in BOUNDS.items()])
     return int(missed)
 
 
@@ -148,31 +144,15 @@ def run_teacher(teacher: IIETForCausalLM, input_ids: Tensor, bf16: bool) -> None
         teacher(input_ids=input_ids, use_cache=False)
 
 
-def time_of(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def read_options() -> Any:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num-layers", type=int, default=4)
-    parser.add_argument("--hidden-size", type=int, default=512)
+    parser = make_parser(__doc__, rounds=10)
+    parser.add_argument("--num-layers", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--top-k", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--num-tokens", type=int, default=256)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 

@@ -15,35 +15,24 @@ multiple; medians over the rounds. Exit code 1 where a bound is missed:
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from timing import Row, make_parser, print_rows, time_of
 from torch.nn import functional as F
 
 from iiad.benchmarking.memory import peak_bytes
 from iiad.losses import FullTarget, head_loss, next_token_labels
 
 
-class Row(NamedTuple):
-    """One figure that must not be above its bound."""
-
-    name: str
-    figure: float
-    bound: float
-
-
 def main() -> int:
     """Measure, print, and say whether every bound is kept."""
     options = read_options()
     rows = measure_seconds(options) + measure_memory(options)
-    for name, figure, bound in rows:
-        print(f"{name:56}{figure:8.3f}   at most {bound:g}   {'kept' if figure <= bound else 'MISSED'}")
-    return int(any(row.figure > row.bound for row in rows))
+    return int(not print_rows(rows))
 
 
 def measure_seconds(options: Any) -> list[Row]:
@@ -129,31 +118,11 @@ def ratio(work: Callable[[], Any], other: Callable[[], Any], options: Any) -> fl
     return median(ratios)
 
 
-def time_of(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: str) -> None:
-    """Wait until all that was asked of a GPU is done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def read_options() -> Any:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--hidden-size", type=int, default=512)
+    parser = make_parser(__doc__, rounds=7)
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--num-tokens", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 

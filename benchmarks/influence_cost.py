@@ -13,14 +13,13 @@ over the rounds. Exit code 1 where a bound is missed:
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
+from timing import Row, make_parser, print_rows, time_of
 
 from iiad.benchmarking.memory import peak_bytes
 from iiad.checkpoints import identify_model
@@ -60,16 +59,14 @@ def judge(model: IIETForCausalLM, passes: dict[str, float], memory: float) -> in
     identity = identify_model(model, "random weights")
     num_passes = sum(model.config.iterations) + 1
     evaluations = num_profile_evaluations(identity, ["kl"]) / (num_passes * identity.num_evaluations)
-    bounds = [
-        (f"exact kl, evaluations as a share of {num_passes} passes'", evaluations, 0.5),
-        (f"exact kl, seconds as a share of {num_passes} passes'", passes["exact kl"] / num_passes, 0.5),
-        ("taylor, seconds in forward passes", passes["taylor"], 4.0),
-        (f"all {len(METRICS)} metrics, memory in forward passes", memory, 2.0),
+    rows = [
+        Row(f"exact kl, evaluations as a share of {num_passes} passes'", evaluations, 0.5),
+        Row(f"exact kl, seconds as a share of {num_passes} passes'", passes["exact kl"] / num_passes, 0.5),
+        Row("taylor, seconds in forward passes", passes["taylor"], 4.0),
+        Row(f"all {len(METRICS)} metrics, memory in forward passes", memory, 2.0),
     ]
     print()
-    for name, found, bound in bounds:
-        print(f"{name:52}{found:8.3f}   at most {bound:g}   {'kept' if found <= bound else 'MISSED'}")
-    return int(any(found > bound for _, found, bound in bounds))
+    return int(not print_rows(rows))
 
 
 def time_in_turns(
@@ -93,21 +90,6 @@ def medians(groups: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(found) for name, found in groups.items()}
 
 
-def time_of(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: str) -> None:
-    """Wait until all that was asked of a GPU is done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def make_model(options: Any) -> IIETForCausalLM:
     """An IIET with random weights: cost does not depend on what they are."""
     torch.manual_seed(0)
@@ -125,17 +107,12 @@ def make_model(options: Any) -> IIETForCausalLM:
 
 def read_options() -> Any:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--num-layers", type=int, default=12)
     parser.add_argument("--num-iterations", type=int, default=3)
-    parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--num-tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     return parser.parse_args()
 

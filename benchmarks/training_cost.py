@@ -12,14 +12,14 @@ the pairs. Without the head, which is the same for both. Exit code 1 where a bou
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from timing import Row, make_parser, print_rows, time_of
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -27,23 +27,15 @@ from iiad.benchmarking.memory import saved_bytes
 from iiad.models import IIETConfig, IIETModel
 
 
-class Row(NamedTuple):
-    """One figure that must not be above its bound."""
-
-    name: str
-    figure: float
-    bound: float
-
-
 def measure_activations(options: Any) -> list[Row]:
     """Bytes saved for backward by one forward pass, by recomputation and type."""
     ours, llama = make_models(options)
     rows = []
     for autocast in (False, True):
-        base = saved_bytes(lambda: forward(llama, options, autocast), llama)  # noqa: B023 (run at once)
+        base = saved_bytes(partial(forward, llama, options, autocast), llama)
         for recompute, bound in (("none", 1.05), ("layer", 0.1), ("evaluation", 0.1)):
             ours.set_recompute(recompute)
-            saved = saved_bytes(lambda: forward(ours, options, autocast), ours)  # noqa: B023
+            saved = saved_bytes(partial(forward, ours, options, autocast), ours)
             rows.append(Row(f"recompute {recompute}, {type_name(autocast)}", saved / base, bound))
     return rows
 
@@ -53,11 +45,8 @@ def measure_step(options: Any) -> list[Row]:
     ours, llama = make_models(options)
     rows = []
     for autocast in (False, True):
-        seconds = time_in_pairs(
-            lambda: step(ours, options, autocast),  # noqa: B023
-            lambda: step(llama, options, autocast),  # noqa: B023
-            options,
-        )
+        work, other = (partial(step, model, options, autocast) for model in (ours, llama))
+        seconds = time_in_pairs(work, other, options)
         rows.append(Row(f"forward and backward, {type_name(autocast)}", seconds, 1.05))
     return rows
 
@@ -74,17 +63,9 @@ def main() -> int:
     missed = False
     for name in options.section or SECTIONS:
         rows = SECTIONS[name](options)
-        print_rows(name, rows)
-        missed |= any(row.figure > row.bound for row in rows)
+        print(name)
+        missed |= not print_rows(rows)
     return int(missed)
-
-
-def print_rows(section: str, rows: Sequence[Row]) -> None:
-    """Each figure beside its bound."""
-    print(section)
-    for row in rows:
-        verdict = "ok" if row.figure <= row.bound else "MISSED"
-        print(f"  {row.name:48}{row.figure:8.3f}   at most {row.bound:<6g} {verdict}", flush=True)
 
 
 def make_models(options: Any) -> tuple[IIETModel, LlamaModel]:
@@ -122,27 +103,11 @@ def time_in_pairs(first: Callable[[], Any], second: Callable[[], Any], options: 
     """Median over the rounds of the seconds of the first, as a multiple of the second's right beside it."""
     ratios = []
     for number in range(options.rounds + 1):
-        pair = (
-            (first, second) if number % 2 else (second, first)
-        )  # neither is always the one that comes first
+        # Neither is always the one that comes first.
+        pair = (first, second) if number % 2 else (second, first)
         seconds = {work: time_of(work, options.device) for work in pair}
         ratios.append(seconds[first] / seconds[second])
     return median(ratios[1:])  # without the first round, which warms up
-
-
-def time_of(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: str) -> None:
-    """Wait until all that was asked of a GPU is done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def type_name(autocast: bool) -> str:
@@ -152,18 +117,13 @@ def type_name(autocast: bool) -> str:
 
 def read_options() -> Any:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, rounds=10)
     parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument("--num-iterations", type=int, default=3)
-    parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--num-tokens", type=int, default=256)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
