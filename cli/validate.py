@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from iiad.recipes import DistillRecipe, TrainRecipe
 
 __all__ = ["validate"]
-
-Kind = Literal["train", "distill"]
-OWN_SECTIONS: dict[Kind, set[str]] = {"train": {"model", "tokenizer"}, "distill": {"student", "distillation"}}
 
 
 def validate(
@@ -33,15 +30,16 @@ def validate(
     Example:  iiad validate 55m --set training.max_steps=1000
     """
     from iiad.errors import InputError
-    from iiad.recipes import DistillRecipe, TrainRecipe, find_problems, read_fields
+    from iiad.recipes import COMMANDS, commands_of, find_problems, read_fields
     from iiad.recipes.inputs import missing_inputs
 
-    kinds: dict[Kind, Any] = {"train": TrainRecipe, "distill": DistillRecipe}
-    if kind not in (None, *kinds):
-        raise InputError(f"--kind {kind}: accepted: {', '.join(kinds)}")
+    if kind not in (None, *COMMANDS):
+        raise InputError(f"--kind {kind}: accepted: {', '.join(COMMANDS)}")
     fields = read_fields(recipe, set_ or [])
-    problems = {name: find_problems(kinds[name], fields) for name in kinds if kind in (None, name)}
-    chosen, reason = _choose(fields, problems)
+    problems = {
+        name: find_problems(accepted, fields) for name, accepted in COMMANDS.items() if kind in (None, name)
+    }
+    chosen, reason = _choose(commands_of(fields), problems)
     if reason:
         typer.echo(f"note: {reason}", err=True)
     if problems[chosen]:
@@ -50,7 +48,7 @@ def validate(
         for problem in found:
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2)
-    checked = kinds[chosen].model_validate(fields)
+    checked = COMMANDS[chosen].model_validate(fields)
     print(f"{recipe}: a valid recipe for `iiad {chosen}`")
     for name, text in _summary(checked).items():
         print(f"  {name:12} {text}")
@@ -58,11 +56,10 @@ def validate(
         print(f"note: {note}")
 
 
-def _choose(fields: dict[str, Any], problems: dict[Kind, list[str]]) -> tuple[Kind, str]:
+def _choose(own: list[str], problems: dict[str, list[str]]) -> tuple[str, str]:
     """The command that the recipe is for, and why where its sections do not say so."""
     if len(problems) == 1:
         return next(iter(problems)), ""
-    own = [kind for kind in problems if OWN_SECTIONS[kind] & set(fields)]
     if len(own) == 1:
         return own[0], ""
     best = min(problems, key=lambda kind: len(problems[kind]))
@@ -124,9 +121,9 @@ def _distillation_summary(recipe: DistillRecipe) -> dict[str, str]:
 
 def _tokens(recipe: TrainRecipe | DistillRecipe, steps: int, block: int | None) -> dict[str, str]:
     """block: None where only the teacher says what it is."""
-    from iiad.recipes.estimates import blocks_per_step
+    from iiad.recipes.estimates import blocks_per_process_step
 
-    training, blocks = recipe.training, blocks_per_step(recipe.training)
+    training, blocks = recipe.training, blocks_per_process_step(recipe.training)
     batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} blocks"
     if block is None:
         return {"tokens": f"{steps:,} steps of {batch} of 512 tokens, or of the teacher's context if shorter"}

@@ -2,12 +2,13 @@
 
 from .distillation import STAGES, DistillationSection, StudentSection
 from .optimization import OptimizationSection, StageSection, TrainingSection
-from .recipe import DistillRecipe, TrainRecipe, find_recipe, load_recipe, read_fields
+from .recipe import COMMANDS, DistillRecipe, TrainRecipe, commands_of, find_recipe, load_recipe, read_fields
 from .section import Section
 from .sections import DataSection, ModelSection, TokenizerSection
 from .validation import find_problems
 
 __all__ = [
+    "COMMANDS",
     "STAGES",
     "DataSection",
     "DistillRecipe",
@@ -20,6 +21,7 @@ __all__ = [
     "TokenizerSection",
     "TrainRecipe",
     "TrainingSection",
+    "commands_of",
     "find_problems",
     "find_recipe",
     "load_recipe",

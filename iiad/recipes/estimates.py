@@ -10,7 +10,7 @@ from .optimization import OptimizationSection, TrainingSection
 from .sections import ModelSection
 
 __all__ = [
-    "blocks_per_step",
+    "blocks_per_process_step",
     "count_parameters",
     "evaluations_per_layer",
     "forward_flops",
@@ -49,7 +49,7 @@ def evaluations_per_layer(model: ModelSection) -> list[int]:
     return [1 + r for r in _iterations(model)]
 
 
-def blocks_per_step(training: OptimizationSection) -> int:
+def blocks_per_process_step(training: OptimizationSection) -> int:
     """Blocks that one process learns from in one optimizer step."""
     return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
@@ -73,7 +73,7 @@ def training_flops(model: ModelSection, training: TrainingSection, vocab_size: i
     full = sum(evaluations_per_layer(model))
     start = training.iterations_start if model.solver == "iiet" else 0.0
     layers, head = forward_flops(model, vocab_size, context, start * model.num_layers + (1 - start) * full)
-    tokens = training.max_steps * blocks_per_step(training) * context
+    tokens = training.max_steps * blocks_per_process_step(training) * context
     return tokens * ((4 if training.gradient_checkpointing else 3) * layers + 3 * head)
 
 

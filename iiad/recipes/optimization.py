@@ -5,6 +5,7 @@ Names are Hugging Face's TrainingArguments' where those cover them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -65,11 +66,18 @@ class OptimizationSection(Section):
     )
     report_to: list[str] = Field([], description="tensorboard, wandb, ...")
 
-    @check
-    def _decay_steps_have_their_schedule(self) -> str | None:
-        if self.decay_steps is None or self.lr_scheduler_type == "warmup_stable_decay":
+    def misplaced_decay_steps(self, schedules: Iterable[Scheduler]) -> str | None:
+        """What is wrong with decay_steps where these are all the schedules that there are."""
+        found = sorted(set(schedules))
+        if self.decay_steps is None or not found or "warmup_stable_decay" in found:
             return None
-        return f"decay_steps is for lr_scheduler_type warmup_stable_decay, found {self.lr_scheduler_type}"
+        return f"decay_steps is for lr_scheduler_type warmup_stable_decay, found {', '.join(found)}"
+
+    def misplaced_min_lr_ratio(self, schedules: Iterable[Scheduler]) -> str | None:
+        """What is wrong with min_lr_ratio where these are all the schedules that there are."""
+        if not self.min_lr_ratio or set(schedules) != {"constant_with_warmup"}:
+            return None
+        return "min_lr_ratio is for an lr_scheduler_type with an end, found constant_with_warmup"
 
 
 class TrainingSection(OptimizationSection):
@@ -91,6 +99,14 @@ class TrainingSection(OptimizationSection):
     @check
     def _warmup_fits(self) -> str | None:
         return _warmup_problem(self.warmup_steps, self.max_steps)
+
+    @check
+    def _decay_steps_have_their_schedule(self) -> str | None:
+        return self.misplaced_decay_steps([self.lr_scheduler_type])
+
+    @check
+    def _min_lr_ratio_has_its_schedule(self) -> str | None:
+        return self.misplaced_min_lr_ratio([self.lr_scheduler_type])
 
     @check
     def _decay_fits(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,13 +11,21 @@ import yaml
 
 from iiad.errors import InputError
 
-from .distillation import DistillationSection, StudentSection
-from .optimization import OptimizationSection, TrainingSection
+from .distillation import STAGES, DistillationSection, StudentSection
+from .optimization import OptimizationSection, Scheduler, StageSection, TrainingSection
 from .section import Section, check
 from .sections import DataSection, ModelSection, TokenizerSection
 from .validation import find_problems
 
-__all__ = ["DistillRecipe", "TrainRecipe", "find_recipe", "load_recipe", "read_fields"]
+__all__ = [
+    "COMMANDS",
+    "DistillRecipe",
+    "TrainRecipe",
+    "commands_of",
+    "find_recipe",
+    "load_recipe",
+    "read_fields",
+]
 
 
 class TrainRecipe(Section):
@@ -50,8 +58,57 @@ class DistillRecipe(Section):
             return None
         return "distillation.retain needs data.validation and training.eval_steps to be measured"
 
+    @check
+    def _decay_steps_have_their_schedule(self) -> str | None:
+        return self._of_training(self.training.misplaced_decay_steps(self._schedules().values()))
+
+    @check
+    def _min_lr_ratio_has_its_schedule(self) -> str | None:
+        return self._of_training(self.training.misplaced_min_lr_ratio(self._schedules().values()))
+
+    @check
+    def _decay_fits(self) -> str | None:
+        decay, stages = self.training.decay_steps, self._stages()
+        decaying = [name for name, kind in self._schedules().items() if kind == "warmup_stable_decay"]
+        rooms = {name: stages[name].max_steps - stages[name].warmup_steps for name in decaying}
+        shorter = [name for name, room in rooms.items() if 0 <= room < (decay or 0)]
+        if not shorter:
+            return None
+        least = min(shorter, key=rooms.__getitem__)
+        return (
+            f"training.decay_steps must be at most max_steps less warmup_steps of distillation.{least} "
+            f"({rooms[least]}), found {decay}"
+        )
+
+    def _schedules(self) -> dict[str, Scheduler]:
+        """Of each stage that is run, by its name."""
+        return {
+            name: stage.lr_scheduler_type or self.training.lr_scheduler_type
+            for name, stage in self._stages().items()
+        }
+
+    def _stages(self) -> dict[str, StageSection]:
+        """Those that are run."""
+        stages: dict[str, StageSection] = {name: getattr(self.distillation, name) for name in STAGES}
+        return {name: stage for name, stage in stages.items() if stage.max_steps}
+
+    def _of_training(self, problem: str | None) -> str | None:
+        return f"training.{problem}" if problem else None
+
 
 Recipe = TypeVar("Recipe", TrainRecipe, DistillRecipe)
+
+COMMANDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
+    "train": TrainRecipe,
+    "distill": DistillRecipe,
+}
+"""Each command that takes a recipe, and what it reads it as."""
+
+
+def commands_of(fields: Mapping[Any, Any]) -> list[str]:
+    """The commands of which there are sections that no other command has: one, for a recipe that is clear."""
+    shared = set.intersection(*(set(kind.model_fields) for kind in COMMANDS.values()))
+    return [name for name, kind in COMMANDS.items() if (set(kind.model_fields) - shared) & set(fields)]
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -76,13 +133,23 @@ def load_recipe(
     """Read a recipe, put `section.field=value` settings over it, and check it whole.
 
     path: a YAML file, the name of a shipped recipe, or None for defaults alone. overrides: nested fields that stand
-    above the file's and below the settings. Raises InputError with all problems in one line.
+    above the file's and below the settings. Raises InputError with all problems in one line; for a file that is
+    clearly another command's, with that alone.
     """
+    if path is not None:
+        _require_kind(kind, path)
     fields = read_fields(path, settings, overrides)
     problems = find_problems(kind, fields)
     if problems:
         raise InputError(f"{'the recipe' if path is None else path}: {'; '.join(problems)}")
     return kind.model_validate(fields)
+
+
+def _require_kind(kind: type[Section], path: str | Path) -> None:
+    found = commands_of(read_fields(path))
+    if len(found) == 1 and COMMANDS[found[0]] is not kind:
+        wanted = next(name for name, accepted in COMMANDS.items() if accepted is kind)
+        raise InputError(f"{path}: is a recipe for `iiad {found[0]}`, not for `iiad {wanted}`")
 
 
 def read_fields(

@@ -136,3 +136,53 @@ def test_one_file_may_stand_without_a_list_and_one_line_changes_the_solver(tmp_p
 def test_distillation_needs_something_to_do():
     settings = ["data.train=[x]", "distillation.distill.max_steps=0", "distillation.recover.max_steps=0"]
     assert "nothing to do" in refusal(None, settings, DistillRecipe)
+
+
+STABLE = "distillation.distill.lr_scheduler_type=warmup_stable_decay"
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ([STABLE, "training.decay_steps=950"], None),
+        ([STABLE, "training.decay_steps=951"], "less warmup_steps of distillation.distill (950), found 951"),
+        (
+            [STABLE, "training.decay_steps=951", "distillation.recover={lr_scheduler_type: warmup_stable_decay, "
+             "max_steps: 90}"],
+            "less warmup_steps of distillation.recover (40), found 951",
+        ),
+        ([STABLE, "training.decay_steps=2", "distillation.distill.max_steps=0"], "training.decay_steps is for"),
+        (["training.lr_scheduler_type=warmup_stable_decay", "training.decay_steps=2"], None),
+        (
+            ["training.lr_scheduler_type=warmup_stable_decay", "training.decay_steps=2",
+             "distillation.distill.lr_scheduler_type=linear", "distillation.recover.lr_scheduler_type=cosine"],
+            "training.decay_steps is for lr_scheduler_type warmup_stable_decay, found cosine, linear",
+        ),
+        (["training.lr_scheduler_type=constant_with_warmup", "training.min_lr_ratio=0"], None),
+        (["training.lr_scheduler_type=constant_with_warmup", "training.min_lr_ratio=0.1", STABLE], None),
+        (["distillation.distill.lr_scheduler_type=constant_with_warmup", "training.min_lr_ratio=0.1"], None),
+        (
+            ["distillation.distill.lr_scheduler_type=constant_with_warmup", "training.min_lr_ratio=0.1",
+             "distillation.recover.max_steps=0"],
+            "training.min_lr_ratio is for an lr_scheduler_type with an end, found constant_with_warmup",
+        ),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_a_schedule_is_for_the_stages_that_are_run_with_it(settings, problem):
+    settings = ["data.train=[x]", *settings]
+    if problem is None:
+        load_recipe(DistillRecipe, None, settings)
+    else:
+        assert problem in refusal(None, settings, DistillRecipe)
+
+
+def test_a_recipe_of_the_other_command_is_one_short_line(tmp_path):
+    assert refusal("demo", kind=DistillRecipe) == "demo: is a recipe for `iiad train`, not for `iiad distill`"
+    assert refusal("demo-distill") == "demo-distill: is a recipe for `iiad distill`, not for `iiad train`"
+    path = write(tmp_path, GOOD)
+    with pytest.raises(InputError) as error:  # whatever the command line puts over it
+        load_recipe(DistillRecipe, path, ["student.init=random"], {"distillation": {"retain": 0.9}})
+    assert str(error.value) == f"{path}: is a recipe for `iiad train`, not for `iiad distill`"
+    both = write(tmp_path, {**GOOD, "student": {}})
+    assert "student: no such field" in refusal(both)
+    assert "tokenizer: no such field" in refusal(both, kind=DistillRecipe)

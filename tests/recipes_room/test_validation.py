@@ -69,6 +69,16 @@ TRAIN_PROBLEMS = [
         {"training.max_steps"},
     ),
     ({"training.decay_steps": 3}, "training: decay_steps is for", {"training.lr_scheduler_type"}),
+    (
+        {"training.lr_scheduler_type": "warmup_stable_decay", "training.decay_steps": 101},
+        "training: decay_steps must be at most max_steps less warmup_steps (100), found 101",
+        {"training.lr_scheduler_type", "training.max_steps"},
+    ),
+    (
+        {"training.lr_scheduler_type": "constant_with_warmup", "training.min_lr_ratio": 0.1},
+        "training: min_lr_ratio is for an lr_scheduler_type with an end, found constant_with_warmup",
+        {"training.lr_scheduler_type"},
+    ),
     ({"training.lr_scheduler_type": "cosin"}, "training.lr_scheduler_type: ", {"training.lr_scheduler_type"}),
     ({"training.gradient_checkpointing": "lyer"}, "training.gradient_checkpointing: input", set()),
     ({"training.report_to": [1]}, "training.report_to.0: ", set()),
@@ -78,12 +88,13 @@ TRAIN_PROBLEMS = [
     ({"nonsense": {"a": 1}}, "nonsense: no such field (there are: model, tokenizer, data, training)", set()),
 ]  # fmt: skip
 STAGE = "distillation.distill"
+SCHEDULES = {"layerwise", "recover", "schedules"}
 DISTILL_PROBLEMS = [
     ({f"{STAGE}.warmup_steps": 101}, f"{STAGE}: warmup_steps must be at most max_steps (100)", {STAGE}),
     ({f"{STAGE}.warmup_step": 3}, f"{STAGE}.warmup_step: no such field (did you mean warmup_steps?)", {STAGE}),
     ({STAGE: GONE, "distillation.distil": {"max_steps": 3, "warmup_steps": 0}}, "distillation.distil: no", {STAGE}),
-    ({"distillation.recover.max_step": 3}, "distillation.recover.max_step: no such field (did you mean", set()),
-    ({"distillation.layerwise": 7}, "distillation.layerwise: must be a section with fields, found 7", set()),
+    ({"distillation.recover.max_step": 3}, "distillation.recover.max_step: no such field (did you", {"recover"}),
+    ({"distillation.layerwise": 7}, "distillation.layerwise: must be a section with fields, found 7", {"layerwise"}),
     (
         {"distillation.ce_weight": 0, "distillation.kl_weight": 0},
         "distillation: ce_weight, kl_weight and hidden_weight are all 0",
@@ -96,7 +107,21 @@ DISTILL_PROBLEMS = [
     ({"distillation.temperature": 0}, "distillation.temperature: ", set()),
     ({"student.start_norm": "x"}, "student.start_norm: ", set()),
     ({"student.int": "x"}, "student.int: no such field (did you mean init?)", set()),
-    ({"training.decay_steps": 3}, "training: decay_steps is for", set()),
+    (
+        {"training.decay_steps": 3},
+        "training.decay_steps is for lr_scheduler_type warmup_stable_decay, found cosine",
+        SCHEDULES,
+    ),
+    (
+        {"training.decay_steps": 51, f"{STAGE}.lr_scheduler_type": "warmup_stable_decay"},
+        "training.decay_steps must be at most max_steps less warmup_steps of distillation.distill (50), found 51",
+        {STAGE, *SCHEDULES},
+    ),
+    (
+        {"training.min_lr_ratio": 0.1, "training.lr_scheduler_type": "constant_with_warmup"},
+        "training.min_lr_ratio is for an lr_scheduler_type with an end, found constant_with_warmup",
+        SCHEDULES,
+    ),
     ({"training.max_steps": 3}, "training.max_steps: no such field (did you mean distillation.l", set()),
     ({"data.text_field": ""}, "data.text_field: ", set()),
     ({"data.validation": 7}, "data.validation: ", {"validation"}),
