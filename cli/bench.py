@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import Device, Overwrite
+
 __all__ = ["bench"]
 
 
@@ -38,7 +40,7 @@ def bench(
     ] = 64,
     repeats: Annotated[int, typer.Option(help="Measured rounds over all models, or plans.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +48,7 @@ def bench(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write bench.json, or latency.json.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Prefill and decoding speed and the cache of models, beside what their evaluations predict.
 

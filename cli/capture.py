@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .data_sets import all_data
+from .options import Device, TextField
 
 __all__ = ["capture"]
 
@@ -41,8 +42,8 @@ def capture(
         int | None, typer.Option(min=1, help="Blocks that a kill can cost. Default: 64 MiB of them.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the teacher in bfloat16, its head not.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
-    text_field: Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")] = "text",
+    device: Device = None,
+    text_field: TextField = "text",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the whole shards of an interrupted capture.")
     ] = False,

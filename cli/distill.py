@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .data_sets import all_data
+from .options import MaxMinutes, Resume, Settings
 
 __all__ = ["distill"]
 
@@ -26,10 +27,7 @@ def distill(
     recipe: Annotated[
         str | None, typer.Option(help="A YAML recipe, or the name of one that ships with iiad.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
-    ] = None,
+    set_: Settings = None,
     signals: Annotated[
         str | None, typer.Option(help="Learn from what `iiad capture` wrote here; no teacher is run.")
     ] = None,
@@ -39,11 +37,8 @@ def distill(
             help="Stop when this share of the teacher's accuracy is there: 0.994. Needs validation text."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(help="Save and leave (exit code 75) when they are over; SIGTERM does the same."),
-    ] = None,
+    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Distil a teacher into a cheaper student: learn from the teacher, then recover on the text.
 

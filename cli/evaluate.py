@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .data_sets import all_data
+from .options import Device, Overwrite, TextField
 
 __all__ = ["evaluate"]
 
@@ -25,18 +26,18 @@ def evaluate(
         typer.Option(help="plan.json: adds the first model truncated to it, without any training."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write evaluation.json.")] = None,
-    text_field: Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")] = "text",
+    text_field: TextField = "text",
     block_size: Annotated[
         int | None, typer.Option(help="Most tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks at a time.")] = 8,
     max_tokens: Annotated[int | None, typer.Option(help="Use only so many tokens of the text.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32 or bfloat16 (autocast). Default: float32 on the CPU, else bfloat16."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Perplexity, bits per byte and accuracy of models on a text, beside what they cost.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Device
+
 __all__ = ["generate"]
 
 
@@ -32,7 +34,7 @@ def generate(
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json: run the model truncated to it.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the weights: float32 or bfloat16. Default: float32 on the CPU, else bfloat16."),

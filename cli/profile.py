@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .data_sets import split_data
+from .options import Device, Overwrite, TextField
 
 __all__ = ["profile"]
 
@@ -28,7 +29,7 @@ def profile(
         list[str] | None,
         typer.Option(help="kl, loss, taylor, cosine or relative_l2; may be repeated. Default: all."),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")] = "text",
+    text_field: TextField = "text",
     block_size: Annotated[
         int | None,
         typer.Option(min=2, help="Tokens of a block. Default: 512, or the model's context if shorter."),
@@ -49,7 +50,7 @@ def profile(
             "Default: under twice what the model itself takes, or half of what is free."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or bfloat16. Default: float32 on the CPU, else bfloat16.")
     ] = None,
@@ -57,7 +58,7 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the finished batches of an interrupted run.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure what each iteration contributes to a model's output, on given text.
 

@@ -7,21 +7,17 @@ from typing import Annotated
 
 import typer
 
+from .options import MaxMinutes, Resume, Settings
+
 __all__ = ["train"]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML recipe, or the name of one that ships with iiad.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(help="Save and leave (exit code 75) when they are over; SIGTERM does the same."),
-    ] = None,
+    set_: Settings = None,
+    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Train a teacher (or a Transformer, or a PCformer) from scratch, or on from a model (model.path).
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import Settings
+
 if TYPE_CHECKING:
     from iiad.recipes import DistillRecipe, TrainRecipe
 
@@ -14,10 +16,7 @@ __all__ = ["validate"]
 
 def validate(
     recipe: Annotated[str, typer.Argument(help="A YAML recipe, or the name of one that ships with iiad.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field. Repeatable."),
-    ] = None,
+    set_: Settings = None,
     kind: Annotated[
         str | None,
         typer.Option(help="train or distill: the command that it is for. Default: by its sections."),

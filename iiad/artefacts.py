@@ -21,6 +21,7 @@ __all__ = [
     "DataIdentity",
     "ModelIdentity",
     "ModelShape",
+    "Record",
     "describe_problems",
     "require_iterations_to_plan",
     "require_new_file",

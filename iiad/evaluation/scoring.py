@@ -14,10 +14,11 @@ from torch import Tensor
 
 from iiad.errors import InputError
 
-__all__ = ["TokenScore", "evaluate_model"]
+__all__ = ["PLAIN_HEADS", "TokenScore", "evaluate_model"]
 
-# Models whose logits are the head's output and nothing more. Others scale or cap them in their own forward.
-_PLAIN_HEADS = frozenset({"iiet", "pcformer", "llama", "mistral", "qwen2", "qwen3", "gpt2"})
+PLAIN_HEADS = frozenset({"iiet", "pcformer", "llama", "mistral", "qwen2", "qwen3", "gpt2"})
+"""Types of models whose logits are the head's output and nothing more. Others scale or cap them in their forward."""
+
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
 
@@ -92,7 +93,7 @@ def evaluate_model(
 def _score_batch(model: Any, batch: Tensor, dtype: str, chunk_tokens: int) -> tuple[Tensor, int]:
     """batch: (B, T + 1) -> nll of each token (B * T,) in float64 on the CPU, and how many were ranked first."""
     inputs, targets = batch[:, :-1], batch[:, 1:].flatten()  # (B, T), (B * T,)
-    plain = model.config.model_type in _PLAIN_HEADS
+    plain = model.config.model_type in PLAIN_HEADS
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if plain:
             states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state

@@ -20,7 +20,7 @@ from .journal import Journal
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
 
-__all__ = ["CalibrationSet", "draw_calibration", "measure_influence"]
+__all__ = ["CalibrationSet", "as_data_sets", "draw_calibration", "measure_influence"]
 
 LONGEST_DEFAULT_BLOCK = 512
 

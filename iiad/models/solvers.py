@@ -25,6 +25,7 @@ __all__ = [
     "ExplicitEuler",
     "MultistepCorrector",
     "PicardCorrector",
+    "Run",
     "RungeKutta",
     "run_step",
     "solve",
@@ -35,6 +36,7 @@ Evaluate = Callable[[int, Tensor, Tensor], Tensor]
 Finish = Callable[[Tensor], Tensor]
 Known = tuple[Tensor, Tensor]
 Run = Callable[..., Tensor]
+"""Makes one evaluation's step; `run_step` is the plainest."""
 
 
 def run_step(step: Run, *arguments: Any) -> Tensor:

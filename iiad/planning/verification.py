@@ -20,7 +20,15 @@ from .planner import plan_by_target
 from .prediction import predicted_loss
 from .targets import Targets
 
-__all__ = ["Candidate", "Verification", "VerificationSettings", "VerifiedPlan", "additivity", "candidates"]
+__all__ = [
+    "Candidate",
+    "Verification",
+    "VerificationSettings",
+    "VerifiedPlan",
+    "additivity",
+    "candidates",
+    "verified",
+]
 
 Kind = Literal["plan", "threshold", "front", "metric", "baseline"]
 

@@ -19,9 +19,11 @@ from iiad.reporting.progress import say
 from .record import RECORD, ShardRecord, SignalRecord, shard_name
 from .shards import HOW_TO_GO_ON
 
-__all__ = ["CaptureJournal", "file_sha256", "require_signal_folder", "sole_writer"]
+__all__ = ["JOURNAL", "CaptureJournal", "file_sha256", "require_signal_folder", "sole_writer"]
 
 JOURNAL = "signals.partial.jsonl"
+"""Beside the shards of a capture that is not finished."""
+
 READ_BYTES = 1 << 20
 
 

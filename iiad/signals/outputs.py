@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iiad.errors import InputError
-from iiad.evaluation.scoring import _PLAIN_HEADS as PLAIN_HEADS
+from iiad.evaluation.scoring import PLAIN_HEADS
 
 __all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
 

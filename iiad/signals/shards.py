@@ -35,6 +35,7 @@ from iiad.errors import InputError, one_line
 from .record import Compression
 
 __all__ = [
+    "HOW_TO_GO_ON",
     "ShardWriter",
     "decode_gaps",
     "decode_ids",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 HOW_TO_GO_ON = "the shards before it are whole: make room and go on with --resume"
+"""Ends the message for whatever cannot be written."""
 
 STEPS_PER_NAT = 1024
 LOWEST_GAP = -24.0
