@@ -44,6 +44,9 @@ def capture(
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the teacher in bfloat16, its head not.")] = False,
     device: Device = None,
     text_field: TextField = "text",
+    check_teacher: Annotated[
+        bool, typer.Option(help="Refuse a teacher that predicts the text no better than token counts do.")
+    ] = True,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the whole shards of an interrupted capture.")
     ] = False,
@@ -78,6 +81,7 @@ def capture(
         resume=resume,
         device=device,
         blocks_per_shard=blocks_per_shard,
+        check_teacher=check_teacher,
     )
     print(f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s")
 

@@ -18,7 +18,7 @@ from iiad.training.learner import Batch, Learner
 
 from .teachers import LiveTeacher, Signal, Teacher
 
-__all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers"]
+__all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers", "needs_signals"]
 
 
 def hidden_layers(section: DistillationSection, num_layers: int) -> list[int]:
@@ -28,36 +28,46 @@ def hidden_layers(section: DistillationSection, num_layers: int) -> list[int]:
     return list(range(num_layers + 1)) if section.hidden_layers is None else section.hidden_layers
 
 
+def needs_signals(section: DistillationSection) -> bool:
+    """Whether stage distill learns anything of a teacher."""
+    return bool(section.kl_weight or section.hidden_weight)
+
+
 class LearnFromTeacher:
     """Stage distill (paper): ce_weight CE + kl_weight T^2 divergence + hidden_weight hidden-state loss."""
 
-    def __init__(self, teacher: Teacher, section: DistillationSection, num_layers: int):
-        """num_layers: L, of the student."""
+    def __init__(self, teacher: Teacher | None, section: DistillationSection, num_layers: int):
+        """teacher: None where no loss needs one. num_layers: L, of the student."""
         self.teacher, self.section = teacher, section
         self.layers = hidden_layers(section, num_layers)
 
-    def signal(self, batch: Batch) -> Signal:
+    def signal(self, batch: Batch) -> Signal | None:
         """The teacher's."""
-        return self.teacher.signal(batch)
+        return None if self.teacher is None else self.teacher.signal(batch)
 
-    def __call__(self, learner: Learner, batch: Batch, signal: Signal) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, learner: Learner, batch: Batch, signal: Signal | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """input_ids: (B, T) -> the loss and its parts ce, kl and hidden, each a scalar."""
         section, input_ids = self.section, batch["input_ids"]
         output = learner.states(input_ids, output_hidden_states=bool(self.layers))
-        found = head_loss(
-            output.last_hidden_state,
-            learner.head,
-            next_token_labels(input_ids),
-            signal.target if section.kl_weight else None,
-            ce_weight=section.ce_weight,
-            kl_weight=section.kl_weight,
-            divergence=section.divergence,
-            temperature=section.temperature,
-        )
-        loss, parts = found.loss, {"ce": found.ce}
-        if found.kl is not None:
-            parts["kl"] = found.kl
+        loss, parts = torch.zeros((), device=input_ids.device), {}
+        if section.ce_weight or section.kl_weight:
+            found = head_loss(
+                output.last_hidden_state,
+                learner.head,
+                next_token_labels(input_ids),
+                signal.target if signal is not None and section.kl_weight else None,
+                ce_weight=section.ce_weight,
+                kl_weight=section.kl_weight,
+                divergence=section.divergence,
+                temperature=section.temperature,
+            )
+            loss, parts = found.loss, {"ce": found.ce}
+            if found.kl is not None:
+                parts["kl"] = found.kl
         if self.layers:
+            assert signal is not None
             states = [output.hidden_states[layer] for layer in self.layers]
             hidden = hidden_state_loss(signal.hidden_states, states, section.hidden_loss)
             loss = loss + section.hidden_weight * hidden

@@ -12,11 +12,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from iiad.checkpoints import load_model
+from iiad.data import load_tokenizer, tokenizer_fingerprint
 from iiad.errors import InputError, one_line
 from iiad.planning import Plan
 from iiad.recipes import StudentSection
 
 __all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "student_changes"]
+
+
+_SHAPE = """
+model_type vocab_size hidden_size intermediate_size num_layers num_attention_heads num_key_value_heads head_dim
+hidden_act rms_norm_eps layer_norm_eps rope_parameters tie_word_embeddings history relaxation qk_norm predictor_order
+coefficients
+""".split()
+"""What two models must have alike for the weights of one to mean the same in the other."""
 
 
 def student_changes(teacher: Any, plan: Plan | None, section: StudentSection) -> dict[str, Any]:
@@ -50,24 +59,35 @@ def make_student(
 ) -> PreTrainedModel:
     """The student in float32 on its device, with `student_changes` made.
 
-    Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape.
+    Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape or with
+    another tokenizer.
     """
     plan = changes.get("num_iterations")
-    student = load_model(teacher_folder, dtype=torch.float32, device=device, num_iterations=plan)
+    student = load_model(teacher_folder, dtype=torch.float32, device=device)
+    before = list(student.config.iterations)
+    if plan is not None:
+        student.set_num_iterations(plan)
     if "predictor_stages" in changes:
         student.set_predictor_stages(changes["predictor_stages"])
     if section.init == "random":
         fresh = type(student)(student.config)
         student.load_state_dict(fresh.state_dict())
     elif section.init != "teacher":
-        _take_weights(student, section.init, device)
+        _take_weights(student, teacher_folder, section.init, device)
     if section.start_norm == "update":
-        _start_with_last_norms(student)
+        _start_with_last_norms(student, before)
     return student
 
 
-def _take_weights(student: PreTrainedModel, folder: str, device: str) -> None:
+def _take_weights(student: PreTrainedModel, teacher_folder: str | Path, folder: str, device: str) -> None:
     other = load_model(folder, dtype=torch.float32, device=device)
+    for field in _SHAPE:
+        found, wanted = (getattr(model.config, field, None) for model in (other, student))
+        if found != wanted:
+            raise InputError(f"student.init: {folder}: {field} is {found!r}, the teacher's {wanted!r}")
+    prints = [tokenizer_fingerprint(load_tokenizer(place)) for place in (folder, teacher_folder)]
+    if prints[0] != prints[1]:
+        raise InputError(f"student.init: {folder}: its tokenizer is not the teacher's")
     try:
         student.load_state_dict(other.state_dict())
     except RuntimeError as error:
@@ -77,10 +97,13 @@ def _take_weights(student: PreTrainedModel, folder: str, device: str) -> None:
 
 
 @torch.no_grad()
-def _start_with_last_norms(student: PreTrainedModel) -> None:
-    """Where a layer's iterations all go, its state was normed by LN last in the teacher: let LN0 begin as that."""
-    for layer in student.base_model.layers:
-        if layer.num_iterations == 0 and layer.corrector.uses_history:
+def _start_with_last_norms(student: PreTrainedModel, before: list[int]) -> None:
+    """Where all of a layer's iterations go, its state was normed by LN last in the teacher: let LN0 begin as that.
+
+    before: the teacher's iterations.
+    """
+    for layer, num_iterations in zip(student.base_model.layers, before, strict=True):
+        if layer.num_iterations == 0 < num_iterations and layer.corrector.uses_history:
             layer.corrector.start_norm.load_state_dict(layer.corrector.update_norm.state_dict())
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from iiad.losses import FullTarget, TopTarget
@@ -55,6 +55,13 @@ class LiveTeacher:
     ):
         model.requires_grad_(False).eval()
         self.learner, self.hidden_layers = Learner(model, bf16=bf16), tuple(hidden_layers)
+        self.head: Tensor | None = None
+        if bf16 and not sharded:
+            # Autocast keeps what it has cast of weights that learn; these it would cast anew for every evaluation.
+            for module in model.base_model.layers.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+            self.head = self.learner.head.to(torch.bfloat16)  # a copy: the embeddings may be the same tensor
         if sharded:
             shard(self.learner)
 
@@ -67,7 +74,8 @@ class LiveTeacher:
         """batch: input_ids (B, T)."""
         found = self.learner.states(batch["input_ids"], output_hidden_states=bool(self.hidden_layers))
         hidden = tuple(found.hidden_states[layer] for layer in self.hidden_layers)
-        return Signal(FullTarget(found.last_hidden_state.flatten(0, 1), self.learner.head), hidden)
+        head = self.learner.head if self.head is None else self.head
+        return Signal(FullTarget(found.last_hidden_state.flatten(0, 1), head), hidden)
 
 
 class StoredTeacher:

@@ -36,6 +36,10 @@ class TokenScore:
     nll: float
     accuracy: float
 
+    def retained(self, teacher: TokenScore) -> float | None:
+        """Its accuracy as a share of the teacher's; None where the teacher has none."""
+        return self.accuracy / teacher.accuracy if teacher.accuracy else None
+
 
 @torch.no_grad()
 def evaluate_model(

@@ -29,6 +29,12 @@ class StudentSection(Section):
         None, ge=1, le=4, description="pcformer: stages of its predictor to keep; takes the plan's place"
     )
 
+    @check
+    def _norms_are_the_teachers(self) -> str | None:
+        if self.start_norm == "start" or self.init == "teacher":
+            return None
+        return f"start_norm: update moves the teacher's norms; it is for init: teacher, found {self.init}"
+
 
 class DistillationSection(Section):
     """Stage by stage: layerwise from the teacher's inputs and outputs, distill from teacher and text, recover."""

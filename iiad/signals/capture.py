@@ -13,6 +13,7 @@ from torch import Tensor
 from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.errors import InputError
+from iiad.evaluation.baselines import measure_knowledge, naive_scores, require_knowledge
 from iiad.loading import DTYPES, choose_device, load_identified, read_limits
 from iiad.reporting.progress import progress, say
 
@@ -47,6 +48,7 @@ def capture_signals(
     device: str | None = None,
     blocks_per_shard: int | None = None,
     chunk_tokens: int | None = None,
+    check_teacher: bool = True,
 ) -> SignalRecord:
     """Run a teacher over a text and keep its likeliest tokens, the mass of the others and, if asked, hidden states.
 
@@ -71,6 +73,8 @@ def capture_signals(
         device: default: CUDA where there is one, else the CPU.
         blocks_per_shard: blocks that a kill can cost; default: as many as make 64 MiB, at least 16.
         chunk_tokens: tokens whose logits are held at a time; default: as many as make 64 MiB.
+
+        check_teacher: refuse a teacher that predicts the text no better than token counts do.
 
     Raises InputError where a model, text, folder or value cannot be used, a disk is full, or what is to be resumed
     is of something else; before the first shard nothing but signals.partial.jsonl has been written then.
@@ -100,6 +104,9 @@ def capture_signals(
         dtype=dtype,
     )
     outputs = TeacherOutputs(teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens)
+    score, held = measure_knowledge(teacher, blocks.corpus, T, batch_size, dtype)
+    naive = naive_scores(blocks.corpus.tokens, held, vocab_size)
+    say(require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None))
     with sole_writer(folder):
         return _capture_shards(outputs, blocks, CaptureJournal(folder, record), batch_size, device)
 

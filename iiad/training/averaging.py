@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel, TrainerCallback
 
-from .processes import assign, is_first_process, whole
+from .processes import assign, gather, is_first_process
 
 __all__ = ["AveragedWeights", "load_average"]
 
@@ -73,9 +73,9 @@ class AveragedWeights(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Write the average beside a checkpoint's weights. Every process calls it."""
-        gathered = {name: whole(value).cpu().contiguous() for name, value in self.average.items()}
+        gathered = gather(self.average)
         if is_first_process():
-            save_file(gathered, folder / FILE)
+            save_file({name: value.contiguous() for name, value in gathered.items()}, folder / FILE)
 
 
 def load_average(model: PreTrainedModel, checkpoint: Path) -> None:

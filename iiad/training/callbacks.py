@@ -19,7 +19,7 @@ from iiad.evaluation import TokenScore
 from iiad.reporting.progress import progress, say
 
 from .checkpointing import notes_of
-from .processes import is_first_process
+from .processes import any_process, is_first_process
 
 __all__ = ["StageLog", "StepProgress", "Validation"]
 
@@ -129,13 +129,18 @@ class Validation(TrainerCallback):
         found = self.score()
         logs = {"eval_loss": found.nll, "eval_accuracy": found.accuracy}
         notes = notes_of(state)
-        if self.teacher is not None:
-            logs["retained"] = found.accuracy / self.teacher.accuracy if self.teacher.accuracy else 0.0
-            if self.retain is not None and logs["retained"] >= self.retain:
+        retained = None if self.teacher is None else found.retained(self.teacher)
+        if retained is not None:
+            logs["retained"] = retained
+            # Decided together: one process that stops alone would leave the others waiting for ever.
+            if self.retain is not None and any_process(retained >= self.retain):
                 notes["stopped"] = f"retains {100 * logs['retained']:.2f} % of the teacher's accuracy"
                 say(f"step {state.global_step}: {notes['stopped']}; {100 * self.retain:g} % were asked for")
                 control.should_save = control.should_training_stop = True
-        if control.should_save and found.nll < notes.get("best", {}).get("eval_loss", float("inf")):
+        improved = found.nll < notes.get("best", {}).get("eval_loss", float("inf"))
+        # The best of the checkpoints; made for it alone only where that is no more often than others are made.
+        if improved and (control.should_save or self.steps >= args.save_steps):
+            control.should_save = True
             notes["best"] = {"step": state.global_step, "eval_loss": found.nll}
         logging = control.should_log
         self.log(logs)

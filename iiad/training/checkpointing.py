@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from safetensors import SafetensorError
 
 from iiad.artefacts import write_whole
@@ -83,10 +85,12 @@ class Checkpoints:
             if is_first_process():
                 self._commit(staging / final.name, final, best_step)
             barrier()
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (torch.OutOfMemoryError, torch.distributed.DistError):  # no fault of the disk's
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch has RuntimeError for a full disk
             raise InputError(
                 f"{final}: cannot be saved: {one_line(error)}; "
-                f"last whole checkpoint: {latest_checkpoint(self.folder) or 'none yet'}"
+                f"last whole checkpoint: {latest_checkpoint(self.folder) or 'none yet in this stage'}"
             ) from error
         finally:
             if is_first_process():
@@ -97,6 +101,7 @@ class Checkpoints:
         if final.exists():
             _remove(final)
         os.replace(made, final)
+        _flush(self.folder, whole=False)
         write_whole(self.folder / LATEST, final.name + "\n")
         best = self.folder / f"checkpoint-{best_step}"
         if best_step is not None and best.is_dir():
@@ -106,9 +111,9 @@ class Checkpoints:
                 _remove(old)
 
 
-def _flush(folder: Path) -> None:
-    """Have everything in a folder on the disk, so that not even a power cut leaves a renamed folder empty."""
-    for path in [*folder.rglob("*"), folder]:
+def _flush(folder: Path, whole: bool = True) -> None:
+    """Have a folder on the disk, with all in it or only its list, so that no power cut empties what is renamed."""
+    for path in [*(folder.rglob("*") if whole else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from .learner import LanguageModelling, Learner, Objective
 from .processes import is_first_process, num_processes, whole
 from .stage_trainer import StageTrainer
 
-__all__ = ["Blocks", "RunContext", "blocks_per_step", "check_stage", "run_stage"]
+__all__ = ["Blocks", "RunContext", "announce", "blocks_per_step", "check_stage", "run_stage"]
 
 
 class Blocks(Protocol):
@@ -71,8 +72,6 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
         )
     if optimization.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise InputError("training.bf16: this GPU has no bfloat16; accepted here: false")
-    if optimization.fsdp and num_processes() == 1:
-        say("training.fsdp: there is one process, so nothing is sharded")
     if optimization.attn_implementation is not None:
         try:
             model.set_attn_implementation(optimization.attn_implementation)
@@ -91,6 +90,12 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
                 f"training.torch_compile_backend: found {optimization.torch_compile_backend!r}; accepted here: "
                 f"{', '.join(backends)}"
             )
+
+
+def announce(optimization: OptimizationSection) -> None:
+    """Say what of a recipe will have no effect."""
+    if optimization.fsdp and num_processes() == 1:
+        say("training.fsdp: there is one process, so nothing is sharded")
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
@@ -172,9 +177,11 @@ def run_stage(
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         leaving = interruption.is_due()  # in its last step, too, or while that was being saved
+        num_steps = trainer.state.global_step
     finally:
         bar.closing.close()
         interruption.restore()
+        _release(trainer)
     last = latest_checkpoint(folder)
     if leaving:
         raise Unfinished(f"{context.folder}: {interruption.reason}; saved {last}; continue with --resume")
@@ -184,7 +191,15 @@ def run_stage(
     if sharded:
         model.load_state_dict({name: whole(value).cpu() for name, value in subject.state_dict().items()})
         model.to(device)
-    return trainer.state.global_step, stopped
+    return num_steps, stopped
+
+
+def _release(trainer: StageTrainer) -> None:
+    """Free the optimizer's state and what else a stage holds; trainer and callbacks hold each other."""
+    trainer.callback_handler.callbacks.clear()
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    gc.collect()
 
 
 def _recompute(model: PreTrainedModel, optimization: OptimizationSection) -> None:

@@ -18,7 +18,7 @@ from iiad.losses import head_loss, next_token_labels
 
 from .processes import num_processes
 
-__all__ = ["LanguageModelling", "Learner", "Objective", "shard"]
+__all__ = ["Batch", "LanguageModelling", "Learner", "Objective", "shard"]
 
 Batch = dict[str, Tensor]
 

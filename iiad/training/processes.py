@@ -6,8 +6,9 @@ torchrun or accelerate starts them. Where there is one process, every function h
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,12 +21,17 @@ __all__ = [
     "assign",
     "barrier",
     "first_process_first",
+    "from_first_process",
+    "gather",
     "is_first_process",
     "join_processes",
     "mean_over_processes",
     "num_processes",
     "whole",
 ]
+
+
+Made = TypeVar("Made")
 
 
 def join_processes() -> None:
@@ -84,6 +90,35 @@ def any_process(flag: bool) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all processes, any other as it is. All processes must call it alike."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors made whole, one after the other, in the first process's main memory; the others get nothing.
+
+    All processes must call it alike.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if is_first_process():
+            gathered[name] = value.cpu()
+    return gathered
+
+
+def from_first_process(make: Callable[[], Made]) -> Made:
+    """What the first process makes, or the error that it raises, in all of them. It must pickle."""
+    if num_processes() == 1:
+        return make()
+    box: list[Any] = [None, None]
+    if is_first_process():
+        try:
+            box[0] = make()
+        except Exception as error:  # raised below, in every process
+            box[1] = error
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
 
 
 @torch.no_grad()

@@ -94,7 +94,10 @@ class RunFolder:
             )
         if record.command != command:
             raise InputError(f"{self.path}: holds a run of iiad {record.command}, not of iiad {command}")
-        differences = list(_differences(record.settings, settings))
+        # With retain, how often it is looked at decides when the run ends.
+        retain = (settings.get("distillation") or {}).get("retain")
+        free = FREE_TO_CHANGE - {"eval_steps"} if retain else FREE_TO_CHANGE
+        differences = list(_differences(record.settings, settings, free))
         if differences:
             raise InputError(f"{self.path}: cannot be resumed with another recipe: {'; '.join(differences)}")
         return record
@@ -120,7 +123,9 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made: {error.strerror}") from None
         self.record.save(self.path / RECORD)  # first: it is what makes the folder a run
-        write_whole(self.path / RECIPE, yaml.safe_dump(self.record.settings, sort_keys=False))
+        # What else is in the settings, teacher and plan for one, is no part of a recipe.
+        sections = {name: value for name, value in self.record.settings.items() if isinstance(value, dict)}
+        write_whole(self.path / RECIPE, yaml.safe_dump(sections, sort_keys=False))
 
     def finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         """Put the finished model into the folder, and only then call the run finished."""
@@ -152,12 +157,12 @@ class RunFolder:
         self.record.save(self.path / RECORD)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Any:
+def _differences(before: dict[str, Any], now: dict[str, Any], free: set[str], prefix: str = "") -> Any:
     for name in sorted(before.keys() | now.keys()):
-        if name in FREE_TO_CHANGE:
+        if name in free:
             continue
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{name}.")
+            yield from _differences(old, new, free, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name} was {old!r}, now {new!r}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
@@ -21,7 +22,7 @@ from iiad.reporting.progress import say
 from .averaging import AveragedWeights
 from .checkpointing import Checkpoints, latest_checkpoint, notes_of
 from .learner import Learner, shard
-from .processes import is_first_process, mean_over_processes, num_processes, whole
+from .processes import gather, is_first_process, mean_over_processes, num_processes, whole
 
 __all__ = ["StageTrainer"]
 
@@ -95,6 +96,8 @@ class StageTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, for the Trainer's own sum, in which one NaN would stay for ever."""
+        if isinstance(self.learner, FSDPModule):  # once a step; until then gradients add up where they are
+            self.learner.set_requires_gradient_sync(self.accelerator.sync_gradients)
         return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
 
     def _clip_grad_norm(self, model: Any) -> None:
@@ -104,7 +107,7 @@ class StageTrainer(Trainer):
         """Clip, or take a step whose gradient is NaN or infinite out of the optimizer's way. The norm before."""
         learning = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in learning]))
-        found = float(norm)  # the one wait for the device in a step
+        found = float(norm)  # of one process, the one wait for the device in a step
         steps = self.args.gradient_accumulation_steps
         if norm.isfinite():
             self.skipped_in_a_row = 0
@@ -128,7 +131,8 @@ class StageTrainer(Trainer):
             raise InputError(
                 f"loss or gradient is NaN or infinite at step {step} (gradient norm {norm}, learning rate "
                 f"{self._get_learning_rate():.3g}), {self.skipped_in_a_row} in a row; the weights are as they were; "
-                f"last good checkpoint: {last or 'none yet'}; try a lower learning rate or a longer warm-up"
+                f"last good checkpoint: {last or 'none yet in this stage'}; "
+                "try a lower learning rate or a longer warm-up"
             )
         say(f"step {step}: loss or gradient is NaN or infinite; skipped ({notes['skipped_steps']} so far)")
 
@@ -180,7 +184,7 @@ class StageTrainer(Trainer):
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
-        weights = {name: whole(tensor).cpu() for name, tensor in self.model.state_dict().items()}
+        weights = gather(self.model.state_dict())
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
@@ -189,10 +193,7 @@ class StageTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = self.optimizer.state_dict()
-        state["state"] = {
-            number: {name: whole(value).cpu() for name, value in values.items()}
-            for number, values in state["state"].items()
-        }
+        state["state"] = {number: gather(values) for number, values in state["state"].items()}
         if self.args.should_save:
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))

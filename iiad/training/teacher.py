@@ -29,11 +29,11 @@ from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerFor
 from iiad.recipes import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
 from iiad.reporting.progress import progress, say
 
-from .engine import RunContext, blocks_per_step, check_stage, run_stage
+from .engine import RunContext, announce, blocks_per_step, check_stage, run_stage
 from .interruption import TimeLimit
 from .model_card import model_card
 from .phases import TwoPhases
-from .processes import first_process_first, is_first_process, join_processes
+from .processes import first_process_first, from_first_process, is_first_process, join_processes
 from .runs import RunFolder
 
 __all__ = ["Corpora", "build_model", "train"]
@@ -120,6 +120,7 @@ def train(
     """
     limit = TimeLimit(max_minutes)
     join_processes()
+    announce(recipe.training)
     run = RunFolder(
         output_dir, "train", recipe.model_dump(mode="json"), resume, blocks_per_step(recipe.training)
     )
@@ -150,7 +151,7 @@ def train(
         run.path,
         name="train",
         callbacks=phases,
-        unused=bool(phases) or 0 in getattr(model.config, "num_iterations", []),
+        unused=bool(phases) or _has_unused(model),
     )
     blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
     results: dict[str, Any] = {"tokens": blocks_seen * corpora.block_size}
@@ -167,18 +168,22 @@ def prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
         return load_tokenizer(section.path)
     if kept.is_dir():
         return load_tokenizer(kept)
-    assert section.vocab_size is not None
+    return from_first_process(lambda: _train_tokenizer(recipe))
+
+
+def _train_tokenizer(recipe: TrainRecipe) -> Any:
+    assert recipe.tokenizer.vocab_size is not None
     sources = resolve_inputs(recipe.data.train, "train")
-    with progress(
-        "training the tokenizer", sum(source.path.stat().st_size for source in sources), "B"
-    ) as advance:
+    total = sum(source.path.stat().st_size for source in sources)
+    with progress("training the tokenizer", total, "B") as advance:
 
         def texts(source: Source) -> Any:
             for document in read_documents(source, recipe.data.text_field):
                 yield from document
             advance(source.path.stat().st_size)
 
-        return train_tokenizer((text for source in sources for text in texts(source)), section.vocab_size)
+        every = (text for source in sources for text in texts(source))
+        return train_tokenizer(every, recipe.tokenizer.vocab_size)
 
 
 def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[str, str]]:
@@ -202,6 +207,13 @@ def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[s
     ) in model.parameters():  # not model.float(): the rotary frequencies, a buffer, stay as they are
         parameter.data = parameter.data.float()
     return model, {"model": fingerprint}
+
+
+def _has_unused(model: PreTrainedModel) -> bool:
+    """Whether the model has parameters that its plan, or its predictor's stages, leave without use."""
+    config = model.config
+    idle_stages = (getattr(config, "predictor_stages", None) or 4) < getattr(config, "predictor_order", 0)
+    return idle_stages or 0 in getattr(config, "num_iterations", [])
 
 
 def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> list[TrainerCallback]:

@@ -1,16 +1,21 @@
 """Layer by layer first, and no longer than needed."""
 
 import json
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from iiad import InputError
 from iiad.checkpoints import identify_model, load_model
+from iiad.distillation import LiveTeacher, objectives
 from iiad.evaluation import TokenScore
 from iiad.planning import Plan
-from iiad.training import RunRecord
+from iiad.training import DistillRecipe, RunRecord, load_recipe
 from iiad.training.checkpointing import latest_checkpoint, read_notes
+from iiad.training.stage_trainer import StageTrainer
 from iiad.training.teacher import Corpora
 from tests.distillation_room.conftest import log_of
 
@@ -106,3 +111,51 @@ def test_nothing_to_teach_layer_by_layer_is_no_stage(distilled, teacher_folder, 
 def test_retention_needs_something_to_measure_it_on(lesson):
     with pytest.raises(ValueError, match=r"distillation\.retain needs data\.validation"):
         lesson(distill=1, retain=0.9)
+
+
+def test_a_teacher_without_any_accuracy_retains_nothing_and_breaks_nothing(distilled, monkeypatch):
+    score_by(monkeypatch, [0.0, 0.1])
+    assert RunRecord.load(distilled(recover=1) / "run.json").results["retained"] is None
+
+
+def test_nothing_can_be_retained_of_a_teacher_without_accuracy(distilled, monkeypatch, tmp_path):
+    score_by(monkeypatch, [0.0])
+    with pytest.raises(InputError, match=r"predicts no token of data\.validation rightly"):
+        distilled(recover=4, retain=0.5, training=WATCHED)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_and_each_stages_optimizer_are_gone_when_nothing_needs_them(distilled, monkeypatch):
+    teachers, optimizers, alive = weakref.WeakSet(), weakref.WeakSet(), {}
+    original, create = LiveTeacher.__init__, StageTrainer.create_optimizer
+
+    def make(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        teachers.add(self.learner.model)
+
+    def watch(self, *args, **kwargs):
+        alive[Path(self.args.output_dir).name] = (len(teachers), len(optimizers))
+        optimizer = create(self, *args, **kwargs)
+        optimizers.add(optimizer)
+        return optimizer
+
+    monkeypatch.setattr(LiveTeacher, "__init__", make)
+    monkeypatch.setattr(StageTrainer, "create_optimizer", watch)
+    distilled(layerwise=1, distill=1, recover=2, training=WATCHED)
+    assert alive == {"stage-0-layerwise": (1, 0), "stage-1-distill": (1, 0), "stage-2-recover": (0, 0)}
+
+
+def test_losses_that_need_no_teacher_run_none(distilled, monkeypatch):
+    monkeypatch.setattr(LiveTeacher, "signal", lambda *args: pytest.fail("the teacher was run"))
+    assert "kl" not in log_of(distilled(distill=2, kl_weight=0.0))[0]
+
+
+def test_hidden_states_alone_need_no_head(distilled, monkeypatch):
+    monkeypatch.setattr(objectives, "head_loss", lambda *args, **kwargs: pytest.fail("the head was run"))
+    entry = log_of(distilled(distill=2, ce_weight=0.0, kl_weight=0.0, hidden_weight=2.0))[0]
+    assert entry["loss"] == pytest.approx(2 * entry["hidden"])
+
+
+def test_a_saved_recipe_is_a_recipe(distilled):
+    folder = distilled(recover=1)
+    assert load_recipe(DistillRecipe, folder / "recipe.yaml").distillation.recover.max_steps == 1

@@ -6,7 +6,7 @@ from iiad import InputError
 from iiad.checkpoints import load_model, save_checkpoint
 from iiad.data import load_tokenizer
 from iiad.distillation import LiveTeacher
-from iiad.distillation import stages as stages_module
+from iiad.loading import load_identified
 from iiad.planning import Plan
 from iiad.signals import capture_signals
 from tests.distillation_room.conftest import log_of
@@ -21,7 +21,7 @@ def capture(teacher_folder, little_text, recipe_fields, tmp_path_factory):
     def run(**settings):
         folder = tmp_path_factory.mktemp("signals") / "signals"
         usual = {"top_k": 300, "temperature": TEMPERATURE, "block_size": 32, "device": "cpu"}
-        usual["cache_dir"] = recipe_fields["data"]["cache_dir"]
+        usual |= {"cache_dir": recipe_fields["data"]["cache_dir"], "check_teacher": False}
         capture_signals(teacher_folder, [str(little_text)], folder, **{**usual, **settings})
         return folder
 
@@ -121,13 +121,14 @@ def test_signals_of_another_text_or_another_teacher_are_refused(
         temperature=TEMPERATURE,
         block_size=32,
         cache_dir=tmp_path / "cache",
+        check_teacher=False,
     )
     with pytest.raises(InputError, match="data: found"):
         distilled(distill=1, temperature=TEMPERATURE, signals=str(stored))
     # The teacher's weights at another plan say something else.
     truncated = load_model(teacher_folder, num_iterations=[2, 1])
     save_checkpoint(truncated, tmp_path / "teacher", tokenizer=load_tokenizer(teacher_folder))
-    identity = stages_module.load_identified(tmp_path / "teacher", "cpu", "float32", cast=True)[1]
+    identity = load_identified(tmp_path / "teacher", "cpu", "float32", cast=True)[1]
     Plan.explicit([1, 0], identity).save(tmp_path / "plan.json")
     stored = str(capture(top_k=4))
     with pytest.raises(InputError, match=r"num_iterations: found \[2, 1\]; .* with \[2, 2\]"):
@@ -138,4 +139,22 @@ def test_signals_of_another_text_or_another_teacher_are_refused(
             temperature=TEMPERATURE,
             signals=stored,
         )
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_too_few_for_a_step_are_refused_before_anything_is_written(capture, distilled, tmp_path):
+    few = str(capture(top_k=4, max_tokens=64))
+    with pytest.raises(InputError, match="holds 2 blocks; one step needs 4"):
+        distilled(layerwise=1, distill=1, temperature=TEMPERATURE, signals=few)
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_that_were_damaged_are_noticed_before_anything_is_learnt(capture, distilled, tmp_path):
+    folder = capture(top_k=4)
+    shard = next(path for path in folder.iterdir() if path.name.startswith("shard"))
+    data = bytearray(shard.read_bytes())
+    data[7] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged"):
+        distilled(distill=1, temperature=TEMPERATURE, signals=str(folder))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from iiad import InputError
 from iiad.checkpoints import load_model, save_checkpoint
-from iiad.data import load_tokenizer
+from iiad.data import load_tokenizer, train_tokenizer
 from iiad.distillation import distill
 from iiad.distillation.students import changed_layers, freeze_unused, learning_only, make_student
 from iiad.recipes import StudentSection
@@ -55,7 +55,7 @@ def test_a_student_can_begin_with_another_models_weights(teacher_folder, distill
 def test_a_folder_of_another_shape_is_refused(teacher_folder, distilled, tmp_path):
     save_checkpoint(make_iiet(), tmp_path / "other", tokenizer=load_tokenizer(teacher_folder))
     with pytest.raises(
-        InputError, match=r"student\.init: .*other: not a model of the teacher's shape"
+        InputError, match=r"student\.init: .*other: vocab_size is 97, the teacher's 300"
     ) as error:
         distilled(student={"init": str(tmp_path / "other")}, recover=1)
     assert "\n" not in str(error.value)
@@ -71,6 +71,30 @@ def test_start_norms_begin_as_the_last_norm_where_all_iterations_go(teacher_fold
         assert torch.equal(student[first.format("start")], teacher[first.format("start")])
     changed = [name for name in teacher if not torch.equal(teacher[name], student[name])]
     assert {name.rpartition(".")[0] for name in changed} == {"model.layers.1.corrector.start_norm"}
+
+
+def test_a_norm_that_the_teacher_itself_ended_with_stays(teacher_folder, tmp_path):
+    """A layer without iterations in the teacher, too: the norm after its iterations never learnt."""
+    teacher = load_model(teacher_folder, num_iterations=[0, 2])
+    save_checkpoint(teacher, tmp_path / "teacher", tokenizer=load_tokenizer(teacher_folder))
+    section = StudentSection(start_norm="update")
+    student = make_student(tmp_path / "teacher", {"num_iterations": [0, 0]}, section, "cpu")
+    before, after = teacher.state_dict(), student.state_dict()
+    changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.layers.1.corrector.start_norm"}
+
+
+def test_a_folder_with_another_tokenizer_or_other_heads_is_refused(teacher_folder, distilled, tmp_path):
+    model = load_model(teacher_folder)
+    other = train_tokenizer(["another text altogether, of other words " * 20], 300)
+    save_checkpoint(model, tmp_path / "words", tokenizer=other)
+    with pytest.raises(InputError, match="its tokenizer is not the teacher's"):
+        distilled(student={"init": str(tmp_path / "words")}, recover=1)
+    model.config.num_attention_heads = model.config.num_key_value_heads = 4
+    model.config.head_dim = 4  # the same tensors, read otherwise
+    save_checkpoint(model, tmp_path / "heads", tokenizer=load_tokenizer(teacher_folder))
+    with pytest.raises(InputError, match="num_attention_heads is 4, the teacher's 2"):
+        distilled(student={"init": str(tmp_path / "heads")}, recover=1)
 
 
 @pytest.mark.parametrize(

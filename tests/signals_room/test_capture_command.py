@@ -29,7 +29,7 @@ def iiad(monkeypatch, capsys, cache_dir):
 def test_captures_prints_the_price_and_shows_it_again(iiad, teacher_folder, text_file, tmp_path):
     folder = tmp_path / "signals"
     options = ["--data", text_file, "--output", folder, "--top-k", 16, "--hidden-layers", "0,2"]
-    options += ["--block-size", 32, "--device", "cpu"]
+    options += ["--block-size", 32, "--device", "cpu", "--no-check-teacher"]
     code, out, err = iiad("capture", teacher_folder, *options)
     assert code == 0, err
     record = StoredSignals.open(folder).record
@@ -50,7 +50,12 @@ def test_captures_prints_the_price_and_shows_it_again(iiad, teacher_folder, text
 
 def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_folder, text_file, tmp_path):
     folder = tmp_path / "signals"
-    code, _, err = iiad("capture", teacher_folder, "--data", text_file, "--output-dir", folder, "--bf16")
+    command = ["capture", teacher_folder, "--data", text_file, "--output-dir", folder, "--bf16"]
+    code, _, err = iiad(*command)
+    assert code == 2
+    assert "it has nothing to teach of this text" in err
+    assert not folder.exists()
+    code, _, err = iiad(*command, "--no-check-teacher")
     assert code == 0, err
     assert StoredSignals.open(folder).record.layout.block_size == 64
 

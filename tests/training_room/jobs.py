@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+import iiad.distillation.preparation as preparation
 import iiad.distillation.stages as distillation
 import iiad.training.learner as learning
 import iiad.training.teacher as teaching
@@ -86,7 +87,7 @@ def watched(found: dict[str, Any]) -> Iterator[None]:
     with (
         replaced(teaching, "run_stage", make_stage),
         replaced(distillation, "run_stage", make_stage),
-        replaced(distillation, "LiveTeacher", make_teacher),
+        replaced(preparation, "LiveTeacher", make_teacher),
     ):
         yield
 

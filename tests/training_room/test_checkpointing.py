@@ -186,3 +186,12 @@ def test_every_logged_step_has_its_figures(watched):
             assert entry["tokens_per_second"] > 0
             assert entry["memory_bytes"] > 1e7
     assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6, 9, 12]
+
+
+def test_a_better_model_is_saved_where_validation_is_rarer_than_saving(recipe_fields, tmp_path):
+    """Validated at steps that are saved by no other rule: BEST would never be there."""
+    fields = copy.deepcopy(recipe_fields)
+    fields["training"] |= {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "warmup_steps": 0}
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    assert (tmp_path / "run" / "BEST").read_text() == "checkpoint-3\n"
+    assert (tmp_path / "run" / "LATEST").read_text() == "checkpoint-5\n"
