@@ -4,10 +4,13 @@ Importing it makes transformers' Auto classes know the models, and loads neither
 
 models        IIET and PCformer; what travels with a checkpoint
 data          text, jsonl, parquet and the embedded corpus -> packed token blocks
-training      teachers from scratch, and the engine that distillation shares
+recipes       what to train, on what and how, checked whole before anything loads
+losses        the head and its losses, a chunk of tokens at a time
+training      models from scratch or on from one, and the engine that distillation shares
 influence     teacher + data -> profile.json
 planning      profile + threshold -> plan.json
-distillation  teacher + plan + data -> E-IIET
+signals       what a teacher says about a text -> shards
+distillation  teacher (or signals) + plan + data -> E-IIET
 evaluation    quality of any model, and what it costs
 benchmarking  speed, evaluations and cache bytes
 """

@@ -133,33 +133,20 @@ def run_stage(
     if is_first_process():
         checkpoints.sweep()
     start = latest_checkpoint(folder)
-    if start is not None:
-        stopped = "stopped" in read_notes(start)
-        if stopped or start.name == f"checkpoint-{length.max_steps}":
-            say(f"{name}: {'stopped early' if stopped else 'all steps were made'} before; not run again")
-            model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
-            if optimization.ema_decay is not None:
-                load_average(model, start)
-            return int(start.name.rpartition("-")[2]), stopped
+    if start is not None and _is_finished(start, length):
+        return _load_finished(model, start, name, optimization)
     sharded = optimization.fsdp and num_processes() > 1
     device = model.device
     # What is sharded cannot be made whole in place: a copy is, and the model waits for its weights in main memory.
     subject = copy.deepcopy(model.to("cpu")) if sharded else model
-    _recompute(subject, optimization)
-    learner = Learner(
-        subject,
-        objective or LanguageModelling(),
-        optimization.bf16,
-        optimization.torch_compile_backend if optimization.torch_compile else None,
-    )
     average = AveragedWeights(optimization.ema_decay, start) if optimization.ema_decay is not None else None
+    bar, interruption = StepProgress(name), Interruption(context.limit)
+    tokens = blocks_per_step(optimization) * len(blocks[0]["input_ids"])
+    log = StageLog(context.folder / "log.jsonl", name, tokens)
     # A whole number of steps, so that none at the end of an epoch has fewer blocks than the others.
     used = len(blocks) - len(blocks) % blocks_per_step(optimization)
-    tokens = blocks_per_step(optimization) * len(blocks[0]["input_ids"])
-    bar, interruption = StepProgress(name), Interruption(context.limit)
-    watching = [StageLog(context.folder / "log.jsonl", name, tokens), bar, interruption]
     trainer = StageTrainer(
-        learner=learner,
+        learner=_make_learner(subject, objective, optimization),
         checkpoints=checkpoints,
         tokenizer=context.tokenizer,
         card=lambda figures: context.card(subject, {"stage": name, **figures}),
@@ -169,10 +156,10 @@ def run_stage(
         unused=unused,
         args=training_arguments(optimization, length, folder, seed),
         train_dataset=Subset(cast(Any, blocks), range(used)),
-        callbacks=[*callbacks, *([average] if average else []), *watching],
+        callbacks=[*callbacks, *([average] if average else []), log, bar, interruption],
     )
     if context.score is not None and optimization.eval_steps:
-        score = _scorer(context.score, learner if sharded else subject, subject, average)
+        score = _scorer(context.score, trainer.learner if sharded else subject, subject, average)
         trainer.add_callback(Validation(score, trainer.log, optimization.eval_steps, retain, teacher))
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -185,13 +172,38 @@ def run_stage(
     last = latest_checkpoint(folder)
     if leaving:
         raise Unfinished(f"{context.folder}: {interruption.reason}; saved {last}; continue with --resume")
-    stopped = last is not None and "stopped" in read_notes(last)
     if average is not None:
         average.swap(subject)
     if sharded:
         model.load_state_dict({name: whole(value).cpu() for name, value in subject.state_dict().items()})
         model.to(device)
-    return num_steps, stopped
+    return num_steps, last is not None and "stopped" in read_notes(last)
+
+
+def _is_finished(checkpoint: Path, length: TrainingSection | StageSection) -> bool:
+    """Whether a stage ended with this checkpoint: by its last step, or early."""
+    return checkpoint.name == f"checkpoint-{length.max_steps}" or "stopped" in read_notes(checkpoint)
+
+
+def _load_finished(
+    model: PreTrainedModel, checkpoint: Path, name: str, optimization: OptimizationSection
+) -> tuple[int, bool]:
+    """Give the model what a stage ended with; what `run_stage` returns."""
+    stopped = "stopped" in read_notes(checkpoint)
+    say(f"{name}: {'stopped early' if stopped else 'all steps were made'} before; not run again")
+    model.load_state_dict(read_weights(checkpoint), strict=False)  # without a tied head, which follows
+    if optimization.ema_decay is not None:
+        load_average(model, checkpoint)
+    return int(checkpoint.name.rpartition("-")[2]), stopped
+
+
+def _make_learner(
+    model: PreTrainedModel, objective: Objective | None, optimization: OptimizationSection
+) -> Learner:
+    """The model as the recipe has it run."""
+    _recompute(model, optimization)
+    backend = optimization.torch_compile_backend if optimization.torch_compile else None
+    return Learner(model, objective or LanguageModelling(), optimization.bf16, backend)
 
 
 def _release(trainer: StageTrainer) -> None:
