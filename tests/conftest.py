@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ VARIANTS = {
     "pcformer-rk2": lambda: make_pcformer(),
     "pcformer-rk4-fixed": lambda: make_pcformer(predictor_order=4, coefficients="fixed"),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_debugging_left() -> Iterator[None]:
+    """`iiad --debug` is for the rest of its process, which here is that of all tests."""
+    yield
+    os.environ.pop("IIAD_DEBUG", None)
 
 
 @pytest.fixture(params=VARIANTS, scope="module")

@@ -6,6 +6,7 @@ process id is printed when it starts and its exit code, negative for a signal, w
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -69,7 +70,10 @@ class Commands:
 def wait_until(happens: Callable[[], bool], pid: int, seconds: float = 60) -> None:
     """Look very often, so as to be there at once; gives up when the process is gone."""
     deadline = time.monotonic() + seconds
-    while not happens() and time.monotonic() < deadline and not _is_over(pid):
+    while time.monotonic() < deadline and not _is_over(pid):
+        with contextlib.suppress(FileNotFoundError):  # what is looked at may be removed just now
+            if happens():
+                return
         time.sleep(0.0005)
 
 
