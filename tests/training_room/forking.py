@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,8 @@ def _serve() -> None:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            # Where the tests were started in a shell's background, Ctrl-C is ignored from the shell on down.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for stream in (1, 2):
                 os.dup2(
                     os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), stream
