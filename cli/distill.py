@@ -60,6 +60,8 @@ def distill(
     if "validation_nll" in results:
         line += (
             f", validation {results['validation_nll']:.4f} nats a token"
-            f" (teacher {results['teacher_validation_nll']:.4f}), accuracy retained {100 * results['retained']:.2f} %"
+            f" (teacher {results['teacher_validation_nll']:.4f})"
         )
+    if results.get("retained") is not None:
+        line += f", accuracy retained {100 * results['retained']:.2f} %"
     print(line)

@@ -17,7 +17,7 @@ from iiad.training.engine import RunContext, announce, blocks_per_step, run_stag
 from iiad.training.interruption import TimeLimit
 from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.model_card import model_card
-from iiad.training.processes import is_first_process, join_processes
+from iiad.training.processes import from_first_process, join_processes
 from iiad.training.runs import RunFolder
 
 from .objectives import LearnFromTeacher, LearnLayers, hidden_layers, needs_signals
@@ -64,11 +64,9 @@ def distill(
     if work.stored is not None:
         inputs["signals"] = work.stored.record.fingerprint
     results = work.check_teacher()
-    if (
-        work.stored is not None and not run.record.inputs and is_first_process()
-    ):  # once a run: it reads them all
+    if work.stored is not None and not run.record.inputs:  # once a run: it reads them all
         say(f"{recipe.distillation.signals}: comparing hashes")
-        work.stored.verify()
+        from_first_process(work.stored.verify)
     run.begin(inputs)
     context = RunContext(
         run.path,

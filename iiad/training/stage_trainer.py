@@ -136,7 +136,7 @@ class StageTrainer(Trainer):
             )
         say(f"step {step}: loss or gradient is NaN or infinite; skipped ({notes['skipped_steps']} so far)")
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Put the losses in, apart, averaged over steps since the last time and over processes."""
         if "loss" in logs:
             del logs["loss"]
@@ -147,10 +147,10 @@ class StageTrainer(Trainer):
             if means:
                 shared = mean_over_processes(torch.stack(list(means.values()))).tolist()
                 logs = {**dict(zip(means, shared, strict=True)), **logs}
-            else:  # all skipped
-                logs = {"loss": None, **logs}  # type: ignore[dict-item]  # JSON has no NaN
+            else:  # all skipped; JSON has no NaN
+                logs = {"loss": None, **logs}
             if not logs.get("grad_norm", 0.0) < float("inf"):
-                logs["grad_norm"] = None  # type: ignore[assignment]  # as above
+                logs["grad_norm"] = None
             logs["skipped_steps"] = notes_of(self.state).get("skipped_steps", 0)
         super().log(logs, *args, **kwargs)
 

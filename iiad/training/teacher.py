@@ -202,9 +202,8 @@ def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[s
             f"({model.config.max_position_embeddings}), found {recipe.data.block_size}"
         )
     fingerprint = model_fingerprint(model)
-    for (
-        parameter
-    ) in model.parameters():  # not model.float(): the rotary frequencies, a buffer, stay as they are
+    for parameter in model.parameters():
+        # Not model.float(): that would touch the frequencies of the rotary embedding, a buffer, as well.
         parameter.data = parameter.data.float()
     return model, {"model": fingerprint}
 
