@@ -17,7 +17,7 @@ def distill(
     teacher: Annotated[str, typer.Argument(help="The teacher's folder (with its tokenizer).")],
     plan: Annotated[
         Path | None,
-        typer.Argument(help="plan.json, as `iiad plan` writes it; none for student.predictor_stages."),
+        typer.Argument(help="plan.json, as `iiad plan` writes it; none where student.* says what changes."),
     ] = None,
     *,
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished student.")],

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,13 +59,26 @@ class ModelIdentity(Record):
         description="the plan it runs: r_t for each layer; zeros for a Transformer"
     )
     num_start_evaluations: int = Field(ge=1, description="block evaluations before a layer's first iteration")
-    cache_bytes_per_slot: int = Field(ge=0, description="keys and values of one evaluation, bytes per token")
+    cache_bytes_per_slot: int = Field(ge=0, description="keys and values of one slot, bytes per token")
+    cache_policy: Literal["exact", "shared"] = Field(
+        default="exact", description="a cache slot for each evaluation, or one for each layer"
+    )
     shape: ModelShape | None = Field(default=None, description="null where a configuration does not say")
 
     @property
     def num_evaluations(self) -> int:
-        """Block evaluations per token, sum over t of (start evaluations + r_t): also the cache slots."""
+        """Block evaluations per token, sum over t of (start evaluations + r_t)."""
         return sum(self.num_start_evaluations + r for r in self.num_iterations)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token, in all slots."""
+        return self.cache_bytes_at(self.num_evaluations)
+
+    def cache_bytes_at(self, num_evaluations: int) -> int:
+        """Keys and values of one token where a plan has that many evaluations."""
+        num_slots = self.num_layers if self.cache_policy == "shared" else num_evaluations
+        return num_slots * self.cache_bytes_per_slot
 
 
 def require_iterations_to_plan(model: ModelIdentity) -> ModelIdentity:

@@ -49,7 +49,7 @@ _COMPANIONS = (
 
 # Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
 # profile of that time still knows its model.
-_LATER_FIELDS = {"attention_output_bias": None, "qk_norm": False}
+_LATER_FIELDS = {"attention_output_bias": None, "qk_norm": False, "cache_policy": "exact"}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -268,6 +268,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
         num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
         num_start_evaluations=getattr(config, "num_start_evaluations", 1),
         cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
+        cache_policy=getattr(config, "cache_policy", "exact"),
         shape=_shape(config, num_heads, head_dim),
     )
 

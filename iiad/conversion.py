@@ -163,6 +163,10 @@ def _write_released(source: Path, destination: Path) -> str:
     plan = set(config.iterations)
     if not config.history:
         raise InputError(f"{source}: a plain IIET (history false) has no form in the released code")
+    if config.cache_policy != "exact":
+        raise InputError(
+            f"{source}: cache_policy {config.cache_policy!r}; the released code knows 'exact' alone"
+        )
     if len(plan) > 1:
         raise InputError(
             f"{source}: plan {config.iterations}; the released format knows one number for all layers"

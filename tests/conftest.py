@@ -64,8 +64,11 @@ VARIANTS = {
     "history-full": lambda: make_iiet(num_iterations=3),
     "plain": lambda: make_iiet(num_iterations=[1, 0, 2], history=False),
     "relaxed": lambda: make_iiet(num_iterations=[1, 2, 0], history=False, relaxation=True),
+    "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
+    "plain-shared": lambda: make_iiet(num_iterations=[1, 0, 2], history=False, cache_policy="shared"),
     "untied": lambda: make_iiet(num_iterations=1, tie_word_embeddings=False),
     "pcformer-rk2": lambda: make_pcformer(),
+    "pcformer-shared": lambda: make_pcformer(cache_policy="shared"),
     "pcformer-rk4-fixed": lambda: make_pcformer(predictor_order=4, coefficients="fixed"),
 }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import set_seed
 
-from iiad.errors import InputError
 from iiad.planning import Plan
 from iiad.recipes import STAGES, DistillRecipe
 from iiad.reporting.progress import say
@@ -22,7 +21,7 @@ from iiad.training.runs import RunFolder
 
 from .objectives import LearnFromTeacher, LearnLayers, hidden_layers, needs_signals
 from .preparation import Distillation, prepare
-from .students import changed_layers, learning_only
+from .students import changed_layers, learning_only, require_change
 from .teachers import StoredTeacher, Teacher
 
 __all__ = ["distill"]
@@ -38,8 +37,8 @@ def distill(
 ) -> dict[str, Any]:
     """Distil the teacher into a student of the plan; the finished student lies in output_dir, in float32.
 
-    plan_file: None for a PCformer of which student.predictor_stages are kept. max_minutes: save and raise Unfinished
-    when they are over. Under torchrun every process calls this.
+    plan_file: None where student.cache_policy or a PCformer's student.predictor_stages say what changes.
+    max_minutes: save and raise Unfinished when they are over. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from, the student's cuts and, with validation text,
     nats per token of teacher and student and what is retained. Raises InputError for a teacher, plan, text, signals
     or folder that cannot be used or that do not belong together, and as `run_stage`; up to the first step nothing
@@ -54,8 +53,7 @@ def distill(
         "plan": plan_file and str(plan_file),
     }
     plan = None if plan_file is None else Plan.load(plan_file)
-    if plan is None and recipe.student.predictor_stages is None:
-        raise InputError("no plan: give plan.json or, for a PCformer, student.predictor_stages")
+    require_change(plan, recipe.student)
     run = RunFolder(output_dir, "distill", settings, resume, blocks_per_step(recipe.training))
     work = prepare(teacher_folder, plan, recipe)
     inputs = {**work.corpora.fingerprints, "teacher": work.identity.fingerprint}
@@ -143,7 +141,7 @@ def _teacher(work: Distillation) -> Teacher | None:
 
 
 def _results(work: Distillation, plan: Plan | None) -> dict[str, Any]:
-    before, after = (config.num_hidden_layers for config in (work.teacher_config, work.student.config))
+    before, after = (config.num_evaluations for config in (work.teacher_config, work.student.config))
     results: dict[str, Any] = {"compute_cut": 1 - after / before}
     if plan is not None:
         results["overhead_cut"] = plan.overhead_cut

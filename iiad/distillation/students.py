@@ -17,7 +17,14 @@ from iiad.errors import InputError, one_line
 from iiad.planning import Plan
 from iiad.recipes import StudentSection
 
-__all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "student_changes"]
+__all__ = [
+    "changed_layers",
+    "freeze_unused",
+    "learning_only",
+    "make_student",
+    "require_change",
+    "student_changes",
+]
 
 
 _SHAPE = """
@@ -31,13 +38,13 @@ coefficients
 def student_changes(teacher: Any, plan: Plan | None, section: StudentSection) -> dict[str, Any]:
     """The fields of the teacher's configuration that the student has otherwise.
 
-    teacher: its configuration. Raises InputError where nothing says how the student is cheaper, or that is not a
-    way in which such a teacher can be.
+    teacher: its configuration. Raises InputError as `require_change`, or where such a teacher cannot be changed so.
     """
-    stages = section.predictor_stages
-    if plan is None and stages is None:
-        raise InputError("no plan: give plan.json or, for a PCformer, student.predictor_stages")
+    stages, policy = section.predictor_stages, section.cache_policy
+    require_change(plan, section)
     changes: dict[str, Any] = {}
+    if policy not in (None, teacher.cache_policy):
+        changes["cache_policy"] = policy
     if plan is not None:
         changes["num_iterations"] = list(plan.num_iterations)
     if stages is not None:
@@ -54,6 +61,14 @@ def student_changes(teacher: Any, plan: Plan | None, section: StudentSection) ->
     return changes
 
 
+def require_change(plan: Any, section: StudentSection) -> None:
+    """Raise InputError where nothing says how the student is cheaper than its teacher. Needs no model."""
+    if plan is None and section.predictor_stages is None and section.cache_policy is None:
+        raise InputError(
+            "no plan: give plan.json, student.cache_policy or, for a PCformer, student.predictor_stages"
+        )
+
+
 def make_student(
     teacher_folder: str | Path, changes: dict[str, Any], section: StudentSection, device: str
 ) -> PreTrainedModel:
@@ -67,6 +82,8 @@ def make_student(
     before = list(student.config.iterations)
     if plan is not None:
         student.set_num_iterations(plan)
+    if "cache_policy" in changes:
+        student.set_cache_policy(changes["cache_policy"])
     if "predictor_stages" in changes:
         student.set_predictor_stages(changes["predictor_stages"])
     if section.init == "random":
@@ -121,11 +138,16 @@ def freeze_unused(student: PreTrainedModel) -> None:
 
 
 def changed_layers(teacher: Any, student: Any) -> list[int]:
-    """The layers, from 0, that run fewer evaluations under the student's configuration than under the teacher's."""
-    if teacher.num_start_evaluations != student.num_start_evaluations:
-        return list(range(teacher.num_layers))
-    pairs = zip(teacher.iterations, student.iterations, strict=True)
-    return [layer for layer, (before, after) in enumerate(pairs) if before != after]
+    """The layers, from 0, that compute something else under the student's configuration than under the teacher's.
+
+    They run fewer evaluations, or several that attend to other keys and values.
+    """
+    before, after = (
+        [config.num_start_evaluations + r for r in config.iterations] for config in (teacher, student)
+    )
+    other_policy = teacher.cache_policy != student.cache_policy
+    pairs = enumerate(zip(before, after, strict=True))
+    return [layer for layer, (old, new) in pairs if old != new or (other_policy and new > 1)]
 
 
 @contextmanager

@@ -35,8 +35,8 @@ class Cost:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of all evaluations, in bytes per token of context."""
-        return self.identity.num_evaluations * self.identity.cache_bytes_per_slot
+        """Keys and values, in bytes per token of context."""
+        return self.identity.cache_bytes_per_token
 
 
 def block_shape(config: Any) -> tuple[int | None, ...]:

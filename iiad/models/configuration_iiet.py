@@ -36,9 +36,14 @@ class IIETConfig(PreTrainedConfig):
     attention_output_bias: whether o_proj has a bias; None as `attention_bias`, which then is about all four
         projections of the attention, as in Llama. Qwen2: attention_bias true and this false.
     qk_norm: an RMSNorm over each head of the queries and of the keys, before their rotation (Qwen3).
+    cache_policy: "exact", each evaluation attends to keys and values of its own (paper); "shared" (ours), all
+        evaluations of a layer attend to those of its first one, in training, prefill and decoding alike, which saves
+        the other evaluations' key and value projections and their place in the cache. Weights are trained for one
+        of them: only `model.set_cache_policy` changes it.
 
-    `num_hidden_layers` is derived: the number of block evaluations, because every evaluation keeps keys and values
-    of its own and transformers sizes its caches by that name. The depth in weights is `num_layers`.
+    `num_hidden_layers` is derived: the number of cache slots, because transformers sizes its caches by that name.
+    Under the exact policy it is the number of block evaluations, `num_evaluations`, under the shared one that of
+    layers. The depth in weights is `num_layers`.
 
     Raises ValueError naming field, accepted values and what was found.
     """
@@ -84,10 +89,13 @@ class IIETConfig(PreTrainedConfig):
     relaxation: bool = False
     attention_output_bias: bool | None = None
     qk_norm: bool = False
+    cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if "num_hidden_layers" in kwargs:
-            raise ValueError("num_hidden_layers is derived from the plan; give num_layers instead")
+            raise ValueError(
+                "num_hidden_layers is derived from plan and cache policy; give num_layers instead"
+            )
         for name in kwargs:  # transformers keeps an unknown field without a word
             near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
             known = hasattr(type(self), name) or not near
@@ -111,6 +119,11 @@ class IIETConfig(PreTrainedConfig):
         # Also reached by `from_pretrained(folder, num_iterations=2)`, which sets fields after __post_init__.
         if name == "num_iterations" and isinstance(value, int) and "num_layers" in self.__dict__:
             value = [value] * self.num_layers
+        if name == "cache_policy" and value != self.__dict__.get(name, value):
+            known = (
+                f"{self.__dict__[name]!r}, which the weights are for (model.set_cache_policy is for training)"
+            )
+            _require(False, name, known, value)
         super().__setattr__(name, value)
 
     @property
@@ -125,13 +138,18 @@ class IIETConfig(PreTrainedConfig):
         return 1
 
     @property
-    def num_hidden_layers(self) -> int:
-        """Block evaluations of one forward pass, sum over t of (1 + r_t): also the number of cache slots."""
+    def num_evaluations(self) -> int:
+        """Block evaluations of one forward pass, sum over t of (start evaluations + r_t)."""
         return sum(self.num_start_evaluations + r for r in self.iterations)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Slots of the cache: one an evaluation or, under the shared policy, one a layer."""
+        return self.num_layers if self.cache_policy == "shared" else self.num_evaluations
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value: int) -> None:
-        """Nothing: the number follows from the plan, but transformers assigns to it in places."""
+        """Nothing: the number follows from other fields, but transformers assigns to it in places."""
 
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range, a plan of the wrong length or above the maximum."""
@@ -160,6 +178,8 @@ class IIETConfig(PreTrainedConfig):
             self.head_dim,
         )
         _require(not (self.history and self.relaxation), "relaxation", "false with history", self.relaxation)
+        policies = ("exact", "shared")
+        _require(self.cache_policy in policies, "cache_policy", "'exact' or 'shared'", self.cache_policy)
         self._validate_plan()
 
     def _validate_plan(self) -> None:

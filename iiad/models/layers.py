@@ -5,8 +5,10 @@ Legend: B batch, T tokens, D model width, N query heads, K key/value heads, E he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -14,8 +16,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
     LlamaRMSNorm,
-    apply_rotary_pos_emb,
     eager_attention_forward,
+    rotate_half,
 )
 
 from .configuration_iiet import IIETConfig
@@ -25,10 +27,15 @@ from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, Run, Ru
 __all__ = ["EvaluationSlot", "IterativeLayer", "SlottedAttention"]
 
 
-class EvaluationSlot(nn.Module):
-    """One evaluation's place in the cache: what attention functions see as their module. It has no parameters.
+KeysAndValues = tuple[Tensor, Tensor]
+"""Of all positions that may be attended to, each (B, K, positions, E)."""
 
-    layer_idx: the evaluation's number in the forward pass, which is its slot in any transformers cache.
+
+class EvaluationSlot(nn.Module):
+    """A place in the cache: what attention functions see as their module. It has no parameters.
+
+    layer_idx: its number in any transformers cache. Under the exact policy each evaluation of the forward pass has
+    one, under the shared policy each layer.
     """
 
     is_causal = True
@@ -43,7 +50,7 @@ class EvaluationSlot(nn.Module):
 
 
 class SlottedAttention(LlamaAttention):
-    """Llama's attention, run several times a forward pass with keys and values apart.
+    """Llama's attention, run several times a forward pass, with keys and values apart or those of the first run.
 
     By the configuration also Qwen2's (no bias on o_proj alone) and Qwen3's (queries and keys normed), under the
     tensor names that they have there.
@@ -61,10 +68,33 @@ class SlottedAttention(LlamaAttention):
         )
 
     def assign_slots(self, first: int, num_slots: int) -> None:
-        """Give this layer the cache slots first, ..., first + num_slots - 1."""
+        """Give this layer the cache slots first, ..., first + num_slots - 1: one an evaluation, or one for all."""
         self.layer_idx = first
         self.slots = nn.ModuleList(EvaluationSlot(self, first + j) for j in range(num_slots))
         self.slots.train(self.training)
+
+    def keys_and_values(
+        self,
+        hidden_states: Tensor,
+        slot: int,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> KeysAndValues:
+        """Keys and values of hidden_states (B, T, D), after those that the cache has in the slot."""
+        (key,) = _rotate(position_embeddings, self._heads(hidden_states, self.k_proj, self.k_norm))
+        return self._remember(key, self._heads(hidden_states, self.v_proj), slot, past_key_values)
+
+    def _heads(self, hidden_states: Tensor, projection: nn.Module, norm: nn.Module | None = None) -> Tensor:
+        """(B, T, D) -> (B, N or K, T, E), normed head by head where a norm is given."""
+        heads = projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+    def _remember(self, key: Tensor, value: Tensor, slot: int, past_key_values: Any) -> KeysAndValues:
+        """Keys and values (B, K, T, E) after those that the cache, if there is one, has in the slot."""
+        if past_key_values is None:
+            return key, value
+        return past_key_values.update(key, value, self.slots[slot].layer_idx)
 
     def forward(
         self,
@@ -73,17 +103,22 @@ class SlottedAttention(LlamaAttention):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        shared: KeysAndValues | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: (B, T, D); slot: the evaluation, from 0 -> (B, T, D) and the attention weights, if any."""
+        """hidden_states: (B, T, D); slot: from 0, the evaluation -> (B, T, D) and the attention weights, if any.
+
+        shared: keys and values to attend to instead of the evaluation's own; slot is then the layer's only one, 0.
+        """
         evaluation = self.slots[slot]
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, T, N or K, E)
-        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, N, T, E)
-        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, K, T, E)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, evaluation.layer_idx)
+        query = self._heads(hidden_states, self.q_proj, self.q_norm)
+        if shared is None:
+            key = self._heads(hidden_states, self.k_proj, self.k_norm)
+            query, key = _rotate(position_embeddings, query, key)
+            shared = self._remember(key, self._heads(hidden_states, self.v_proj), slot, past_key_values)
+        else:
+            (query,) = _rotate(position_embeddings, query)
+        key, value = shared
         implementation = self.config._attn_implementation
         if "flash" in (implementation or ""):
             # Its own way to find the right dtype looks for a Linear inside the module that it is given.
@@ -100,6 +135,16 @@ class SlottedAttention(LlamaAttention):
             **kwargs,
         )
         return self.o_proj(mixed.flatten(2)), weights  # (B, T, N * E) -> (B, T, D)
+
+
+def _rotate(angles: tuple[Tensor, Tensor], *states: Tensor) -> Sequence[Tensor]:
+    """Rotary position embedding of queries, keys or both, each (B, heads, T, E); angles: cosine, sine, (B, T, E)."""
+    if states[0].shape[2] == 1 and len(states) > 1:
+        # One token is decoded: all heads in half the calls, and no number otherwise than apart.
+        (together,) = _rotate(angles, torch.cat(states, 1))
+        return together.split([part.shape[1] for part in states], 1)
+    cosine, sine = (part.unsqueeze(1) for part in angles)
+    return [part * cosine + rotate_half(part) * sine for part in states]
 
 
 class IterativeLayer(GradientCheckpointingLayer):
@@ -123,10 +168,10 @@ class IterativeLayer(GradientCheckpointingLayer):
         else:
             self.corrector = PicardCorrector(config.max_num_iterations or 0, config.relaxation)
 
-    def set_num_iterations(self, num_iterations: int, first_slot: int, num_start_evaluations: int) -> None:
-        """Run num_iterations from now on, with cache slots from first_slot on."""
+    def set_num_iterations(self, num_iterations: int, first_slot: int, num_slots: int) -> None:
+        """Run num_iterations from now on, with num_slots cache slots from first_slot on."""
         self.num_iterations = num_iterations
-        self.self_attn.assign_slots(first_slot, num_start_evaluations + num_iterations)
+        self.self_attn.assign_slots(first_slot, num_slots)
 
     def evaluate(self, slot: int, point: Tensor, base: Tensor, **kwargs: Any) -> Tensor:
         """base + f_t(point), each (B, T, D): attention, then MLP, each of the normed running state."""
@@ -145,9 +190,14 @@ class IterativeLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> list[Tensor]:
         """z(0), ..., z(r_t), each (B, T, D), from the layer's input (B, T, D). run: makes each evaluation's step."""
+        shared = None
+        if self.self_attn.config.cache_policy == "shared":
+            # Every layer is evaluated first at its own input, by whatever predictor.
+            shared = self.self_attn.keys_and_values(self.input_layernorm(hidden_states), 0, **kwargs)
 
-        def evaluate(slot: int, point: Tensor, base: Tensor) -> Tensor:
-            return self.evaluate(slot, point, base, **kwargs)
+        def evaluate(number: int, point: Tensor, base: Tensor) -> Tensor:
+            slot = number if shared is None else 0
+            return self.evaluate(slot, point, base, shared=shared, **kwargs)
 
         return solve(predictor, self.corrector, evaluate, hidden_states, known, self.num_iterations, run)
 

@@ -96,6 +96,18 @@ class IIETPreTrainedModel(PreTrainedModel):
         assert isinstance(self.base_model, IIETModel)
         self.base_model.assign_slots()
 
+    def set_cache_policy(self, cache_policy: str) -> None:
+        """Let a layer's evaluations have keys and values each of its own ("exact") or of its first one ("shared").
+
+        Another policy is another function of the same weights, which are to be trained on under it. The
+        configuration changes with it, so that a saved model keeps it. Raises ValueError for anything else.
+        """
+        if cache_policy not in ("exact", "shared"):
+            raise ValueError(f"cache_policy must be 'exact' or 'shared', got {cache_policy!r}")
+        self.config.__dict__["cache_policy"] = cache_policy  # the configuration itself refuses to change it
+        assert isinstance(self.base_model, IIETModel)
+        self.base_model.assign_slots()
+
     def set_recompute(self, recompute: str) -> None:
         """What training computes again in the backward pass instead of saving it; no value or gradient changes.
 
@@ -142,11 +154,12 @@ class IIETModel(IIETPreTrainedModel):
         return ExplicitEuler()
 
     def assign_slots(self) -> None:
-        """Let the layers follow the configuration's plan: iterations, and cache slots in order of evaluation."""
+        """Let the layers follow the configuration: iterations by its plan, cache slots in order by its policy."""
         first, start = 0, self.config.num_start_evaluations
         for layer, num_iterations in zip(self.layers, self.config.iterations, strict=True):
-            layer.set_num_iterations(num_iterations, first, start)
-            first += start + num_iterations
+            num_slots = 1 if self.config.cache_policy == "shared" else start + num_iterations
+            layer.set_num_iterations(num_iterations, first, num_slots)
+            first += num_slots
 
     def run_layers(
         self, hidden_states: Tensor, history: tuple[Tensor, ...], start: int = 0, **kwargs: Any

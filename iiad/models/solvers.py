@@ -29,7 +29,7 @@ __all__ = [
     "RungeKutta",
     "run_step",
     "solve",
-    "weighted_sum",
+    "weighted_sums",
 ]
 
 Evaluate = Callable[[int, Tensor, Tensor], Tensor]
@@ -68,12 +68,30 @@ def solve(
     return iterates
 
 
-def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """Sum over k of weights[k] * states[k].
+def weighted_sums(states: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
+    """For each of the weights the sum over k of weights[k] * states[k], (B, T, D).
 
-    weights: (n,); states: n tensors (B, T, D). Summed term by term: stacking would copy the whole history at
-    every layer and keep the copies for the backward pass.
+    states: n tensors (B, T, D); weights: vectors of at least n. Summed term by term: stacking would copy the whole
+    history at every layer and keep the copies for the backward pass. Only where a few tokens are decoded is a copy
+    less than the calls that it saves.
     """
+    if not _are_decoded(states[0]):
+        return [_weighted_sum(vector, states) for vector in weights]
+    columns = torch.stack(tuple(states)).flatten(1).t()  # (B * T * D, n)
+    return [torch.mv(columns, vector[: len(states)]).view_as(states[0]) for vector in weights]
+
+
+def _are_decoded(state: Tensor) -> bool:
+    """Whether a state (B, T, D) is so small that calls cost more than copies: half the time at 2^14 numbers."""
+    special = (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(state.device.type)
+    )
+    return not special and state.numel() <= 2**14
+
+
+def _weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
     total = weights[0] * states[0]
     for k in range(1, len(states)):
         total.addcmul_(states[k], weights[k])  # in place: nothing saves the running total for backward
@@ -166,9 +184,9 @@ class MultistepCorrector(nn.Module):
 
     def prepare(self, x: Tensor, history: Sequence[Tensor], num_iterations: int) -> Known:
         """history: H_0 to H_{t-1}, each (B, T, D) -> the two prefix sums, by w and by c, each (B, T, D)."""
-        output_sum = weighted_sum(self.output_weights, history)
-        update_sum = weighted_sum(self.update_weights, history) if num_iterations else output_sum
-        return update_sum, output_sum
+        used = (self.update_weights, self.output_weights) if num_iterations else (self.output_weights,)
+        sums = weighted_sums(history, *used)
+        return sums[0], sums[-1]
 
     def start(self, prediction: Tensor) -> Tensor:
         """z(0) = LN0(prediction), (B, T, D)."""

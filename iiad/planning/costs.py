@@ -77,12 +77,12 @@ def cost_of(
         if value < 1:
             raise InputError(f"{name}: found {value}; accepted: a whole number from 1")
     evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
-    per_token = evaluations * teacher.cache_bytes_per_slot
-    shape, start = teacher.shape, teacher.num_start_evaluations
+    per_token = teacher.cache_bytes_at(evaluations)
+    shape = teacher.shape
     prefill = decode = unused = None
     if shape is not None:
-        prefill = batch_size * _flops(shape, num_iterations, start, context, context * (context + 1) // 2)
-        decode = batch_size * _flops(shape, num_iterations, start, 1, context + 1)
+        prefill = batch_size * _flops(teacher, shape, num_iterations, context, context * (context + 1) // 2)
+        decode = batch_size * _flops(teacher, shape, num_iterations, 1, context + 1)
         unused = _unused_parameters(shape, teacher.num_iterations, num_iterations)
     return PlanCost(
         context=context,
@@ -99,7 +99,9 @@ def cost_of(
     )
 
 
-def _flops(shape: ModelShape, num_iterations: Sequence[int], start: int, tokens: int, attended: int) -> int:
+def _flops(
+    teacher: ModelIdentity, shape: ModelShape, num_iterations: Sequence[int], tokens: int, attended: int
+) -> int:
     """FLOPs of one sequence: `tokens` new tokens that attend to `attended` tokens in all; the head sees one."""
     d, heads, kv_heads, e = (
         shape.hidden_size,
@@ -107,11 +109,13 @@ def _flops(shape: ModelShape, num_iterations: Sequence[int], start: int, tokens:
         shape.num_key_value_heads,
         shape.head_dim,
     )
-    projections = 2 * d * e * (heads + 2 * kv_heads) + 2 * heads * e * d + 6 * d * shape.intermediate_size
+    projections = 4 * heads * e * d + 6 * d * shape.intermediate_size  # all but those of keys and values
     evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
-    evaluations = sum(start + r for r in num_iterations)
+    evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
+    keys_and_values = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
     history = sum(_history_terms(t, r) for t, r in enumerate(num_iterations, 1)) if shape.history else 0
-    return evaluations * evaluation + 2 * d * tokens * history + 2 * d * shape.vocab_size
+    blocks = evaluations * evaluation + keys_and_values * tokens * 4 * d * kv_heads * e
+    return blocks + 2 * d * tokens * history + 2 * d * shape.vocab_size
 
 
 def _history_terms(t: int, r: int) -> int:

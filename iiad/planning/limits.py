@@ -66,7 +66,7 @@ def limits_of_iterations(targets: Targets, teacher: ModelIdentity) -> list[Limit
         "overhead_cut": lambda n: (iterations - n) / iterations,
         "compute_cut": lambda n: (evaluations - start - n) / evaluations,
         "max_evaluations": lambda n: start + n,
-        "max_cache_bytes": lambda n: (start + n) * teacher.cache_bytes_per_slot,
+        "max_cache_bytes": lambda n: teacher.cache_bytes_at(start + n),
     }
     return [
         Limit(name, targets.given[name], measure, at_least=name.endswith("cut"))

@@ -100,8 +100,8 @@ class Plan(Artefact):
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values that decoding keeps under the plan, bytes per token: one slot an evaluation."""
-        return self.num_evaluations * self.teacher.cache_bytes_per_slot
+        """Keys and values that decoding keeps under the plan, bytes per token."""
+        return self.teacher.cache_bytes_at(self.num_evaluations)
 
     @field_validator("num_iterations")
     @classmethod

@@ -28,6 +28,11 @@ class StudentSection(Section):
     predictor_stages: int | None = Field(
         None, ge=1, le=4, description="pcformer: stages of its predictor to keep; takes the plan's place"
     )
+    cache_policy: Literal["exact", "shared"] | None = Field(
+        None,
+        description="shared: all evaluations of a layer attend to keys and values of its first, in one cache slot; "
+        "takes the plan's place; default: as the teacher",
+    )
 
     @check
     def _norms_are_the_teachers(self) -> str | None:

@@ -41,10 +41,14 @@ class ModelSection(Section):
     relaxation: bool = Field(False, description="iiet without history: learned damping")
     predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
     coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
+    cache_policy: Literal["exact", "shared"] = Field(
+        "exact",
+        description="iiet, pcformer: keys and values, and a cache slot, for each evaluation or for each layer",
+    )
 
     @check
     def _shape_comes_from_one_place(self) -> str | None:
-        given = sorted(self.model_fields_set - {"path", "num_iterations"})
+        given = sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"})
         if self.path is None or not given:
             return None
         return f"path names a model, which has a shape of its own; {', '.join(given)} cannot be given as well"
@@ -92,11 +96,13 @@ class ModelSection(Section):
 
     def unused_fields(self) -> list[str]:
         """Fields that were given and that only another solver uses: one line of a recipe changes the solver."""
-        owners = {"num_iterations": "iiet", "history": "iiet", "relaxation": "iiet"}
-        owners |= {"predictor_order": "pcformer", "coefficients": "pcformer"}
-        return sorted(
-            field for field in self.model_fields_set if owners.get(field, self.solver) != self.solver
-        )
+        owners = {
+            "iiet": {"num_iterations", "history", "relaxation", "cache_policy"},
+            "pcformer": {"predictor_order", "coefficients", "cache_policy"},
+            "transformer": set(),
+        }
+        foreign = set().union(*owners.values()) - owners[self.solver]
+        return sorted(self.model_fields_set & foreign)
 
 
 class TokenizerSection(Section):

@@ -63,7 +63,7 @@ class StageLog(TrainerCallback):
             self.last_time, self.last_step = now, state.global_step
         entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
         if hasattr(model.config, "num_iterations"):
-            entry["evaluations_per_token"] = model.config.num_hidden_layers
+            entry["evaluations_per_token"] = model.config.num_evaluations
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 

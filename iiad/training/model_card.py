@@ -17,7 +17,7 @@ _LOADED = {"model": "AutoModelForCausalLM", "tokenizer": "AutoTokenizer"}
 def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any]) -> str:
     """Markdown with what the model is, how it came about, what it scores and how to load it."""
     config = model.config
-    evaluations = config.num_hidden_layers
+    evaluations = getattr(config, "num_evaluations", config.num_hidden_layers)
     lines = [
         "---",
         "library_name: transformers",

@@ -97,7 +97,7 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
     try:
         if section.solver == "transformer":
             return LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=section.num_layers))
-        fields["num_layers"] = section.num_layers
+        fields |= {"num_layers": section.num_layers, "cache_policy": section.cache_policy}
         if section.solver == "pcformer":
             predictor = {"predictor_order": section.predictor_order, "coefficients": section.coefficients}
             return PCformerForCausalLM(PCformerConfig(**fields, **predictor))
@@ -192,6 +192,12 @@ def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[s
     if section.path is None:
         return build_model(section, tokenizer), {}
     model = load_model(section.path, num_iterations=section.num_iterations)
+    if "cache_policy" in section.model_fields_set:
+        if not hasattr(model, "set_cache_policy"):
+            raise InputError(
+                f"model.cache_policy is for models with iterations; {section.path} is {model.config.model_type}"
+            )
+        model.set_cache_policy(section.cache_policy)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"tokenizer has {len(tokenizer)} tokens, {section.path} a vocabulary of {model.config.vocab_size}"

@@ -174,6 +174,34 @@ def test_a_pcformer_keeps_as_many_stages_as_the_recipe_says(pcformer_folder, dis
     assert "overhead_cut" not in record.results
 
 
+@pytest.mark.parametrize("with_plan", [True, False])
+def test_a_student_is_distilled_under_a_shared_cache(with_plan, teacher_folder, plan_file, distilled):
+    folder = distilled(
+        plan=plan_file if with_plan else None,
+        student={"cache_policy": "shared"},
+        layerwise=2,
+        distill=2,
+        recover=1,
+    )
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    assert student.config.cache_policy == "shared"
+    assert student.config.num_hidden_layers == student.config.num_layers
+    assert student.config.num_iterations == ([2, 0] if with_plan else [2, 2])
+    assert not same(weights_of(teacher_folder), weights_of(folder))
+    ids = torch.randint(3, 90, (2, 9))
+    generated = student.generate(ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(generated, student.generate(ids, max_new_tokens=5, do_sample=False, use_cache=False))
+    assert RunRecord.load(folder / "run.json").results["compute_cut"] == pytest.approx(1 / 3 * with_plan)
+
+
+def test_layers_that_attend_to_other_keys_and_values_have_changed():
+    teacher, student = (
+        make_iiet(num_iterations=[2, 0, 1], cache_policy=p).config for p in ("exact", "shared")
+    )
+    assert changed_layers(teacher, student) == [0, 2]
+    assert changed_layers(teacher, teacher) == []
+
+
 def test_stages_are_for_pcformers_and_no_more_than_there_are(
     pcformer_folder, teacher_folder, plan_file, lesson, tmp_path
 ):
@@ -184,7 +212,7 @@ def test_stages_are_for_pcformers_and_no_more_than_there_are(
         assert not (tmp_path / "run").exists()
         return str(error.value)
 
-    assert "no plan: give plan.json or" in refusal(teacher_folder, None, None)
+    assert "no plan: give plan.json, student.cache_policy or" in refusal(teacher_folder, None, None)
     assert "is for a PCformer; the teacher is iiet" in refusal(teacher_folder, plan_file, 1)
     if load_model(pcformer_folder).config.predictor_order == 2:
         assert "must be at most the teacher's 2, found 3" in refusal(pcformer_folder, None, 3)

@@ -14,7 +14,7 @@ from iiad.models.solvers import (
     PicardCorrector,
     RungeKutta,
     solve,
-    weighted_sum,
+    weighted_sums,
 )
 from tests.conftest import SHAPE, make_iiet, make_pcformer, stir
 
@@ -165,16 +165,12 @@ def test_each_iteration_costs_one_evaluation_and_the_history_is_summed_once_a_la
     evaluations, sums = [], []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda *_: evaluations.append(1))
-    monkeypatch.setattr(solvers, "weighted_sum", lambda w, h: sums.append(len(h)) or weighted_sum(w, h))
+    monkeypatch.setattr(
+        solvers, "weighted_sums", lambda h, *w: sums.append((len(h), len(w))) or weighted_sums(h, *w)
+    )
     model(tokens)
-    assert len(evaluations) == model.config.num_hidden_layers == 3 + 5
-    assert sums == [
-        1,
-        1,
-        2,
-        3,
-        3,
-    ]  # w and c of layer 1, c alone of layer 2 (no iterations), w and c of layer 3
+    assert len(evaluations) == model.config.num_evaluations == 3 + 5
+    assert sums == [(1, 2), (2, 1), (3, 2)]  # w and c of layers 1 and 3, c alone of layer 2 (no iterations)
 
 
 @settings(max_examples=30, deadline=None)
@@ -206,8 +202,11 @@ def test_weighted_sum_has_the_values_and_gradients_of_the_stacked_sum(n, seed):
     ]
     direction = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     stacked = torch.einsum("k,kbtd->btd", weights, torch.stack(states))
-    ours = weighted_sum(weights, states)
+    (ours,) = weighted_sums(states, weights)
     torch.testing.assert_close(ours, stacked, rtol=0, atol=1e-13)
+    with torch.no_grad():  # few tokens are summed otherwise
+        for sums in (weighted_sums(states, weights, -weights), weighted_sums(states, weights)):
+            torch.testing.assert_close(sums[0], stacked, rtol=0, atol=1e-13)
     wanted = torch.autograd.grad((stacked * direction).sum(), [weights, *states])
     found = torch.autograd.grad((ours * direction).sum(), [weights, *states])
     for a, b in zip(found, wanted, strict=True):

@@ -80,6 +80,27 @@ def test_a_teacher_of_ours_trains_on_under_another_plan_with_what_its_iterations
         torch.testing.assert_close(after.state_dict()[name], value, rtol=0, atol=1e-9)
 
 
+def test_a_model_trains_on_under_the_other_cache_policy_and_keeps_it(recipe_fields, teacher_folder, tmp_path):
+    train(recipe_from(recipe_fields, teacher_folder, {"cache_policy": "shared"}), tmp_path / "run")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert trained.config.cache_policy == "shared"
+    assert trained.config.num_hidden_layers == 2
+    with pytest.raises(InputError, match="cache_policy 'shared'; the released code knows 'exact' alone"):
+        convert(tmp_path / "run", tmp_path / "released")
+
+
+def test_a_llama_has_no_cache_policy_to_train_on_under(recipe_fields, llama_folder, tmp_path):
+    with pytest.raises(InputError, match=r"model\.cache_policy is for models with iterations; .* is llama"):
+        train(recipe_from(recipe_fields, llama_folder, {"cache_policy": "shared"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_trained_from_scratch_with_a_shared_cache(recipe_fields, tmp_path):
+    fields = {**recipe_fields, "model": {**recipe_fields["model"], "cache_policy": "shared"}}
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    assert load_model(tmp_path / "run").config.cache_policy == "shared"
+
+
 @pytest.mark.parametrize(
     ("model", "training", "message"),
     [
