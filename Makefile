@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Two test processes of one thread each: on two cores faster than one process of two.
+# Two test processes of one thread each: on two cores faster than one process of two. Grouped tests share fixtures.
 TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint types tests format clean
@@ -21,7 +21,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tests: $(READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q -n $(TEST_PROCESSES)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q -n $(TEST_PROCESSES) --dist loadgroup
 
 format: $(READY)
 	$(BIN)/ruff format .

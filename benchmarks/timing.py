@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
 from iiad.benchmarking.timing import now
 
-__all__ = ["Row", "make_parser", "print_rows", "time_of"]
+__all__ = ["Row", "make_parser", "print_rows", "ratio_in_turns", "time_of"]
 
 
 class Row(NamedTuple):
@@ -26,6 +27,17 @@ def time_of(work: Callable[[], Any], device: str) -> float:
     started = now(torch.device(device))
     work()
     return now(torch.device(device)) - started
+
+
+def ratio_in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int, device: str) -> float:
+    """Median over the rounds of the seconds of the first, as a multiple of the second's right beside it."""
+    ratios = []
+    for number in range(rounds + 1):
+        # Neither is always the one that comes first.
+        pair = (first, second) if number % 2 else (second, first)
+        seconds = {work: time_of(work, device) for work in pair}
+        ratios.append(seconds[first] / seconds[second])
+    return median(ratios[1:])  # without the first round, which warms up
 
 
 def print_rows(rows: Sequence[Row]) -> bool:

@@ -15,11 +15,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
-from timing import Row, make_parser, print_rows, time_of
+from timing import Row, make_parser, print_rows, ratio_in_turns
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -46,7 +45,7 @@ def measure_step(options: Any) -> list[Row]:
     rows = []
     for autocast in (False, True):
         work, other = (partial(step, model, options, autocast) for model in (ours, llama))
-        seconds = time_in_pairs(work, other, options)
+        seconds = ratio_in_turns(work, other, options.rounds, options.device)
         rows.append(Row(f"forward and backward, {type_name(autocast)}", seconds, 1.05))
     return rows
 
@@ -97,17 +96,6 @@ def step(model: nn.Module, options: Any, autocast: bool) -> None:
     """Forward and backward; the gradients are dropped."""
     forward(model, options, autocast).float().square().mean().backward()
     model.zero_grad(set_to_none=True)
-
-
-def time_in_pairs(first: Callable[[], Any], second: Callable[[], Any], options: Any) -> float:
-    """Median over the rounds of the seconds of the first, as a multiple of the second's right beside it."""
-    ratios = []
-    for number in range(options.rounds + 1):
-        # Neither is always the one that comes first.
-        pair = (first, second) if number % 2 else (second, first)
-        seconds = {work: time_of(work, options.device) for work in pair}
-        ratios.append(seconds[first] / seconds[second])
-    return median(ratios[1:])  # without the first round, which warms up
 
 
 def type_name(autocast: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,10 @@ def bench(
         Path | None,
         typer.Option(help="plan.json: adds the first model truncated to it; with --layers, to the checks."),
     ] = None,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(help="int8 or int4: adds the first model with its blocks' weights so. Repeatable."),
+    ] = None,
     layers: Annotated[
         bool,
         typer.Option(
@@ -28,10 +31,16 @@ def bench(
             help="Measure each layer of one model at each number of iterations instead, for `iiad plan --latency`.",
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Sequences at a time. Repeatable: all are measured. Default: 1.")
+    ] = None,
     prompt_tokens: Annotated[
-        int, typer.Option(help="Tokens of each prompt (random ones): the context.")
-    ] = 128,
+        list[int] | None,
+        typer.Option(
+            help="Tokens of each prompt (random ones): the context. Repeatable, each with each batch size. "
+            "Default: 128."
+        ),
+    ] = None,
     new_tokens: Annotated[
         int,
         typer.Option(
@@ -48,46 +57,75 @@ def bench(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write bench.json, or latency.json.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of speedup and memory (PNG, SVG).")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prefill and decoding speed and the cache of models, beside what their evaluations predict.
+    """Speed, memory and the cache of models, beside what their evaluations predict, and what eats the rest.
 
     With --layers: the time of each layer of one model at each number of
     iterations, on this machine, and how well whole models follow from it.
 
     Example:  iiad bench teacher student --plan plan.json --new-tokens 128 --output bench.json
 
+    Example:  iiad bench teacher student --batch-size 1 --batch-size 16 --prompt-tokens 512 --prompt-tokens 4096
+
     Example:  iiad bench teacher --layers --prompt-tokens 512 --output latency.json
     """
     from rich.console import Console
 
     from iiad.artefacts import require_new_file
-    from iiad.errors import InputError
 
     if output is not None:
         require_new_file(output, overwrite)
-    if layers and len(models) != 1:
-        raise InputError(f"models: found {len(models)}; accepted with --layers: one")
-    from iiad.benchmarking import bench_models, measure_latency
-    from iiad.reporting.benchmark import bench_table
-    from iiad.reporting.latency import latency_table
-
-    measure: Callable[..., Any] = bench_models
-    show: Callable[..., Any] = bench_table
+    grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}
     if layers:
-        measure, show = measure_latency, latency_table
-    made = measure(
-        models[0] if layers else models,
-        plan=plan,
-        batch_size=batch_size,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
+        _refuse_with_layers(models=models, **grid, quantize=quantize, plot=plot)
+    if plot is not None:
+        from iiad.reporting.pictures import require_pictures
+
+        require_pictures(plot)
+    settings: dict[str, Any] = {
+        "plan": plan,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    console = Console()
+    if layers:
+        from iiad.benchmarking import measure_latency
+        from iiad.reporting.latency import latency_table
+
+        settings |= {name: value for name, (value,) in grid.items()}
+        table = measure_latency(models[0], **settings)
+        if output is not None:
+            table.save(output)
+        console.print(latency_table(table, console.width))
+        return
+    from iiad.benchmarking import bench_models
+    from iiad.reporting.benchmark import bench_table
+
+    made = bench_models(models, quantize=quantize or [], **settings, **grid)
     if output is not None:
         made.save(output)
-    console = Console()
-    console.print(show(made, console.width))
+    console.print(bench_table(made, console.width))
+    if plot is not None:
+        from iiad.reporting.bench_pictures import draw_bench
+        from iiad.reporting.progress import say
+
+        for path in draw_bench(made, plot):
+            say(f"drawn: {path}")
+
+
+def _refuse_with_layers(**given: object) -> None:
+    """Raise InputError for what a latency table is not made of: several models or numbers, quantization, pictures."""
+    from iiad.errors import InputError
+
+    for name, value in given.items():
+        if name in ("quantize", "plot") and value:
+            raise InputError(f"{name}: found {value}; accepted with --layers: none")
+        if isinstance(value, list) and name not in ("quantize", "plot") and len(value) != 1:
+            raise InputError(f"{name}: found {len(value)}; accepted with --layers: one")

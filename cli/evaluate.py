@@ -25,6 +25,10 @@ def evaluate(
         Path | None,
         typer.Option(help="plan.json: adds the first model truncated to it, without any training."),
     ] = None,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(help="int8 or int4: adds the first model with its blocks' weights so. Repeatable."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write evaluation.json.")] = None,
     text_field: TextField = "text",
     block_size: Annotated[
@@ -56,6 +60,7 @@ def evaluate(
         models,
         all_data(data),
         plan=plan,
+        quantize=quantize or [],
         text_field=text_field,
         block_size=block_size,
         batch_size=batch_size,

@@ -34,6 +34,18 @@ def generate(
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json: run the model truncated to it.")] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|self|auto",
+            help="Faster, with the same greedy text and the same distribution of samples: a model of the same "
+            "tokenizer proposes tokens. self: the model's own weights without iterations; auto: at a measured plan.",
+        ),
+    ] = None,
+    draft_plan: Annotated[Path | None, typer.Option(help="plan.json for --draft self.")] = None,
+    draft_length: Annotated[
+        int | None, typer.Option(help="Most tokens to propose at a time. Default: measured first.")
+    ] = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
@@ -43,13 +55,40 @@ def generate(
     """Continue a text: the prompt and what the model adds go to stdout, the speed to stderr.
 
     Example:  iiad generate student --prompt "def main(" --temperature 0.8 --top-p 0.95
+
+    Example:  iiad generate teacher --draft self --prompt "def main("
     """
-    from iiad.generation import check_sampling, generate_text, load_generator, read_prompt, text_streamer
+    from iiad.errors import InputError
+    from iiad.generation import (
+        check_sampling,
+        generate_text,
+        load_drafted_generator,
+        load_generator,
+        read_prompt,
+        text_streamer,
+    )
     from iiad.reporting.progress import say
+    from iiad.speculation import Draft
 
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     text = read_prompt(prompt, prompt_file)
-    loaded, tokenizer = load_generator(model, plan=plan, device=device, dtype=dtype)
+    proposer: Draft | None = None
+    if draft is not None:
+        if num_samples > 1:
+            raise InputError(f"num_samples: found {num_samples} with --draft; accepted: 1")
+        loaded, tokenizer, proposer = load_drafted_generator(
+            model,
+            draft,
+            draft_plan=draft_plan,
+            draft_length=draft_length,
+            plan=plan,
+            device=device,
+            dtype=dtype,
+        )
+    elif draft_plan is not None or draft_length is not None:
+        raise InputError("draft plan and length: found without a draft; accepted: with --draft")
+    else:
+        loaded, tokenizer = load_generator(model, plan=plan, device=device, dtype=dtype)
     if stream is None:
         stream = sys.stdout.isatty() and num_samples == 1
     generation = generate_text(
@@ -63,9 +102,13 @@ def generate(
         seed=seed,
         num_samples=num_samples,
         streamer=text_streamer(tokenizer) if stream else None,
+        draft=proposer,
     )
     for number, sample in enumerate([] if stream else generation.texts, 1):
         if num_samples > 1:
             print(f"--- sample {number} of {num_samples} ---")
         print(sample)
     say(f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s")
+    for found in (generation.speculation, generation.choice):
+        if found is not None:
+            say(str(found))

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from iiad.quantization import hide_load_remarks
+
 from .bench import bench
 from .capture import capture
+from .check import check
 from .convert import convert
 from .data_sets import gather_data
 from .demo import demo
@@ -36,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil iterative Transformers: train a teacher, profile its iterations, plan a budget, distil, evaluate.",
-    epilog="The pipeline: train -> profile -> plan (-> capture) -> distil -> evaluate, generate, bench.  "
+    epilog="The pipeline: train -> profile -> plan (-> capture) -> distil -> evaluate, generate, bench, check.  "
     "`iiad demo` runs it all.",
 )
 
@@ -60,6 +63,7 @@ for command in (
     evaluate,
     generate,
     bench,
+    check,
     convert,
     show,
     demo,
@@ -74,6 +78,7 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    hide_load_remarks()
     sys.exit(_guarded())
 
 

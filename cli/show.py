@@ -23,7 +23,7 @@ def show(
         typer.Argument(help="Files that iiad wrote: profiles, plans, latency tables, verifications, ..."),
     ],
 ) -> None:
-    """Print what profiles, plans, latency tables, verifications, evaluations, benches and signals hold.
+    """Print what profiles, plans, latency tables, verifications, evaluations, benches, checks and signals hold.
 
     Example:  iiad show profile.json plan.json
     """
@@ -39,6 +39,7 @@ def _read(path: Path) -> Artefact:
     import json
 
     from iiad.benchmarking.artefact import Bench
+    from iiad.checking.artefact import Check
     from iiad.errors import InputError
     from iiad.evaluation.artefact import Evaluation
     from iiad.influence.profile import Profile
@@ -47,7 +48,7 @@ def _read(path: Path) -> Artefact:
 
     kinds: dict[str, type[Artefact]] = {
         kind.model_fields["kind"].default: kind
-        for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench, SignalRecord)
+        for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench, Check, SignalRecord)
     }
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +63,16 @@ def _read(path: Path) -> Artefact:
 
 
 def _report(artefact: Any, width: int) -> RenderableType:
-    from iiad.reporting import benchmark, evaluation, influence, latency, planning, signals, verification
+    from iiad.reporting import (
+        benchmark,
+        checking,
+        evaluation,
+        influence,
+        latency,
+        planning,
+        signals,
+        verification,
+    )
 
     reports: dict[str, Callable[[], RenderableType]] = {
         "profile": lambda: influence.InfluenceReport(artefact),
@@ -71,6 +81,7 @@ def _report(artefact: Any, width: int) -> RenderableType:
         "latency": lambda: latency.latency_table(artefact, width),
         "evaluation": lambda: evaluation.evaluation_table(artefact, width),
         "bench": lambda: benchmark.bench_table(artefact, width),
+        "check": lambda: checking.check_table(artefact),
         "signals": lambda: signals.signals_summary(artefact),
     }
     return reports[artefact.kind]()

@@ -1,4 +1,4 @@
-"""Text from a model: a prompt, and what the model says next, through transformers' own generate().
+"""Text from a model: a prompt, and what the model says next, through transformers' own generate() or with a draft.
 
 Legend: T tokens of the prompt.
 """
@@ -17,14 +17,25 @@ from transformers import TextStreamer
 
 from iiad.loading import choose_device, choose_dtype, load_identified, read_plan, truncated_identity
 
+from .artefacts import ModelIdentity
 from .data import load_tokenizer
 from .errors import InputError
 from .planning import Plan
+from .speculation import (
+    Choice,
+    Chooser,
+    Draft,
+    Speculation,
+    check_draft_options,
+    continue_with_draft,
+    load_draft,
+)
 
 __all__ = [
     "Generation",
     "check_sampling",
     "generate_text",
+    "load_drafted_generator",
     "load_generator",
     "read_prompt",
     "text_streamer",
@@ -38,12 +49,16 @@ class Generation:
     Attributes:
         texts: one per sample, the prompt included, special tokens left out.
         num_new_tokens: tokens generated, over all samples, the one that ends a text included.
-        seconds: what it took, reading the prompt included.
+        seconds: what it took, reading the prompt included, without what the choice of a draft took.
+        speculation: what the draft and the teacher did; None without a draft.
+        choice: how the draft's plan and length were measured; None where they were given.
     """
 
     texts: list[str]
     num_new_tokens: int
     seconds: float
+    speculation: Speculation | None = None
+    choice: Choice | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,8 +78,12 @@ def generate_text(
     seed: int = 0,
     num_samples: int = 1,
     streamer: Any = None,
+    draft: Draft | None = None,
 ) -> Generation:
     """Continue a prompt with the model's own plan and cache.
+
+    With a draft (lossless mode) the greedy text is the same and samples have the same distribution, but not the
+    same tokens for the same seed (`iiad.speculation.speculate`).
 
     The same seed gives the same text on the same machine; the caller's random state is left as it was. What
     ends a text, and anything else that is not an argument here, is up to the model's generation_config.
@@ -80,29 +99,32 @@ def generate_text(
         seed: of the sampling.
         num_samples: texts to make; more than one only when sampling.
         streamer: told every token as it comes, as transformers' TextStreamer; for one sample only.
+        draft: proposes tokens, which makes one sample faster; see `load_drafted_generator`.
 
     Raises:
-        InputError: a value out of range, or prompt and new tokens do not fit in max_position_embeddings.
+        InputError: a value out of range, prompt and new tokens that do not fit in max_position_embeddings, or a
+            draft that cannot follow the model.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     if streamer is not None and num_samples > 1:
         raise InputError(f"num_samples: found {num_samples} with a streamer; accepted: 1")
+    if draft is not None and num_samples > 1:
+        raise InputError(f"num_samples: found {num_samples} with a draft; accepted: 1")
     prompt_ids = _encode(model, tokenizer, prompt, max_new_tokens)  # (1, T)
-    if temperature > 0:
-        # transformers drops all but 50 tokens where top_k is not said; 0 keeps all.
-        options = {
-            "do_sample": True,
-            "temperature": float(temperature),
-            "top_k": top_k or 0,
-            "top_p": float(top_p or 1),
-        }
-    else:
-        options = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the defaults: unused
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
+        if draft is not None:
+            chooser = Chooser(float(temperature), top_k, top_p)
+            said, choice = continue_with_draft(
+                model, draft, prompt_ids, max_new_tokens, chooser, _ends(model), streamer
+            )
+            ids = [*prompt_ids[0].tolist(), *said.tokens]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            return Generation([text], len(said.tokens), said.seconds, said, choice)
+        options = _sampling_options(temperature, top_k, top_p)
         started = time.perf_counter()
-        ids = model.generate(
+        made = model.generate(
             prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=max_new_tokens,
@@ -112,9 +134,18 @@ def generate_text(
             **options,
         ).cpu()  # (num_samples, T + new tokens)
         seconds = time.perf_counter() - started
-    kept = [_trim(row, prompt_ids.shape[1], _ends(model)) for row in ids]
+    kept = [_trim(row, prompt_ids.shape[1], _ends(model)) for row in made]
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
     return Generation(texts, sum(len(row) - prompt_ids.shape[1] for row in kept), seconds)
+
+
+def _sampling_options(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """What generate() is told."""
+    if temperature > 0:
+        # transformers drops all but 50 tokens where top_k is not said; 0 keeps all.
+        sampling = {"temperature": float(temperature), "top_k": top_k or 0, "top_p": float(top_p or 1)}
+        return {"do_sample": True, **sampling}
+    return {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the defaults: unused
 
 
 def check_sampling(
@@ -175,6 +206,38 @@ def load_generator(
     plan: a plan or its file. device: default CUDA where there is one. dtype: of the weights, "float32" or
     "bfloat16"; default float32 on the CPU. Raises InputError for any of them that cannot be used.
     """
+    loaded, tokenizer, _ = _load(model, plan, device, dtype)
+    return loaded, tokenizer
+
+
+def load_drafted_generator(
+    model: str | Path,
+    draft: str | Path,
+    *,
+    draft_plan: Plan | str | Path | None = None,
+    draft_length: int | None = None,
+    plan: Plan | str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> tuple[Any, Any, Draft]:
+    """A model, its tokenizer and a draft for it, all as `load_generator` and `iiad.speculation.load_draft`.
+
+    draft: "self", "auto", or a model folder or hub name. draft_plan: for "self", a plan or its file; default: no
+    iterations. draft_length: the most tokens to draft at a time; default: measured when generating. Raises
+    InputError also for a draft of another vocabulary.
+    """
+    check_draft_options(model, draft, draft_plan is not None, draft_length)
+    draft_budget = read_plan(draft_plan)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
+    loaded, tokenizer, identity = _load(model, plan, device, dtype)
+    made = load_draft(draft, loaded, identity, plan=draft_budget, length=draft_length, dtype=dtype)
+    return loaded, tokenizer, made
+
+
+def _load(
+    model: str | Path, plan: Plan | str | Path | None, device: str | None, dtype: str | None
+) -> tuple[Any, Any, ModelIdentity]:
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
@@ -183,7 +246,7 @@ def load_generator(
         runs = truncated_identity(identity, budget)
         if runs.num_iterations != identity.num_iterations:
             loaded.set_num_iterations(runs.num_iterations)
-    return loaded, load_tokenizer(model)
+    return loaded, load_tokenizer(model), identity
 
 
 def text_streamer(tokenizer: Any) -> Any:

@@ -49,14 +49,21 @@ def stir(model: torch.nn.Module, seed: int = 0, scale: float = 0.15) -> torch.nn
     return model.eval()
 
 
+def make_model(kind: type[IIETForCausalLM], config: IIETConfig) -> Any:
+    """A model with stirred weights, the same every time; the random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return stir(kind(config))
+
+
 def make_iiet(**fields: object) -> IIETForCausalLM:
     """A small IIET with stirred weights."""
-    return stir(IIETForCausalLM(IIETConfig(**{**SHAPE, **fields})))
+    return make_model(IIETForCausalLM, IIETConfig(**{**SHAPE, **fields}))
 
 
 def make_pcformer(**fields: object) -> PCformerForCausalLM:
     """A small PCformer with stirred weights."""
-    return stir(PCformerForCausalLM(PCformerConfig(**{**SHAPE, **fields})))
+    return make_model(PCformerForCausalLM, PCformerConfig(**{**SHAPE, **fields}))
 
 
 VARIANTS = {

@@ -1,6 +1,6 @@
-"""How fast models run, beside what their evaluations predict: prefill, decoding and cache; and each layer."""
+"""How fast models run, beside what their evaluations predict: prefill, decoding, memory, cache; and each layer."""
 
-from .artefact import Bench, BenchResult, BenchSettings, Spread
+from .artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
 from .comparison import bench_models
 from .layers import choose_check_plans, measure_latency, time_layers
 from .machine import device_name
@@ -10,6 +10,8 @@ __all__ = [
     "Bench",
     "BenchResult",
     "BenchSettings",
+    "Breakdown",
+    "Phase",
     "Spread",
     "Timing",
     "bench_models",

@@ -1,4 +1,7 @@
-"""bench.json: speed and cache of models on one machine, as ratios to the first. Needs no torch."""
+"""bench.json: speed, memory and cache of models on one machine, as ratios to the first. Needs no torch.
+
+All definitions here are ours.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,26 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from iiad.artefacts import Artefact, ModelIdentity, Record
 
-__all__ = ["Bench", "BenchResult", "BenchSettings", "Spread"]
+__all__ = ["FIXED_PARTS", "PARTS", "Bench", "BenchResult", "BenchSettings", "Breakdown", "Phase", "Spread"]
+
+PARTS = {
+    "attention": "queries on keys, values by weights",
+    "cache": "adding to the slots, which copies them",
+    "projections": "of queries, keys, values and outputs, and the rotation",
+    "mlp": "the MLP",
+    "norms": "norms and residuals of the blocks",
+    "solver": "history and norms between evaluations",
+    "embedding": "of the tokens",
+    "head": "the final norm and the logits",
+    "rest": "mask, angles, choice of the token; Python and launches outside of the layers",
+}
+"""What a call's time goes to. All but `solver` and those of FIXED_PARTS are block evaluations."""
+FIXED_PARTS = ("embedding", "head", "rest")
+"""What a call does once, whatever its evaluations."""
 
 
 class Spread(Record):
@@ -26,11 +44,71 @@ class Spread(Record):
         return cls(median=median(values), low=min(values), high=max(values))
 
 
+class Breakdown(Record):
+    """Seconds of one forward call by what they go to, from extra runs that were watched: medians over them."""
+
+    seconds: dict[str, float] = Field(description="for each of PARTS")
+    host_share: float | None = Field(
+        default=None,
+        description="of a call, how long the host took to ask for all of it: near 1 on a GPU, launches are what "
+        "takes the time; null on the CPU",
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if list(self.seconds) != list(PARTS):
+            raise ValueError(f"seconds has {', '.join(self.seconds)}; accepted: {', '.join(PARTS)}")
+        return self
+
+    @property
+    def total(self) -> float:
+        """Seconds of the call."""
+        return sum(self.seconds.values())
+
+    def share(self, part: str) -> float:
+        """The part's share of the call."""
+        return self.seconds[part] / self.total if self.total > 0 else 0.0
+
+    def expected_speedup(self, predicted: float) -> float:
+        """Amdahl's law: of a call whose fixed parts stay while all others take 1 / predicted of their time."""
+        fixed = sum(self.share(part) for part in FIXED_PARTS)
+        return 1 / (fixed + (1 - fixed) / predicted)
+
+    def excess(self, first: Breakdown, predicted: float) -> dict[str, float]:
+        """For each part what it takes beyond 1 / predicted of the first model's, as a share of this call.
+
+        The sum over parts is 1 - speedup / predicted, with the speedup of the watched runs: each part's own piece
+        of what is missing. Negative where a part shrank by more.
+        """
+        return {
+            part: (seconds - first.seconds[part] / predicted) / self.total if self.total > 0 else 0.0
+            for part, seconds in self.seconds.items()
+        }
+
+
+class Phase(Record):
+    """Reading the prompts (prefill), or decoding. A speedup is the ratio to the first model in the same round."""
+
+    tokens_per_second: Spread
+    speedup: Spread = Field(description="above 1 is faster")
+    expected_speedup: float | None = Field(
+        description="Amdahl: the predicted one where embedding, head and rest take what they take in the first; "
+        "null without prediction or breakdown"
+    )
+    kept: float | None = Field(description="median speedup / predicted; null without prediction")
+    peak_bytes: int = Field(ge=0, description="most bytes of tensors alive at once beside the weights")
+    breakdown: Breakdown | None = Field(
+        description="of one call; null for layers that are not named as Llama's"
+    )
+
+
 class BenchSettings(Record):
     """What was run, and on what."""
 
-    batch_size: int = Field(ge=1, description="sequences at a time")
-    prompt_tokens: int = Field(ge=1, description="random tokens of each prompt, read in one forward call")
+    batch_size: list[int] = Field(min_length=1, description="sequences at a time: one side of the grid")
+    prompt_tokens: list[int] = Field(
+        min_length=1, description="random tokens of each prompt, read in one forward call: the other side"
+    )
     new_tokens: int = Field(
         ge=1, description="tokens that each sequence is then given, one forward call each"
     )
@@ -44,26 +122,26 @@ class BenchSettings(Record):
 
 
 class BenchResult(Record):
-    """One model under one plan. A speedup is the ratio to the first model in the same round, so above 1 is faster."""
+    """One model under one plan at one point of the grid."""
 
-    label: str = Field(description="short name, unique in the bench")
+    label: str = Field(description="short name, unique at a point of the grid")
     model: ModelIdentity = Field(
         description="the model and the plan it ran; cache bytes in the settings' dtype"
     )
-    prefill_tokens_per_second: Spread
-    decode_tokens_per_second: Spread
-    prefill_speedup: Spread
-    decode_speedup: Spread
+    quantization: Literal["int8", "int4"] | None = Field(description="of the weights of its blocks")
+    batch_size: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1)
+    prefill: Phase
+    decode: Phase
     predicted_speedup: float | None = Field(
         description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
-        "None where the blocks differ in shape"
+        "None where the blocks differ in shape or precision"
     )
     evaluations_per_token: int = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
-    cache_bytes_per_token: int = Field(
-        description="keys and values of all evaluations, bytes per token, predicted"
-    )
+    weight_bytes: int = Field(ge=0, description="of all weights, quantized ones as they are stored")
+    cache_bytes_per_token: int = Field(description="keys and values, bytes per token, predicted")
     cache_bytes: int = Field(ge=1, description="measured: all tensors of the cache after the last token")
     cache_ratio: float = Field(description="measured cache bytes / those of the first")
 
@@ -72,5 +150,18 @@ class Bench(Artefact):
     """Results of one or more models on one machine, the first of which the others are compared with."""
 
     kind: Literal["bench"] = "bench"
+    format_version: Literal[2] = 2
     settings: BenchSettings
-    results: list[BenchResult] = Field(min_length=1, description="one per model, in the order given")
+    results: list[BenchResult] = Field(
+        min_length=1, description="for each point of the grid one per model, in the order given"
+    )
+
+    def at(self, batch_size: int, prompt_tokens: int) -> list[BenchResult]:
+        """The results of one point of the grid, the first model's first."""
+        point = (batch_size, prompt_tokens)
+        return [result for result in self.results if (result.batch_size, result.prompt_tokens) == point]
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """Batch size and prompt tokens of each point of the grid, in the order measured."""
+        return list(dict.fromkeys((result.batch_size, result.prompt_tokens) for result in self.results))

@@ -2,73 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from iiad.errors import InputError
-from iiad.evaluation.cost import Cost, block_shape, compute_cut
-from iiad.loading import (
-    choose_device,
-    choose_dtype,
-    identify_rows,
-    label_models,
-    load_identified,
-    read_limits,
-    read_plan,
-)
+from iiad.evaluation.cost import compute_cut
+from iiad.loading import choose_device, choose_dtype, label_models, read_plan
+from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
-from iiad.reporting.progress import progress, say
+from iiad.quantization import check_kinds
+from iiad.reporting.progress import progress
 
-from .artefact import Bench, BenchResult, BenchSettings, Spread
+from .artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
+from .breakdown import WatchedCall, can_be_watched, summarise_calls, watch_run
 from .machine import device_name
-from .timing import Timing, random_prompts, time_model
+from .rows import Row, check_room, grid_prompts, load_rows, measure_memory, require_free_memory
+from .timing import Timing, time_model
 
 __all__ = ["bench_models", "check_counts"]
 
+WATCHED_ROUNDS = 3
+"""Extra runs in which parts are watched, fewer where fewer rounds are measured."""
 
-@dataclass(frozen=True)
-class _Row:
-    """A model under one plan that is to be timed. Rows of one model share its weights."""
 
-    label: str
-    model: Any
-    cost: Cost
-    prompts: Tensor
+@dataclass
+class _Measured:
+    """What was measured of one row at one point of the grid."""
 
-    def run(self, num_steps: int) -> Timing:
-        """One run; following the plan first is not timed."""
-        if hasattr(self.model, "set_num_iterations"):
-            self.model.set_num_iterations(self.cost.identity.num_iterations)
-        return time_model(self.model, self.prompts, num_steps)
+    timings: list[Timing]
+    watched: list[dict[str, WatchedCall]]
+    peaks: tuple[int, int] = (0, 0)
+
+    def breakdown(self, phase: str) -> Breakdown | None:
+        """Where the time of a call goes, if that was watched."""
+        return summarise_calls([run[phase] for run in self.watched]) if self.watched else None
+
+    def seconds(self, phase: str) -> list[float]:
+        """Of each round."""
+        return [getattr(timing, f"{phase}_seconds") for timing in self.timings]
 
 
 def bench_models(
     models: Sequence[str | Path],
     *,
     plan: Plan | str | Path | None = None,
-    batch_size: int = 1,
-    prompt_tokens: int = 128,
+    quantize: Sequence[str] = (),
+    batch_size: int | Sequence[int] = 1,
+    prompt_tokens: int | Sequence[int] = 128,
     new_tokens: int = 64,
     repeats: int = 5,
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
 ) -> Bench:
-    """Prefill and decoding speed, evaluations and cache of each model, compared with the first.
+    """Prefill and decoding speed, memory, evaluations and cache of each model, compared with the first.
 
-    All models are held in memory at once and timed in turn, round by round, after one round that warms up.
-    Ratios are taken within a round. Prompts are random tokens: speed does not depend on what they say.
+    All models are held in memory at once and timed in turn, round by round, after one round that warms up, at each
+    batch size with each number of prompt tokens. Ratios are taken within a round. Memory and what the time goes to
+    are measured in runs of their own. Prompts are random tokens: speed does not depend on what they say.
 
     Args:
         models: folders or hub names; the first is what the others are compared with.
         plan: a plan or its file: adds the first model truncated to it as the second row.
-        batch_size: sequences at a time.
-        prompt_tokens: tokens of each prompt.
+        quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row.
+        batch_size: sequences at a time, one number or several.
+        prompt_tokens: tokens of each prompt, one number or several.
         new_tokens: decoding steps, one token of each sequence a step.
         repeats: measured rounds.
         seed: of the prompts.
@@ -76,19 +80,24 @@ def bench_models(
         dtype: of weights and cache, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
 
     Raises:
-        InputError: a model, a value or the plan cannot be used. All that can be known without loading a model
-            is checked first.
+        InputError: a model, a value or the plan cannot be used, or memory runs out. All that can be known without
+            loading a model is checked first.
     """
-    counts = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    check_counts({**counts, "repeats": repeats}, seed)
+    grid = {
+        "batch_size": _grid_side("batch_size", batch_size),
+        "prompt_tokens": _grid_side("prompt_tokens", prompt_tokens),
+    }
+    check_counts({"new_tokens": new_tokens, "repeats": repeats}, seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
+    kinds = check_kinds(quantize, device, dtype)
     for model in models:
-        _check_room(model, prompt_tokens, new_tokens)
+        check_room(model, max(grid["prompt_tokens"]), new_tokens)
     settings = BenchSettings(
-        **counts,
+        **grid,
+        new_tokens=new_tokens,
         repeats=repeats,
         seed=seed,
         dtype=dtype,
@@ -97,11 +106,14 @@ def bench_models(
         num_threads=torch.get_num_threads(),
         torch_version=torch.__version__,
     )
-    rows = _load_rows(models, labels, budget, settings)
-    timings = _run_rounds(rows, new_tokens, repeats)
-    results = [
-        _describe(row, rows[0], own, timings[0], settings) for row, own in zip(rows, timings, strict=True)
-    ]
+    rows = load_rows(models, labels, budget, kinds, device, dtype)
+    results: list[BenchResult] = []
+    for point in product(settings.batch_size, settings.prompt_tokens):
+        require_free_memory(rows, point[0], point[1] + new_tokens)
+        measured = _measure_point(rows, *point, settings)
+        results += [
+            _describe(row, rows[0], own, measured[0], point) for row, own in zip(rows, measured, strict=True)
+        ]
     return Bench(settings=settings, results=results)
 
 
@@ -114,62 +126,88 @@ def check_counts(counts: dict[str, int], seed: int) -> None:
         raise InputError(f"seed: found {seed}; accepted: at least 0")
 
 
-def _check_room(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
-    limit, _ = read_limits(model)
-    if prompt_tokens + new_tokens > limit:
-        found = f"prompt_tokens + new_tokens: found {prompt_tokens} + {new_tokens}"
-        raise InputError(
-            f"{found}; accepted: at most {limit} together, the max_position_embeddings of {model}"
-        )
+def _grid_side(name: str, values: int | Sequence[int]) -> list[int]:
+    """One side of the grid, each number once. Raises InputError for none, or one below 1."""
+    found = [values] if isinstance(values, int) else list(dict.fromkeys(values))
+    if not found:
+        raise InputError(f"{name}: found none; accepted: at least one number")
+    for value in found:
+        check_counts({name: value}, 0)
+    return found
 
 
-def _load_rows(
-    models: Sequence[str | Path], labels: Sequence[str], plan: Plan | None, settings: BenchSettings
-) -> list[_Row]:
-    """All models at once, the first also truncated where there is a plan."""
-    rows: list[_Row] = []
-    size = 0
-    for model, label in zip(models, labels, strict=True):
-        loaded, identity = load_identified(model, settings.device, settings.dtype, cast=True)
-        size += sum(parameter.nbytes for parameter in loaded.parameters())
-        vocab_size = loaded.get_input_embeddings().weight.shape[0]
-        prompts = random_prompts(settings.batch_size, settings.prompt_tokens, vocab_size, settings.seed)
-        cost_shape = block_shape(loaded.config)
-        for name, runs in identify_rows(label, identity, None if rows else plan):
-            rows.append(_Row(name, loaded, Cost(runs, cost_shape), prompts.to(settings.device)))
-    say(f"models in memory at once: {len(models)}, {size / 2**20:.1f} MiB of weights")
-    return rows
-
-
-def _run_rounds(rows: Sequence[_Row], new_tokens: int, repeats: int) -> list[list[Timing]]:
-    """For each row its timing in each round, the first round left out: it warms up."""
-    timings: list[list[Timing]] = [[] for _ in rows]
-    with progress("timing", (repeats + 1) * len(rows), "runs") as advance:
+def _measure_point(
+    rows: Sequence[Row], batch_size: int, prompt_tokens: int, settings: BenchSettings
+) -> list[_Measured]:
+    """For each row memory, its timings after a round that warms up, then watched runs."""
+    steps, repeats = settings.new_tokens, settings.repeats
+    prompts = grid_prompts(rows, batch_size, prompt_tokens, settings.seed)
+    watched = min(WATCHED_ROUNDS, repeats)
+    measured = [_Measured([], []) for _ in rows]
+    turns = list(zip(rows, prompts, measured, strict=True))
+    title = f"batch {batch_size} x {prompt_tokens} tokens"
+    with progress(title, (2 + repeats + watched) * len(rows), "runs") as advance:
+        for row, given, own in turns:  # first: what does not fit shows at once
+            with _explained(row, given, steps):
+                own.peaks = measure_memory(row, given)
+            advance(1)
         for _ in range(repeats + 1):
-            for row, own in zip(rows, timings, strict=True):
-                own.append(row.run(new_tokens))
+            for row, given, own in turns:
+                with _explained(row, given, steps):
+                    own.timings.append(time_model(row.follow(), given, steps))
                 advance(1)
-    return [own[1:] for own in timings]
+        for _ in range(watched):
+            for row, given, own in turns:
+                if can_be_watched(row.model):
+                    own.watched.append(watch_run(row.follow(), given, steps))
+                advance(1)
+    for own in measured:
+        del own.timings[0]
+    return measured
 
 
-def _describe(
-    row: _Row, first: _Row, own: Sequence[Timing], other: Sequence[Timing], settings: BenchSettings
-) -> BenchResult:
+@contextmanager
+def _explained(row: Row, prompts: Tensor, num_steps: int) -> Iterator[None]:
+    batch_size, num_tokens = prompts.shape
+    where = f"{row.label} on {prompts.device}"
+    with memory_explained(where, row.model, batch_size, num_tokens + num_steps):
+        yield
+
+
+def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tuple[int, int]) -> BenchResult:
     """A row as it is written down: own timings, and those of the first row in the same rounds."""
-    prompt_total = settings.batch_size * settings.prompt_tokens
-    new_total = settings.batch_size * settings.new_tokens
-    rounds = list(zip(own, other, strict=True))
-    cut = compute_cut(row.cost, first.cost)
+    batch_size, prompt_tokens = point
+    cut = None if row.quantization else compute_cut(row.cost, first.cost)
+    predicted = None if cut is None else 1 / (1 - cut)
+    cache, first_cache = own.timings[-1].cache_bytes, other.timings[-1].cache_bytes
+    num_new = own.timings[-1].tokens.shape[1] - 1
     return BenchResult(
         label=row.label,
         model=row.cost.identity,
-        prefill_tokens_per_second=Spread.of([prompt_total / run.prefill_seconds for run in own]),
-        decode_tokens_per_second=Spread.of([new_total / run.decode_seconds for run in own]),
-        prefill_speedup=Spread.of([base.prefill_seconds / run.prefill_seconds for run, base in rounds]),
-        decode_speedup=Spread.of([base.decode_seconds / run.decode_seconds for run, base in rounds]),
-        predicted_speedup=None if cut is None else 1 / (1 - cut),
+        quantization=row.quantization,
+        batch_size=batch_size,
+        prompt_tokens=prompt_tokens,
+        prefill=_phase("prefill", batch_size * prompt_tokens, own, other, predicted),
+        decode=_phase("decode", batch_size * num_new, own, other, predicted),
+        predicted_speedup=predicted,
         evaluations_per_token=row.cost.evaluations_per_token,
+        weight_bytes=weight_bytes(row.model),
         cache_bytes_per_token=row.cost.cache_bytes_per_token,
-        cache_bytes=own[-1].cache_bytes,
-        cache_ratio=own[-1].cache_bytes / other[-1].cache_bytes,
+        cache_bytes=cache,
+        cache_ratio=cache / first_cache,
+    )
+
+
+def _phase(phase: str, num_tokens: int, own: _Measured, other: _Measured, predicted: float | None) -> Phase:
+    """One phase of a row, with what its speedup was predicted to be."""
+    seconds = own.seconds(phase)
+    speedup = Spread.of([base / mine for mine, base in zip(seconds, other.seconds(phase), strict=True)])
+    whole = other.breakdown(phase)
+    return Phase(
+        tokens_per_second=Spread.of([num_tokens / mine for mine in seconds]),
+        speedup=speedup,
+        expected_speedup=None if predicted is None or whole is None else whole.expected_speedup(predicted),
+        kept=None if predicted is None else speedup.median / predicted,
+        peak_bytes=own.peaks[phase == "decode"],
+        breakdown=own.breakdown(phase),
     )

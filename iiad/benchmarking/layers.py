@@ -32,7 +32,7 @@ from iiad.reporting.progress import progress
 
 from .comparison import check_counts
 from .machine import device_name
-from .timing import now, random_prompts
+from .timing import mark, now, random_prompts, seconds_between
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 
@@ -227,7 +227,7 @@ def _time_calls(
         whole = now(input_ids.device) - started
     per_call = len(marks) // num_calls
     calls = [marks[n * per_call : (n + 1) * per_call] for n in range(num_calls)]
-    layers = (sum(_seconds(call[t], call[t + 1]) for call in calls) for t in range(per_call - 1))
+    layers = (sum(seconds_between(call[t], call[t + 1]) for call in calls) for t in range(per_call - 1))
     return _CallTime(whole, tuple(layers))
 
 
@@ -240,35 +240,19 @@ def _call(model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache) -> Ten
 
 @contextmanager
 def _layer_marks(model: IIETForCausalLM, watch: bool) -> Iterator[list[Any]]:
-    """While this lasts, note when each layer begins and when the final norm does: L + 1 marks a call.
-
-    On a GPU a mark is an event in its stream: waiting for the device at every layer would slow what is measured.
-    """
+    """While this lasts, note when each layer begins and when the final norm does: L + 1 marks a call."""
     marks: list[Any] = []
-    device = model.device
 
-    def mark(*_: Any) -> None:
-        if device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(device))
-            marks.append(event)
-        else:
-            marks.append(now(device))
+    def note(*_: Any) -> None:
+        marks.append(mark(model.device))
 
     modules = (*model.model.layers, model.model.norm) if watch else ()
-    handles = [module.register_forward_pre_hook(mark) for module in modules]
+    handles = [module.register_forward_pre_hook(note) for module in modules]
     try:
         yield marks
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _seconds(start: Any, end: Any) -> float:
-    """Between two marks, once the device has passed both."""
-    if isinstance(start, torch.cuda.Event):
-        return float(start.elapsed_time(end)) / 1000  # it counts milliseconds
-    return float(end - start)
 
 
 def _summarise(

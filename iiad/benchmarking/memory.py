@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes", "saved_bytes"]
+__all__ = ["peak_bytes", "peaks_in_turn", "saved_bytes"]
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
@@ -21,15 +21,33 @@ def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
     What was alive before is not counted, nor is what an operation uses inside itself (on the CPU; on CUDA it is, as
     the caching allocator's own peak is read). The result of `work` is dropped.
     """
+    return peaks_in_turn([work], device)[0]
+
+
+def peaks_in_turn(works: Sequence[Callable[[], Any]], device: str = "cpu") -> list[int]:
+    """`peak_bytes` of each of several works, done one after another: what one leaves alive counts for the next.
+
+    On the CPU inside an operation is inside what torch runs as one: under torch.inference_mode() that is all of
+    scaled_dot_product_attention, with the copy that it makes of a mask; under torch.no_grad() it is its kernel.
+    """
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return [_cuda_peak(work, device) - before for work in works]
+    peaks = []
     with _Allocations() as allocations:
-        work()
-    return allocations.peak
+        for work in works:
+            allocations.peak = allocations.held
+            work()
+            peaks.append(allocations.peak)
+    return peaks
+
+
+def _cuda_peak(work: Callable[[], Any], device: str) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:

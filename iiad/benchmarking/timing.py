@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-__all__ = ["Timing", "now", "random_prompts", "time_model"]
+__all__ = ["Timing", "mark", "now", "random_prompts", "run_calls", "seconds_between", "time_model"]
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,29 @@ def time_model(model: Any, prompts: Tensor, num_steps: int) -> Timing:
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
     call that reads one token of each sequence and chooses the next.
     """
-    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    only_last = {"logits_to_keep": 1} if takes_keep else {}
     cache = DynamicCache(config=model.config)
-    chosen = []
+    calls = run_calls(model, prompts, cache)
     started = now(prompts.device)
-    inputs = prompts
-    for step in range(num_steps + 1):
-        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
-        inputs = logits[:, -1:].argmax(-1)  # (B, 1)
-        chosen.append(inputs)
-        if step == 0:
-            prefilled = now(prompts.device)
+    chosen = [next(calls)]
+    prefilled = now(prompts.device)
+    chosen += [next(calls) for _ in range(num_steps)]
     ended = now(prompts.device)
     return Timing(prefilled - started, ended - prefilled, _cache_bytes(cache), torch.cat(chosen, 1))
+
+
+def run_calls(model: Any, prompts: Tensor, cache: DynamicCache) -> Iterator[Tensor]:
+    """The next token of each sequence, (B, 1), after one forward call each: the prompts', then a decoding step's.
+
+    prompts: (B, T) on the model's device. cache: empty; it is filled. Endless, and in the caller's grad mode.
+    """
+    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    only_last = {"logits_to_keep": 1} if takes_keep else {}
+    inputs = prompts
+    while True:
+        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
+        inputs = logits[:, -1:].argmax(-1)  # (B, 1)
+        del logits
+        yield inputs
 
 
 def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int) -> Tensor:
@@ -70,6 +80,25 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def mark(device: torch.device) -> Any:
+    """A moment in the device's work, for `seconds_between`.
+
+    On a GPU it is an event in its stream: waiting for the device at every mark would slow what is measured.
+    """
+    if device.type != "cuda":
+        return now(device)
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(start: Any, end: Any) -> float:
+    """Seconds from one mark to another, once the device has passed both."""
+    if isinstance(start, torch.cuda.Event):
+        return float(start.elapsed_time(end)) / 1000  # it counts milliseconds
+    return float(end - start)
 
 
 def _cache_bytes(cache: DynamicCache) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from iiad.artefacts import DataIdentity
+from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.loading import (
+    DTYPES,
     choose_device,
     choose_dtype,
     identify_rows,
@@ -18,7 +20,9 @@ from iiad.loading import (
     read_limits,
     read_plan,
 )
+from iiad.memory import memory_explained
 from iiad.planning import Plan
+from iiad.quantization import check_kinds, quantized_copy
 from iiad.reporting.progress import progress
 
 from .artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
@@ -45,6 +49,7 @@ def evaluate_models(
     data: Sequence[str],
     *,
     plan: Plan | str | Path | None = None,
+    quantize: Sequence[str] = (),
     text_field: str = "text",
     block_size: int | None = None,
     batch_size: int = 8,
@@ -61,6 +66,8 @@ def evaluate_models(
         models: folders or hub names; the first is what the others are compared with.
         data: files, patterns, folders or `stdlib`, which here is its validation split.
         plan: a plan or its file: adds the first model truncated to it, untrained, as the second row.
+        quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row; its
+            quantized layers compute in `dtype`.
         text_field: the jsonl field or parquet column with the text.
         block_size: most tokens of context; default: 512, or less where a model takes less.
         batch_size: windows at a time.
@@ -70,30 +77,35 @@ def evaluate_models(
         cache_dir: where tokenized text is kept; default: as `iiad.data.pack`.
 
     Raises:
-        InputError: a model, a file, a value or the plan cannot be used. All that can be known without loading
-            a model is checked first.
+        InputError: a model, a file, a value or the plan cannot be used, or memory runs out. All that can be known
+            without loading a model is checked first.
     """
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
+    kinds = check_kinds(quantize, device, dtype)
     block_size = _choose_block(models, block_size)
     corpora = _pack_texts(models, data, text_field, cache_dir)
     for corpus in corpora:  # checks the values; reads nothing yet
         evaluation_windows(corpus, block_size, max_tokens, batch_size)
     rows: list[_Row] = []
     for model, label, corpus in zip(models, labels, corpora, strict=True):
-        loaded, identity = load_identified(model, device, dtype, cast=False)
-        shape = block_shape(loaded.config)
-        for name, runs in identify_rows(label, identity, None if rows else budget):
-            if runs.num_iterations != identity.num_iterations:
-                loaded.set_num_iterations(runs.num_iterations)
+        with memory_explained(f"loading {model} on {device}", remedies=["a smaller model"]):
+            loaded, identity = load_identified(model, device, dtype, cast=False)
+        shape, first = block_shape(loaded.config), not rows
+        for name, runs, runner in _runners(
+            loaded, label, identity, budget if first else None, kinds if first else (), dtype
+        ):
             used = corpus.num_tokens if max_tokens is None else min(max_tokens, corpus.num_tokens)
-            with progress(f"evaluating {name}", used - 1, "tokens") as advance:
+            with (
+                progress(f"evaluating {name}", used - 1, "tokens") as advance,
+                memory_explained(f"{name} on {device}", runner, batch_size, block_size, cached=False),
+            ):
                 windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
-                score = evaluate_model(loaded, windows, name=name, dtype=dtype, advance=advance)
+                score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
             rows.append(_Row(name, Cost(runs, shape), score, corpus))
-        del loaded
+        del loaded, runner
     settings = EvaluationSettings(
         block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
     )
@@ -102,6 +114,20 @@ def evaluate_models(
         data=_identify_data(corpora, max_tokens),
         results=[_describe(row, rows[0]) for row in rows],
     )
+
+
+def _runners(
+    loaded: Any, label: str, identity: ModelIdentity, plan: Plan | None, kinds: Sequence[str], dtype: str
+) -> Iterator[tuple[str, ModelIdentity, Any]]:
+    """A label for each row that one model makes, the model under its plan, and what runs it until the next row."""
+    for name, runs in identify_rows(label, identity, plan):
+        if runs.num_iterations != identity.num_iterations:
+            loaded.set_num_iterations(runs.num_iterations)
+        yield name, runs, loaded
+    if plan is not None and kinds:
+        loaded.set_num_iterations(identity.num_iterations)
+    for kind in kinds:
+        yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype])
 
 
 def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:

@@ -41,7 +41,7 @@ def demo_report(demo: Demo, width: int) -> RenderableType:
             format_share(quality[label].accuracy, digits=2),
             format_share(quality[label].retained),
             format_share(quality[label].overhead_cut),
-            f"{speed[label].decode_speedup.median:.2f}x",
+            f"{speed[label].decode.speedup.median:.2f}x",
             str(quality[label].evaluations_per_token),
         ]
         for title, label in ROWS.items()

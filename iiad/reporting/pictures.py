@@ -5,43 +5,28 @@ They need matplotlib, the extra `plot`. The same numbers give the same SVG, byte
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
-from iiad.errors import InputError
 from iiad.influence.profile import Profile
+
+from .canvas import (
+    COLOURS,
+    MARKERS,
+    WIDTH,
+    require_matplotlib,
+    require_numbers,
+    require_pictures,
+    style_of_ours,
+    write_picture,
+)
 
 __all__ = ["draw_curve", "draw_influence", "draw_verification", "require_matplotlib", "require_pictures"]
 
-WIDTH = 3.3  # inches: half a page
 ROW = 0.17  # inches of a layer's row: a line of numbers
-DPI = 300
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.4,
-    "grid.color": "0.88",
-    "lines.linewidth": 1.0,
-    "lines.markersize": 3.5,
-    "hatch.linewidth": 0.4,
-    "svg.hashsalt": "iiad",  # else its ids are random
-}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, those that stand out on white first."""
-MARKERS = "os^DvPX"
 LABELS = {
     "kl": "KL (nats per token)",
     "loss": "loss (nats per token)",
@@ -53,21 +38,6 @@ DECADES = 2
 """An axis is logarithmic where its values span more powers of ten than this."""
 
 
-def require_matplotlib() -> None:
-    """Raise InputError, in one line, where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401  (only whether it is there)
-    except ImportError:
-        raise InputError("pictures need matplotlib: pip install 'iiad[plot]'") from None
-
-
-def require_pictures(folder: str | Path) -> None:
-    """Raise InputError where pictures cannot be drawn into that folder: no matplotlib, or it is a file."""
-    require_matplotlib()
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for the pictures")
-
-
 def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Path]:
     """A heat map of one metric's scores, layers down and iterations across, with the numbers in the cells.
 
@@ -76,7 +46,7 @@ def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Pa
     """
     scores = profile.scores_of(metric)
     flat = [score for layer in scores for score in layer]
-    with _style():
+    with style_of_ours():
         from matplotlib.cm import ScalarMappable
         from matplotlib.figure import Figure
 
@@ -98,7 +68,7 @@ def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Pa
         bar.set_label(f"influence by {LABELS.get(metric, metric)}{harm}")
         bar.outline.set_visible(False)
         bar.ax.minorticks_off()
-        return _write(figure, Path(folder), f"influence-{metric}")
+        return write_picture(figure, Path(folder), f"influence-{metric}")
 
 
 def draw_curve(
@@ -117,8 +87,8 @@ def draw_curve(
     Raises InputError: no points, NaN or infinity among them, no matplotlib, a folder that cannot be written to.
     """
     points = [point for part in series.values() for point in part]
-    _require_numbers("curve", points)
-    with _style():
+    require_numbers("curve", points)
+    with style_of_ours():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(WIDTH, 0.75 * WIDTH), layout="constrained")
@@ -144,7 +114,7 @@ def draw_curve(
             )
         _scale(axes, "y", [loss for _, loss in points])
         axes.legend(frameon=False)
-        return _write(figure, Path(folder), name)
+        return write_picture(figure, Path(folder), name)
 
 
 def draw_verification(
@@ -160,10 +130,8 @@ def draw_verification(
         colour and a mark of its own.
     Raises InputError: no points, NaN or infinity among them, no matplotlib, a folder that cannot be written to.
     """
-    _require_numbers(
-        "verification", [(predicted, true, error or 0.0) for _, predicted, true, error in points]
-    )
-    with _style():
+    require_numbers("verification", [(predicted, true, error or 0.0) for _, predicted, true, error in points])
+    with style_of_ours():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(WIDTH, 0.95 * WIDTH), layout="constrained")
@@ -191,17 +159,7 @@ def draw_verification(
         axes.plot(limits, limits, color="0.5", linestyle="--", zorder=1, label="predicted = true")
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         axes.legend(frameon=False)
-        return _write(figure, Path(folder), name)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's defaults with ours, whatever the user's own settings are."""
-    require_matplotlib()
-    from matplotlib import style
-
-    with style.context(["default", STYLE]):
-        yield
+        return write_picture(figure, Path(folder), name)
 
 
 def _draw_cell(axes: Any, place: tuple[int, int], score: float, colour: Any, size: float) -> None:
@@ -259,37 +217,3 @@ def _linear_part(values: Iterable[float]) -> float | None:
         return None
     least = max(min(sizes), max(sizes) * 1e-5)  # no more decades than can be read
     return float(10 ** math.floor(math.log10(least)))
-
-
-def _require_numbers(what: str, points: Sequence[Sequence[float]]) -> None:
-    if not points:
-        raise InputError(f"{what}: found no point to draw; accepted: at least one")
-    for point in points:
-        if not all(map(math.isfinite, point)):
-            raise InputError(f"{what}: found {tuple(point)}; accepted: finite numbers")
-
-
-def _write(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write the figure as PNG and SVG: both are drawn before either is written, and each is there whole."""
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    contents: dict[Path, bytes] = {}
-    for kind, fields in metadata.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=fields)
-        contents[folder / f"{name}.{kind}"] = buffer.getvalue()
-    stages: dict[Path, str] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, content in contents.items():
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}-", delete=False) as file:
-                stages[path] = file.name
-                file.write(content)
-            os.chmod(stages[path], 0o644)
-        for path, stage in stages.items():
-            os.replace(stage, path)
-    except OSError as error:
-        raise InputError(f"{folder}: pictures cannot be written: {error.strerror}") from None
-    finally:
-        for stage in stages.values():
-            Path(stage).unlink(missing_ok=True)
-    return list(contents)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.bench import bench
 from iiad import InputError
-from iiad.benchmarking import Bench, Spread, bench_models, time_model
+from iiad.benchmarking import Bench, Spread, bench_models, rows, time_model
 from iiad.benchmarking import comparison as room
 from iiad.benchmarking.timing import Timing, random_prompts
 from tests.evaluation_room.folders import BUDGET, make_llama
@@ -51,23 +51,19 @@ def test_measured_cache_bytes_are_the_predicted_ones_in_bfloat16(folders, benche
 def test_speeds_are_positive_and_the_first_is_its_own_measure(benched):
     for result in benched.results:
         for spread in (
-            result.prefill_tokens_per_second,
-            result.decode_tokens_per_second,
-            result.decode_speedup,
+            result.prefill.tokens_per_second,
+            result.decode.tokens_per_second,
+            result.decode.speedup,
         ):
             assert 0 < spread.low <= spread.median <= spread.high
     first = benched.results[0]
-    assert first.prefill_speedup == first.decode_speedup == Spread(median=1, low=1, high=1)
+    assert first.prefill.speedup == first.decode.speedup == Spread(median=1, low=1, high=1)
 
 
 def test_settings_say_what_was_run(benched):
     settings = benched.settings
-    assert (settings.batch_size, settings.prompt_tokens, settings.new_tokens, settings.repeats) == (
-        2,
-        9,
-        5,
-        2,
-    )
+    assert (settings.batch_size, settings.prompt_tokens) == ([2], [9])
+    assert (settings.new_tokens, settings.repeats) == (5, 2)
     assert (settings.dtype, settings.device, settings.torch_version) == ("float32", "cpu", torch.__version__)
 
 
@@ -76,17 +72,17 @@ def test_rounds_take_the_models_in_turn_and_the_first_round_does_not_count(folde
 
     def fake(model, prompts, num_steps):
         order.append(model.config.num_hidden_layers)
-        return Timing(1.0 / len(order), 2.0 / len(order), 64, prompts)
+        return Timing(1.0 / len(order), 2.0 / len(order), 64, prompts[:, : num_steps + 1])
 
     monkeypatch.setattr(room, "time_model", fake)
     results = bench_models([folders.teacher, folders.llama], plan=folders.plan, **QUICK).results
     assert order == [12, 6, 3] * 3
     # The llama's runs 6 and 9 (of 9) took 1/6 and 1/9 s, the teacher's 4 and 7 in the same rounds 1/4 and 1/7 s.
-    assert results[2].prefill_speedup.low == pytest.approx(9 / 7)
-    assert results[2].prefill_speedup.high == pytest.approx(6 / 4)
-    assert results[2].prefill_speedup.median == pytest.approx((9 / 7 + 6 / 4) / 2)
-    assert results[0].prefill_tokens_per_second.high == pytest.approx(9 * 7)
-    assert results[0].decode_tokens_per_second.low == pytest.approx(5 * 4 / 2)
+    assert results[2].prefill.speedup.low == pytest.approx(9 / 7)
+    assert results[2].prefill.speedup.high == pytest.approx(6 / 4)
+    assert results[2].prefill.speedup.median == pytest.approx((9 / 7 + 6 / 4) / 2)
+    assert results[0].prefill.tokens_per_second.high == pytest.approx(9 * 7)
+    assert results[0].decode.tokens_per_second.low == pytest.approx(5 * 4 / 2)
 
 
 @torch.no_grad()
@@ -120,7 +116,13 @@ def test_prompts_follow_the_seed():
     ("options", "words"),
     [
         ({"batch_size": 0}, "batch_size: found 0; accepted: at least 1"),
+        ({"batch_size": []}, "batch_size: found none; accepted: at least one number"),
+        ({"batch_size": [4, -1]}, "batch_size: found -1"),
         ({"prompt_tokens": 0}, "prompt_tokens: found 0"),
+        ({"prompt_tokens": [9, 124]}, "found 124 + 5; accepted: at most 128 together"),
+        ({"device": "abacus"}, "device: found 'abacus'"),
+        ({"quantize": ["int2"]}, "quantize: found 'int2'; accepted: int8, int4"),
+        ({"quantize": ["int8", "int8"]}, "quantize: found int8 twice"),
         ({"new_tokens": 0}, "new_tokens: found 0"),
         ({"repeats": 0}, "repeats: found 0"),
         ({"seed": -1}, "seed: found -1"),
@@ -130,7 +132,7 @@ def test_prompts_follow_the_seed():
     ],
 )
 def test_bad_values_are_refused_before_a_model_is_loaded(folders, monkeypatch, options, words):
-    monkeypatch.setattr(room, "load_identified", None)
+    monkeypatch.setattr(rows, "load_identified", None)
     with pytest.raises(InputError) as caught:
         bench_models([folders.llama], **{**QUICK, **options})
     assert words in str(caught.value)

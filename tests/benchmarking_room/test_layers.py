@@ -16,6 +16,7 @@ from iiad.benchmarking import (
     machine,
     measure_latency,
     time_layers,
+    timing,
 )
 from iiad.benchmarking import layers as room
 from iiad.models.layers import IterativeLayer
@@ -56,6 +57,7 @@ def clock(monkeypatch):
         return call(*arguments)
 
     monkeypatch.setattr(room, "now", clock)
+    monkeypatch.setattr(timing, "now", clock)
     monkeypatch.setattr(IterativeLayer, "evaluate", slow_evaluate)
     monkeypatch.setattr(room, "_call", slow_call)
     return clock

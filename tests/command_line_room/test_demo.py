@@ -62,9 +62,17 @@ def small(monkeypatch, tmp_path, text_file):
     return tmp_path / "demo"
 
 
-def test_every_stage_runs_once_and_the_table_has_the_five_models(small, capsys):
+def test_an_interrupted_demo_goes_on_runs_every_stage_once_and_shows_five_models(small, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_module, "distill", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(small, lambda artefact: None)
+    assert not (small / "student").exists()
+    (small / ".bench.json-left-by-a-kill").write_text("{")
+    assert capsys.readouterr().err.count("not run again") == 0
     shown = []
     made = run_demo(small, shown.append)
+    assert capsys.readouterr().err.count("not run again") == 3  # all models but the student
     assert [artefact.kind for artefact in shown] == ["profile", "plan"]
     assert made.tokens["student"] > made.tokens["teacher"] == 4 * 2 * 32
     console = Console(width=80, record=True)
@@ -76,21 +84,10 @@ def test_every_stage_runs_once_and_the_table_has_the_five_models(small, capsys):
     assert f"iiad generate {small}/student" in next_steps(made)
 
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()}
-    capsys.readouterr()
     again = run_demo(small, shown.append)
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()} == before
     assert capsys.readouterr().err.count("not run again") == 4
     assert again.evaluation == made.evaluation
-
-
-def test_a_demo_that_was_interrupted_goes_on_where_it_was(small, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(demo_module, "distill", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_demo(small, lambda artefact: None)
-    assert not (small / "student").exists()
-    (small / ".bench.json-left-by-a-kill").write_text("{")
-    assert run_demo(small, lambda artefact: None).bench.results
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from iiad.planning import Plan
 from iiad.recipes import find_recipe
 from iiad.training import RunRecord
 
-COMMANDS = "train profile plan capture distill evaluate generate bench convert demo env".split()
+COMMANDS = "train profile plan capture distill evaluate generate bench check convert demo env".split()
 
 
 @pytest.fixture

@@ -52,7 +52,10 @@ def test_files_are_printed_by_what_they_are_in_the_order_given(run, tmp_path):
     [
         (None, "no such file"),
         ("{", "cannot be read as JSON"),
-        ("[]", "found kind None; accepted: bench, evaluation, latency, plan, profile, signals, verification"),
+        (
+            "[]",
+            "found kind None; accepted: bench, check, evaluation, latency, plan, profile, signals, verification",
+        ),
         (json.dumps({"kind": "magic"}), "found kind 'magic'"),
         (json.dumps({"kind": "plan"}), "teacher: is missing"),
     ],

@@ -286,3 +286,21 @@ def test_numbers_are_shown_at_their_precision():
         "5.0 MiB",
         "3.0 GiB",
     ]
+
+
+def test_an_evaluation_that_runs_out_of_memory_says_the_sizes(folders, monkeypatch):
+    monkeypatch.setattr(
+        "iiad.evaluation.comparison.evaluate_model",
+        lambda *args, **options: torch.empty(1 << 50, dtype=torch.uint8),  # no machine has that
+    )
+    with pytest.raises(InputError) as caught:
+        evaluate_models([folders.teacher], [str(folders.text)], batch_size=4, block_size=32, device="cpu")
+    assert str(caught.value).startswith(
+        "teacher on cpu: out of memory, asked for 1048576.0 GiB more; batch 4 x 32 tokens, 12 evaluations, weights "
+    )
+
+
+def test_kinds_are_checked_before_a_model_is_loaded(folders, monkeypatch):
+    monkeypatch.setattr("iiad.evaluation.comparison.load_identified", None)
+    with pytest.raises(InputError, match="quantize: found 'int5'; accepted: int8, int4"):
+        evaluate_models([folders.teacher], [str(folders.text)], quantize=["int5"], device="cpu")

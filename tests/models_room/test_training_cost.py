@@ -68,7 +68,8 @@ def gradients(model, tokens, autocast=False):
     model.zero_grad()
     torch.manual_seed(3)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model(tokens, labels=tokens).loss
+        # Recomputation goes without a cache, which under autocast would keep bfloat16 values in float32.
+        loss = model(tokens, labels=tokens, use_cache=False).loss
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -194,7 +195,7 @@ def test_rms_norm_without_gradients_and_with_a_frozen_weight():
 
 
 def test_rms_norm_can_be_differentiated_twice():
-    x = torch.randn(2, 3, 8)
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     results = []
     for norm in (LlamaRMSNorm(8), RMSNorm(8)):
         point = x.clone().requires_grad_()
@@ -202,7 +203,7 @@ def test_rms_norm_can_be_differentiated_twice():
         first = torch.autograd.grad(norm(point).pow(3).sum(), inputs, create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
     for theirs, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-4)  # sums of hundreds, in float32
 
 
 WEIGHT = torch.nn.Parameter(torch.randn(6, 4))

@@ -22,6 +22,10 @@ from iiad.training.interruption import TimeLimit
 from iiad.training.stage_trainer import StageTrainer
 from tests.training_room.forking import Commands, wait_until
 
+pytestmark = pytest.mark.xdist_group(
+    "interruption"
+)  # what its fixtures make is long in the making: once is enough
+
 STEPS, SWITCH = 12, 6
 PARTS = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "average.safetensors", "README.md"}
 STAGE = {"max_steps": 4, "warmup_steps": 1, "learning_rate": 0.003}

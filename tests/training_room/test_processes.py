@@ -20,6 +20,10 @@ from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord, TrainRecipe, train
 from iiad.training.checkpointing import latest_checkpoint
 
+pytestmark = pytest.mark.xdist_group(
+    "processes"
+)  # what its fixtures make is long in the making: once is enough
+
 ROOT = Path(__file__).parents[2]
 STEPS = 8
 PIPELINE = {"layerwise": 2, "distill": 3, "recover": 2}

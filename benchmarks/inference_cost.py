@@ -1,0 +1,166 @@
+"""What an evaluation costs at inference, beside a layer of a Llama of the same width.
+
+    python benchmarks/inference_cost.py                          # the paper's 55M model, r = 3; random weights
+    python benchmarks/inference_cost.py --section forward --section decode
+
+All in pairs, in turns, in one run: a figure is the median over the rounds of the ratio of two neighbours. One
+sequence, exact cache, under three plans: in full, and with overhead cuts of 55 % and 75 %. Exit code 1 where a bound
+is missed:
+
+    forward     seconds as a multiple of a Llama's with as many layers as the model has evaluations: at most 1.03
+    decode      a decoding step likewise, eager: at most 1.05
+    compiled    a decoding step with static cache and torch.compile, as a share of our own eager one: at most 1 / 1.5
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from timing import Row, make_parser, print_rows, ratio_in_turns
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from iiad.benchmarking.compiled import CompiledDecoder
+from iiad.benchmarking.timing import random_prompts, run_calls
+from iiad.models import IIETConfig, IIETForCausalLM
+
+
+def main() -> int:
+    """Measure section by section, print, and say whether every bound is kept."""
+    options = read_options()
+    torch.set_grad_enabled(False)
+    missed = False
+    for name in options.section or SECTIONS:
+        print(name, flush=True)
+        for row in SECTIONS[name](options):
+            missed |= not print_rows([row])
+    return int(missed)
+
+
+def measure_forward(options: Any) -> Iterator[Row]:
+    """One forward pass without a cache, the head on the last token alone."""
+    tokens = random_prompts(1, options.num_tokens, options.vocab_size, seed=0).to(options.device)
+
+    def forward(model: Any) -> None:
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+
+    for name, ours, llama in make_pairs(options):
+        yield Row(name, compare(partial(forward, ours), partial(forward, llama), options), 1.03)
+
+
+def measure_decoding(options: Any) -> Iterator[Row]:
+    """Decoding steps after a prompt."""
+    for name, ours, llama in make_pairs(options):
+        yield Row(name, compare(decoding(ours, options), decoding(llama, options), options), 1.05)
+
+
+def measure_compiled(options: Any) -> Iterator[Row]:
+    """Decoding steps through torch.compile and a static cache, in those of our own eager model."""
+    model = make_iiet(options)
+    for name, plan in make_plans(options).items():
+        model.set_num_iterations(plan)
+        torch.compiler.reset()
+        compiled = decoding(model, options, compiled=True)
+        yield Row(name, compare(compiled, decoding(model, options), options), 1 / 1.5)
+
+
+SECTIONS: dict[str, Callable[[Any], Iterator[Row]]] = {
+    "forward": measure_forward,
+    "decode": measure_decoding,
+    "compiled": measure_compiled,
+}
+
+
+def compare(first: Callable[[], Any], second: Callable[[], Any], options: Any) -> float:
+    """Seconds of the first in those of the second."""
+    return ratio_in_turns(first, second, options.rounds, options.device)
+
+
+def decoding(model: Any, options: Any, compiled: bool = False) -> Callable[[], None]:
+    """Some decoding steps, that go on from where the last call ended; the prompt has been read.
+
+    All caches grow alike, so that what is compared has the same context.
+    """
+    prompts = random_prompts(1, options.num_tokens, options.vocab_size, seed=0).to(options.device)
+    calls: Iterator[Tensor]
+    if compiled:
+        decoder = CompiledDecoder(model, options.num_tokens + 1 + options.steps * (options.rounds + 1))
+        calls = decoder.run_calls(prompts, decoder.new_cache())
+    else:
+        calls = run_calls(model, prompts, DynamicCache(config=model.config))
+    next(calls)
+
+    def run() -> None:
+        for _ in islice(calls, options.steps):
+            pass
+
+    return run
+
+
+def make_plans(options: Any) -> dict[str, list[int]]:
+    """r_t of each layer: in full, and with overhead cuts of 55 % and 75 %, the first layers keeping more."""
+    depth, most = options.num_layers, options.num_iterations
+    named = {"in full": [most] * depth}
+    for cut in (0.55, 0.75):
+        least, more = divmod(round((1 - cut) * depth * most), depth)
+        named[f"overhead cut {cut:.0%}"] = [least + (layer < more) for layer in range(depth)]
+    return named
+
+
+def make_pairs(options: Any) -> Iterator[tuple[str, IIETForCausalLM, LlamaForCausalLM]]:
+    """Under each plan the model, and a Llama of its evaluations."""
+    ours = make_iiet(options)
+    for name, plan in make_plans(options).items():
+        ours.set_num_iterations(plan)
+        depth = ours.config.num_evaluations
+        llama = LlamaForCausalLM(LlamaConfig(**make_shape(options), num_hidden_layers=depth))
+        yield f"{name}, {depth} evaluations", ours, place(llama, options)
+
+
+def make_iiet(options: Any) -> IIETForCausalLM:
+    """The model, with random weights: cost does not depend on them."""
+    config = IIETConfig(
+        **make_shape(options), num_layers=options.num_layers, num_iterations=options.num_iterations
+    )
+    return place(IIETForCausalLM(config), options)
+
+
+def make_shape(options: Any) -> dict[str, Any]:
+    """What both models have alike."""
+    width = options.hidden_size
+    return {
+        "vocab_size": options.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": options.intermediate_size or width * 11 // 4,
+        "num_attention_heads": max(1, width // 128),
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
+
+
+def place(model: Any, options: Any) -> Any:
+    """The model in evaluation mode, in the type and on the device that are asked for."""
+    return model.eval().to(options.device, getattr(torch, options.dtype))
+
+
+def read_options() -> Any:
+    """The command line."""
+    parser = make_parser(__doc__, rounds=10)
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
+    parser.add_argument("--intermediate-size", type=int, help="default: 2.75 times the width")
+    parser.add_argument("--num-layers", type=int, default=12)
+    parser.add_argument("--num-iterations", type=int, default=3)
+    parser.add_argument("--vocab-size", type=int, default=32000)
+    parser.add_argument("--num-tokens", type=int, default=128, help="of the forward pass, and of the prompt")
+    parser.add_argument("--steps", type=int, default=8, help="decoding steps at a time")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

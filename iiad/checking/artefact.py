@@ -1,0 +1,78 @@
+"""check.json: what was claimed of a model, what was measured, and whether it holds. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from iiad.artefacts import Artefact, ModelIdentity, Record
+
+__all__ = ["Check", "CheckResult", "CheckSettings"]
+
+
+class CheckSettings(Record):
+    """What was run, and on what."""
+
+    prompt_tokens: int = Field(ge=4, description="random tokens of each prompt")
+    new_tokens: int = Field(ge=2, description="tokens of each sequence after its prompt")
+    seed: int = Field(ge=0, description="of the tokens")
+    dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
+    device: str
+    device_name: str = Field(description="what the machine calls it")
+    rounding_bound: float = Field(
+        gt=0, description="largest figure that is taken for rounding, in standard deviations of the logits"
+    )
+    compile: bool = Field(description="whether the compiled model was checked too")
+    torch_version: str
+    transformers_version: str
+
+
+class CheckResult(Record):
+    """One claim: passed or failed by its figure, or skipped, or failed by an error, for the reason in `note`."""
+
+    name: str = Field(description="the claim, unique in the check")
+    outcome: Literal["passed", "failed", "skipped"]
+    figure: float | None = Field(
+        default=None, description="what was measured; null: nothing, or nothing finite"
+    )
+    bound: float = Field(ge=0, description="the figure passes up to here; 0: to the last bit")
+    unit: str = Field(description="what the figure is")
+    note: str | None = Field(default=None, description="why it was skipped or failed, beyond the figure")
+
+    @model_validator(mode="after")
+    def _outcome_follows(self) -> Self:
+        if self.figure is None:
+            consistent = self.outcome != "passed" and self.note is not None
+        else:
+            consistent = self.outcome == ("passed" if self.figure <= self.bound else "failed")
+        if not consistent:
+            raise ValueError(
+                f"outcome is {self.outcome!r} with figure {self.figure}, bound {self.bound}, note {self.note!r}; "
+                "accepted: passed or failed as the figure says, or no figure and a note that says why"
+            )
+        return self
+
+
+class Check(Artefact):
+    """What was claimed of one model, and whether it holds."""
+
+    kind: Literal["check"] = "check"
+    model: ModelIdentity = Field(description="the model and the plan it ran; cache bytes in its dtype")
+    teacher: ModelIdentity | None = Field(
+        default=None, description="what it was compared with; null: nothing"
+    )
+    plan_fingerprint: str | None = Field(
+        default=None, description="sha256 of the plan's file, if one was given"
+    )
+    settings: CheckSettings
+    results: list[CheckResult] = Field(min_length=1, description="one per claim, in the order checked")
+
+    def count(self, outcome: str) -> int:
+        """How many claims came out so: passed, failed or skipped."""
+        return sum(result.outcome == outcome for result in self.results)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no claim failed and at least one was checked."""
+        return self.count("failed") == 0 < self.count("passed")

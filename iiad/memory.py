@@ -1,0 +1,149 @@
+"""Bytes of models and their caches, and an error with the sizes where memory runs out. All definitions are ours.
+
+Legend: B sequences, T tokens of context.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = [
+    "cache_bytes",
+    "describe_run",
+    "format_size",
+    "is_out_of_memory",
+    "memory_explained",
+    "tensor_bytes",
+    "weight_bytes",
+]
+
+_SIGNS = (
+    "can't allocate memory",  # torch's allocator on the CPU
+    "not enough memory: you tried to allocate",  # the same on Windows
+    "bad_alloc",  # C++ behind torch, where no allocator of torch's was asked
+    "could not create a memory object",  # oneDNN
+    "out of memory",  # CUDA libraries beside torch's allocator
+)
+_REMEDIES = ("a smaller batch", "a shorter context", "bfloat16", "fewer iterations (a plan)")
+_TRAINING_REMEDIES = (
+    "a smaller batch",
+    "a shorter block_size",
+    "training.gradient_checkpointing=evaluation",
+    "bf16",
+)
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor's numbers take, of a quantized one those that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters, each once, however many modules share it."""
+    return sum(tensor_bytes(parameter.data) for parameter in model.parameters())
+
+
+def cache_bytes(model: Any, batch_size: int, num_tokens: int) -> int:
+    """Bytes of a cache: slots x B x T x 2 x key/value heads x head width x itemsize.
+
+    Slots are `config.num_hidden_layers`, which need not be the evaluations. Where a configuration names a sliding
+    window, T is at most that: a lower bound for a model with other layers beside.
+    """
+    config = model.config
+    num_tokens = min(num_tokens, getattr(config, "sliding_window", None) or num_tokens)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slots = config.num_hidden_layers
+    return slots * batch_size * num_tokens * 2 * heads * width * model.dtype.itemsize
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had: CUDA's, the CPU allocator's or Python's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+@contextmanager
+def memory_explained(
+    where: str,
+    model: Any = None,
+    batch_size: int | None = None,
+    num_tokens: int | None = None,
+    *,
+    cached: bool = True,
+    training: bool = False,
+    remedies: Sequence[str] | None = None,
+) -> Iterator[None]:
+    """Turn running out of memory into an InputError of one line: where, the sizes, what to change.
+
+    Args:
+        where: what was being done, as a user would say it.
+        model: what was run, if anything was; its sizes are read only when memory has run out.
+        batch_size, num_tokens: B and T that it was run with; T with what is generated.
+        cached: whether keys and values are kept.
+        training: whether it was trained, which other changes help.
+        remedies: what to change, where that is something else.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(
+            error.__traceback__
+        )  # else it would go on holding all that the failed call held
+        parts = [f"{where}: out of memory{_asked(error)}"]
+        if model is not None:
+            parts.append(describe_run(model, batch_size or 1, num_tokens or 1, cached and not training))
+        change = remedies or (_TRAINING_REMEDIES if training else _REMEDIES)
+        raise InputError(f"{'; '.join(parts)}; what helps: {_one_of(change)}") from error
+
+
+def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = True) -> str:
+    """The sizes of a run in words: B x T, evaluations, slots and bytes of the cache, bytes of the weights."""
+    config = model.config
+    parts = [f"batch {batch_size} x {num_tokens} tokens"]
+    iterations = getattr(config, "iterations", None)
+    if iterations is not None:
+        parts.append(f"{sum(config.num_start_evaluations + r for r in iterations)} evaluations")
+    if cached:
+        size = format_size(cache_bytes(model, batch_size, num_tokens))
+        parts.append(f"a cache of {size} in {config.num_hidden_layers} slots")
+    parts.append(f"weights of {format_size(weight_bytes(model))}, {str(model.dtype).removeprefix('torch.')}")
+    return ", ".join(parts)
+
+
+def format_size(size: float) -> str:
+    """A number of bytes in binary units, as in "1.5 GiB"."""
+    for unit, scale in _UNITS.items():
+        if size < 1000 * scale or unit == "GiB":
+            return f"{size / scale:.{0 if unit == 'B' else 1}f} {unit}"
+    raise AssertionError
+
+
+def _asked(error: BaseException) -> str:
+    """What the message says was asked for: ", asked for 4.0 GiB", or nothing."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMG]iB)", str(error))
+    if found is None:
+        return ""
+    number, unit = found.groups()
+    return f", asked for {format_size(float(number) * _UNITS.get(unit, 1))} more"
+
+
+def _one_of(changes: Sequence[str]) -> str:
+    *others, last = changes
+    return f"{', '.join(others)} or {last}" if others else last
