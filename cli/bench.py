@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Overwrite
+from .options import CachePolicy, Device, Overwrite
 
 __all__ = ["bench"]
 
@@ -23,6 +23,17 @@ def bench(
     quantize: Annotated[
         list[str] | None,
         typer.Option(help="int8 or int4: adds the first model with its blocks' weights so. Repeatable."),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Adds each model decoding from a static cache through torch.compile (CUDA graphs on a GPU).",
+        ),
+    ] = False,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="evaluation.json: shows its perplexity and accuracy beside the speed."),
     ] = None,
     layers: Annotated[
         bool,
@@ -49,6 +60,7 @@ def bench(
     ] = 64,
     repeats: Annotated[int, typer.Option(help="Measured rounds over all models, or plans.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
@@ -76,16 +88,20 @@ def bench(
     from rich.console import Console
 
     from iiad.artefacts import require_new_file
+    from iiad.loading import require_cache_policy
 
     if output is not None:
         require_new_file(output, overwrite)
     grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}
     if layers:
-        _refuse_with_layers(models=models, **grid, quantize=quantize, plot=plot)
+        _refuse_with_layers(
+            models, grid, quantize=quantize, compile=compiled, evaluation=evaluation, plot=plot
+        )
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 
         require_pictures(plot)
+    require_cache_policy(models, cache_policy)
     settings: dict[str, Any] = {
         "plan": plan,
         "new_tokens": new_tokens,
@@ -108,7 +124,9 @@ def bench(
     from iiad.benchmarking import bench_models
     from iiad.reporting.benchmark import bench_table
 
-    made = bench_models(models, quantize=quantize or [], **settings, **grid)
+    made = bench_models(
+        models, quantize=quantize or [], compiled=compiled, evaluation=evaluation, **settings, **grid
+    )
     if output is not None:
         made.save(output)
     console.print(bench_table(made, console.width))
@@ -120,12 +138,14 @@ def bench(
             say(f"drawn: {path}")
 
 
-def _refuse_with_layers(**given: object) -> None:
-    """Raise InputError for what a latency table is not made of: several models or numbers, quantization, pictures."""
+def _refuse_with_layers(models: list[str], grid: dict[str, list[int]], **others: Any) -> None:
+    """Raise InputError for several models or numbers, and for the others, which are no part of a latency table."""
     from iiad.errors import InputError
 
-    for name, value in given.items():
-        if name in ("quantize", "plot") and value:
+    sizes: dict[str, Any] = {"models": models, **grid}
+    for name, values in sizes.items():
+        if len(values) != 1:
+            raise InputError(f"{name}: found {len(values)}; accepted with --layers: one")
+    for name, value in others.items():
+        if value:
             raise InputError(f"{name}: found {value}; accepted with --layers: none")
-        if isinstance(value, list) and name not in ("quantize", "plot") and len(value) != 1:
-            raise InputError(f"{name}: found {len(value)}; accepted with --layers: one")

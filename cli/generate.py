@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device
+from .options import CachePolicy, Device
 
 __all__ = ["generate"]
 
@@ -46,6 +46,7 @@ def generate(
     draft_length: Annotated[
         int | None, typer.Option(help="Most tokens to propose at a time. Default: measured first.")
     ] = None,
+    cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
@@ -67,11 +68,13 @@ def generate(
         read_prompt,
         text_streamer,
     )
+    from iiad.loading import require_cache_policy
     from iiad.reporting.progress import say
     from iiad.speculation import Draft
 
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     text = read_prompt(prompt, prompt_file)
+    require_cache_policy([model], cache_policy)
     proposer: Draft | None = None
     if draft is not None:
         if num_samples > 1:

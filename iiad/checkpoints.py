@@ -133,6 +133,10 @@ def load_model(
         )
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
         raise InputError(f"{model}: cannot be loaded: {one_line(error)}") from error
+    if getattr(loaded.config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{model}: its weights are quantized; accepted: whole ones, which bench and evaluate can --quantize"
+        )
     _require_exact(model, info)
     require_finite(loaded.state_dict(), model)
     if num_iterations is not None:

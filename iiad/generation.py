@@ -20,6 +20,7 @@ from iiad.loading import choose_device, choose_dtype, load_identified, read_plan
 from .artefacts import ModelIdentity
 from .data import load_tokenizer
 from .errors import InputError
+from .memory import memory_explained
 from .planning import Plan
 from .speculation import (
     Choice,
@@ -102,8 +103,8 @@ def generate_text(
         draft: proposes tokens, which makes one sample faster; see `load_drafted_generator`.
 
     Raises:
-        InputError: a value out of range, prompt and new tokens that do not fit in max_position_embeddings, or a
-            draft that cannot follow the model.
+        InputError: a value out of range, prompt and new tokens that do not fit in max_position_embeddings, a draft
+            that cannot follow the model, or memory runs out.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     if streamer is not None and num_samples > 1:
@@ -112,7 +113,8 @@ def generate_text(
         raise InputError(f"num_samples: found {num_samples} with a draft; accepted: 1")
     prompt_ids = _encode(model, tokenizer, prompt, max_new_tokens)  # (1, T)
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    where, length = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
+    with torch.random.fork_rng(devices=devices), memory_explained(where, model, num_samples, length):
         torch.manual_seed(seed)
         if draft is not None:
             chooser = Chooser(float(temperature), top_k, top_p)

@@ -23,6 +23,7 @@ __all__ = [
     "load_identified",
     "read_limits",
     "read_plan",
+    "require_cache_policy",
     "truncated_identity",
 ]
 
@@ -65,6 +66,25 @@ def read_limits(model: str | Path) -> tuple[int, int]:
         return int(config.max_position_embeddings), int(config.vocab_size)
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
         raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
+
+
+def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> None:
+    """Raise InputError for a model whose weights were trained for another cache policy. None: any will do.
+
+    A model without the field, a Llama, has a slot for each of its evaluations: "exact".
+    """
+    if policy is None:
+        return
+    if policy not in ("exact", "shared"):
+        raise InputError(f"cache_policy: found {policy!r}; accepted: exact, shared")
+    for model in models:
+        read_limits(model)  # that there is such a model
+        trained = getattr(AutoConfig.from_pretrained(str(model)), "cache_policy", "exact")
+        if trained != policy:
+            raise InputError(
+                f"cache_policy: found {policy!r} for {model}, whose weights were trained for {trained!r}; accepted: "
+                f"that, or a student distilled with student.cache_policy={policy}"
+            )
 
 
 def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -> tuple[Any, ModelIdentity]:

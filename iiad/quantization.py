@@ -92,11 +92,9 @@ def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
 
 def quantized_copy(model: Any, kind: str, dtype: torch.dtype | None = None) -> Any:
     """A quantized copy that shares everything else with the model. Raises InputError as `quantize` does."""
-    import copy
+    from .weights import copy_sharing_tensors
 
-    own = {id(linear.weight) for _, linear in _block_linears(model)}
-    shared = {id(tensor): tensor for tensor in model.parameters() if id(tensor) not in own}
-    other = copy.deepcopy(model, shared)
+    other = copy_sharing_tensors(model, except_for={id(linear.weight) for _, linear in _block_linears(model)})
     quantize(other, kind, dtype)
     return other
 

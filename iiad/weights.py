@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Container
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +15,17 @@ from transformers import PreTrainedModel
 from .checkpoints import require_finite
 from .errors import InputError
 
-__all__ = ["assign_weights"]
+__all__ = ["assign_weights", "copy_sharing_tensors"]
+
+
+def copy_sharing_tensors(model: Any, except_for: Container[int] = ()) -> Any:
+    """A model of its own modules and configuration on another's parameters and buffers: no memory is taken.
+
+    What changes a tensor of one changes the other. except_for: ids of tensors that are copied.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    # What deepcopy finds in its memo it takes as copied already.
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in except_for})
 
 
 def assign_weights(

@@ -129,13 +129,19 @@ class BenchResult(Record):
         description="the model and the plan it ran; cache bytes in the settings' dtype"
     )
     quantization: Literal["int8", "int4"] | None = Field(description="of the weights of its blocks")
+    compiled: bool = Field(
+        default=False,
+        description="decodes from a static cache through torch.compile; prefill is not compiled",
+    )
+    perplexity: float | None = Field(default=None, description="of the evaluation that the bench was given")
+    accuracy: float | None = Field(default=None, description="likewise: share of tokens ranked first")
     batch_size: int = Field(ge=1)
     prompt_tokens: int = Field(ge=1)
     prefill: Phase
     decode: Phase
     predicted_speedup: float | None = Field(
         description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
-        "None where the blocks differ in shape or precision"
+        "None where the blocks differ in shape or precision, or decoding is compiled"
     )
     evaluations_per_token: int = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iiad.errors import InputError
+from iiad.evaluation.artefact import Evaluation
 from iiad.evaluation.cost import compute_cut
 from iiad.loading import choose_device, choose_dtype, label_models, read_plan
 from iiad.memory import memory_explained, weight_bytes
@@ -21,6 +22,7 @@ from iiad.reporting.progress import progress
 
 from .artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
 from .breakdown import WatchedCall, can_be_watched, summarise_calls, watch_run
+from .compiled import require_compiler
 from .machine import device_name
 from .rows import Row, check_room, grid_prompts, load_rows, measure_memory, require_free_memory
 from .timing import Timing, time_model
@@ -53,6 +55,8 @@ def bench_models(
     *,
     plan: Plan | str | Path | None = None,
     quantize: Sequence[str] = (),
+    compiled: bool = False,
+    evaluation: Evaluation | str | Path | None = None,
     batch_size: int | Sequence[int] = 1,
     prompt_tokens: int | Sequence[int] = 128,
     new_tokens: int = 64,
@@ -71,6 +75,9 @@ def bench_models(
         models: folders or hub names; the first is what the others are compared with.
         plan: a plan or its file: adds the first model truncated to it as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row.
+        compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile.
+        evaluation: an evaluation or its file, to take perplexity and accuracy from where it has the same model under
+            the same plan and quantization.
         batch_size: sequences at a time, one number or several.
         prompt_tokens: tokens of each prompt, one number or several.
         new_tokens: decoding steps, one token of each sequence a step.
@@ -93,6 +100,9 @@ def bench_models(
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
+    scores = Evaluation.load(evaluation) if isinstance(evaluation, str | Path) else evaluation
+    if compiled:
+        require_compiler(device)
     for model in models:
         check_room(model, max(grid["prompt_tokens"]), new_tokens)
     settings = BenchSettings(
@@ -106,13 +116,17 @@ def bench_models(
         num_threads=torch.get_num_threads(),
         torch_version=torch.__version__,
     )
-    rows = load_rows(models, labels, budget, kinds, device, dtype)
+    rows = load_rows(models, labels, budget, kinds, device, dtype, compiled)
+    quality = [_quality(row, scores) for row in rows]
+    if scores is not None and not any(quality):
+        raise InputError("evaluation: holds none of these models under their plans; accepted: one that does")
     results: list[BenchResult] = []
     for point in product(settings.batch_size, settings.prompt_tokens):
         require_free_memory(rows, point[0], point[1] + new_tokens)
         measured = _measure_point(rows, *point, settings)
         results += [
-            _describe(row, rows[0], own, measured[0], point) for row, own in zip(rows, measured, strict=True)
+            _describe(row, rows[0], own, measured[0], point).model_copy(update=score)
+            for row, own, score in zip(rows, measured, quality, strict=True)
         ]
     return Bench(settings=settings, results=results)
 
@@ -144,6 +158,8 @@ def _measure_point(
     prompts = grid_prompts(rows, batch_size, prompt_tokens, settings.seed)
     watched = min(WATCHED_ROUNDS, repeats)
     measured = [_Measured([], []) for _ in rows]
+    decoders = [row.decoder(prompt_tokens + steps) for row in rows]
+    torch.compiler.reset()  # of one function only so many versions are kept
     turns = list(zip(rows, prompts, measured, strict=True))
     title = f"batch {batch_size} x {prompt_tokens} tokens"
     with progress(title, (2 + repeats + watched) * len(rows), "runs") as advance:
@@ -152,18 +168,27 @@ def _measure_point(
                 own.peaks = measure_memory(row, given)
             advance(1)
         for _ in range(repeats + 1):
-            for row, given, own in turns:
+            for (row, given, own), decoder in zip(turns, decoders, strict=True):
                 with _explained(row, given, steps):
-                    own.timings.append(time_model(row.follow(), given, steps))
+                    own.timings.append(time_model(row.follow(), given, steps, decoder))
                 advance(1)
         for _ in range(watched):
             for row, given, own in turns:
-                if can_be_watched(row.model):
+                if not row.compiled and can_be_watched(row.model):
                     own.watched.append(watch_run(row.follow(), given, steps))
                 advance(1)
     for own in measured:
         del own.timings[0]
     return measured
+
+
+def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
+    """What an evaluation says of the row's model under its plan, nothing where it has no such entry."""
+    for result in scores.results if scores is not None else ():
+        same = (result.model.fingerprint, result.model.num_iterations, result.quantization)
+        if same == (row.cost.identity.fingerprint, row.cost.identity.num_iterations, row.quantization):
+            return {"perplexity": result.perplexity, "accuracy": result.accuracy}
+    return {}
 
 
 @contextmanager
@@ -177,7 +202,7 @@ def _explained(row: Row, prompts: Tensor, num_steps: int) -> Iterator[None]:
 def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tuple[int, int]) -> BenchResult:
     """A row as it is written down: own timings, and those of the first row in the same rounds."""
     batch_size, prompt_tokens = point
-    cut = None if row.quantization else compute_cut(row.cost, first.cost)
+    cut = None if row.quantization or row.compiled else compute_cut(row.cost, first.cost)
     predicted = None if cut is None else 1 / (1 - cut)
     cache, first_cache = own.timings[-1].cache_bytes, other.timings[-1].cache_bytes
     num_new = own.timings[-1].tokens.shape[1] - 1
@@ -185,6 +210,7 @@ def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tup
         label=row.label,
         model=row.cost.identity,
         quantization=row.quantization,
+        compiled=row.compiled,
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         prefill=_phase("prefill", batch_size * prompt_tokens, own, other, predicted),

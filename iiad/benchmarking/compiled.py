@@ -27,7 +27,8 @@ class CompiledDecoder:
     def __init__(self, model: Any, max_cache_len: int):
         """model: in evaluation mode. max_cache_len: prompt and new tokens together, at most."""
         self.model, self.max_cache_len = model, max_cache_len
-        mode = "reduce-overhead" if model.device.type == "cuda" else None  # CUDA graphs
+        self.uses_graphs = model.device.type == "cuda"  # CUDA graphs
+        mode = "reduce-overhead" if self.uses_graphs else None
         self.step = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
 
     def run_calls(self, prompts: Tensor, cache: StaticCache) -> Iterator[Tensor]:
@@ -37,7 +38,8 @@ class CompiledDecoder:
         """
         inputs, forward = prompts, self.model
         while True:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned has been used
+            if self.uses_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step returned has been used
             logits = forward(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             inputs, forward = logits[:, -1:].argmax(-1), self.step
             yield inputs

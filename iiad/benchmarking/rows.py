@@ -21,7 +21,9 @@ from iiad.memory import cache_bytes, describe_run, format_size, memory_explained
 from iiad.planning import Plan
 from iiad.quantization import quantized_copy
 from iiad.reporting.progress import say
+from iiad.weights import copy_sharing_tensors
 
+from .compiled import CompiledDecoder
 from .memory import peaks_in_turn
 from .timing import random_prompts, run_calls
 
@@ -36,12 +38,19 @@ class Row:
     model: Any
     cost: Cost
     quantization: str | None = None
+    compiled: bool = False
 
     def follow(self) -> Any:
         """The model, now running the row's plan."""
-        if hasattr(self.model, "set_num_iterations"):
-            self.model.set_num_iterations(self.cost.identity.num_iterations)
+        plan = self.cost.identity.num_iterations
+        # What is compiled stays so as long as nothing is set anew.
+        if getattr(self.model.config, "num_iterations", plan) != plan:
+            self.model.set_num_iterations(plan)
         return self.model
+
+    def decoder(self, num_tokens: int) -> CompiledDecoder | None:
+        """What decodes sequences of that length, prompt included, where the row is a compiled one."""
+        return CompiledDecoder(self.follow(), num_tokens) if self.compiled else None
 
 
 def check_room(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
@@ -61,10 +70,12 @@ def load_rows(
     kinds: Sequence[str],
     device: str,
     dtype: str,
+    compiled: bool = False,
 ) -> list[Row]:
     """All models at once; the first also truncated where there is a plan, and quantized in each of the kinds.
 
-    Raises InputError as `iiad.loading.load_identified`, and where memory runs out.
+    compiled: each row also compiled, right after it, but not the quantized ones. Raises InputError as
+    `iiad.loading.load_identified`, and where memory runs out.
     """
     rows: list[Row] = []
     for model, label in zip(models, labels, strict=True):
@@ -75,10 +86,14 @@ def load_rows(
             first = not rows
             for name, runs in identify_rows(label, identity, plan if first else None):
                 rows.append(Row(name, loaded, Cost(runs, shape)))
+                if compiled:
+                    # Of its own modules: another row's plan would have them compiled again.
+                    own = copy_sharing_tensors(loaded)
+                    rows.append(Row(f"{name}, compiled", own, Cost(runs, shape), compiled=True))
             for kind in kinds if first else ():
                 other = quantized_copy(loaded, kind, DTYPES[dtype])
                 rows.append(Row(f"{label}, {kind}", other, Cost(identity, shape), kind))
-    held = {id(row.model): weight_bytes(row.model) for row in rows}
+    held = {id(row.model): weight_bytes(row.model) for row in rows if not row.compiled}
     say(f"models in memory at once: {len(held)}, {format_size(sum(held.values()))} of weights")
     return rows
 
@@ -114,10 +129,12 @@ def require_free_memory(rows: Sequence[Row], batch_size: int, num_tokens: int) -
 def measure_memory(row: Row, prompts: Tensor) -> tuple[int, int]:
     """Most bytes alive at once beside the weights, in a prefill and in a decoding step after it (ours).
 
-    The cache counts in both. Not under inference mode, where on the CPU attention would hide what it makes.
+    The cache counts in both. A compiled row's are those of its static cache, not compiled. Not under inference mode,
+    where on the CPU attention would hide what it makes.
     """
-    model = row.follow()
-    cache = DynamicCache(config=model.config)
-    calls = run_calls(model, prompts, cache)
+    model, decoder = row.follow(), row.decoder(prompts.shape[1] + 1)
+    calls = run_calls(
+        model, prompts, DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
+    )
     prefill, decode = peaks_in_turn([lambda: next(calls)] * 2, str(model.device))
     return prefill, decode

@@ -9,11 +9,14 @@ import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+
+from .compiled import CompiledDecoder
 
 __all__ = ["Timing", "mark", "now", "random_prompts", "run_calls", "seconds_between", "time_model"]
 
@@ -36,16 +39,17 @@ class Timing:
 
 
 @torch.inference_mode()
-def time_model(model: Any, prompts: Tensor, num_steps: int) -> Timing:
+def time_model(model: Any, prompts: Tensor, num_steps: int, decoder: CompiledDecoder | None = None) -> Timing:
     """Run and time a causal language model (ours).
 
     Our own loop rather than generate(), whose bookkeeping would be timed along.
 
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
-    call that reads one token of each sequence and chooses the next.
+    call that reads one token of each sequence and chooses the next. decoder: runs it instead, compiled.
     """
-    cache = DynamicCache(config=model.config)
-    calls = run_calls(model, prompts, cache)
+    cache: Any = DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
+    run = partial(run_calls, model) if decoder is None else decoder.run_calls
+    calls = run(prompts, cache)
     started = now(prompts.device)
     chosen = [next(calls)]
     prefilled = now(prompts.device)
@@ -54,7 +58,7 @@ def time_model(model: Any, prompts: Tensor, num_steps: int) -> Timing:
     return Timing(prefilled - started, ended - prefilled, _cache_bytes(cache), torch.cat(chosen, 1))
 
 
-def run_calls(model: Any, prompts: Tensor, cache: DynamicCache) -> Iterator[Tensor]:
+def run_calls(model: Any, prompts: Tensor, cache: Any) -> Iterator[Tensor]:
     """The next token of each sequence, (B, 1), after one forward call each: the prompts', then a decoding step's.
 
     prompts: (B, T) on the model's device. cache: empty; it is filled. Endless, and in the caller's grad mode.

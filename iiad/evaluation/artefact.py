@@ -31,6 +31,9 @@ class EvaluationResult(Record):
     model: ModelIdentity = Field(
         description="the model and the plan it ran; cache bytes in the settings' dtype"
     )
+    quantization: Literal["int8", "int4"] | None = Field(
+        default=None, description="of the weights of its blocks"
+    )
     data: str = Field(description="fingerprint of the entry of the evaluation's data that it read")
     tokens: int = Field(ge=1, description="predicted tokens: all that were used but the first")
     nll: float = Field(description="mean negative log likelihood of a token, in nats")

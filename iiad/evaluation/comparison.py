@@ -42,6 +42,7 @@ class _Row:
     cost: Cost
     score: TokenScore
     corpus: TokenCorpus
+    quantization: str | None
 
 
 def evaluate_models(
@@ -94,7 +95,7 @@ def evaluate_models(
         with memory_explained(f"loading {model} on {device}", remedies=["a smaller model"]):
             loaded, identity = load_identified(model, device, dtype, cast=False)
         shape, first = block_shape(loaded.config), not rows
-        for name, runs, runner in _runners(
+        for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
         ):
             used = corpus.num_tokens if max_tokens is None else min(max_tokens, corpus.num_tokens)
@@ -104,7 +105,7 @@ def evaluate_models(
             ):
                 windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
                 score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
-            rows.append(_Row(name, Cost(runs, shape), score, corpus))
+            rows.append(_Row(name, Cost(runs, shape), score, corpus, kind))
         del loaded, runner
     settings = EvaluationSettings(
         block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
@@ -118,16 +119,16 @@ def evaluate_models(
 
 def _runners(
     loaded: Any, label: str, identity: ModelIdentity, plan: Plan | None, kinds: Sequence[str], dtype: str
-) -> Iterator[tuple[str, ModelIdentity, Any]]:
-    """A label for each row that one model makes, the model under its plan, and what runs it until the next row."""
+) -> Iterator[tuple[str, ModelIdentity, Any, str | None]]:
+    """For each row of one model: label, model under its plan, what runs it until the next row, quantization."""
     for name, runs in identify_rows(label, identity, plan):
         if runs.num_iterations != identity.num_iterations:
             loaded.set_num_iterations(runs.num_iterations)
-        yield name, runs, loaded
+        yield name, runs, loaded, None
     if plan is not None and kinds:
         loaded.set_num_iterations(identity.num_iterations)
     for kind in kinds:
-        yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype])
+        yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype]), kind
 
 
 def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
@@ -171,6 +172,7 @@ def _describe(row: _Row, first: _Row) -> EvaluationResult:
     return EvaluationResult(
         label=row.label,
         model=row.cost.identity,
+        quantization=row.quantization,
         data=row.corpus.fingerprint,
         tokens=score.tokens,
         nll=score.nll,

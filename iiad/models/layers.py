@@ -137,6 +137,14 @@ class SlottedAttention(LlamaAttention):
         return self.o_proj(mixed.flatten(2)), weights  # (B, T, N * E) -> (B, T, D)
 
 
+def _make_norm(config: IIETConfig) -> LlamaRMSNorm:
+    """The norm before attention and MLP. With no iterations a plain model is a Llama, to the last bit."""
+    if config.history or config.relaxation:
+        return RMSNorm(config.hidden_size, eps=config.rms_norm_eps, like_llama=not config.history)
+    # It saves no more than Llama, whose own norm also keeps its gradients equal to the last bit.
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
 def _rotate(angles: tuple[Tensor, Tensor], *states: Tensor) -> Sequence[Tensor]:
     """Rotary position embedding of queries, keys or both, each (B, heads, T, E); angles: cosine, sine, (B, T, E)."""
     if states[0].shape[2] == 1 and len(states) > 1:
@@ -158,10 +166,7 @@ class IterativeLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = SlottedAttention(config=config, layer_idx=layer)
         self.mlp = LlamaMLP(config)
-        # The plain iteration saves no more than Llama, whose own norm also keeps its gradients equal to the last bit.
-        norm = RMSNorm if config.history or config.relaxation else LlamaRMSNorm
-        self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm, self.post_attention_layernorm = (_make_norm(config) for _ in range(2))
         self.corrector: MultistepCorrector | PicardCorrector
         if config.history:
             self.corrector = MultistepCorrector(config.hidden_size, layer + 1, config.layer_norm_eps)

@@ -77,18 +77,16 @@ def weighted_sums(states: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
     """
     if not _are_decoded(states[0]):
         return [_weighted_sum(vector, states) for vector in weights]
-    columns = torch.stack(tuple(states)).flatten(1).t()  # (B * T * D, n)
-    return [torch.mv(columns, vector[: len(states)]).view_as(states[0]) for vector in weights]
+    num_states, shape = len(states), states[0].shape
+    rows = torch.cat(tuple(states)).view(num_states, -1)  # (n, B * T * D)
+    return [torch.matmul(vector[:num_states], rows).view(shape) for vector in weights]
 
 
 def _are_decoded(state: Tensor) -> bool:
     """Whether a state (B, T, D) is so small that calls cost more than copies: half the time at 2^14 numbers."""
-    special = (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(state.device.type)
-    )
-    return not special and state.numel() <= 2**14
+    if state.numel() > 2**14 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch.is_autocast_enabled(state.device.type)  # it would round the products
 
 
 def _weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:

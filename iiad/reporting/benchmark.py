@@ -39,7 +39,10 @@ def bench_table(bench: Bench, width: int) -> RenderableType:
     for batch_size, prompt_tokens in bench.points:
         results = bench.at(batch_size, prompt_tokens)
         parts.append(Text(f"batch {batch_size}, {prompt_tokens} prompt tokens", style="bold"))
-        tables = stacked_tables(_COLUMNS, [_cells(result) for result in results], width)
+        evaluated = any(result.perplexity is not None for result in results)
+        num_columns = len(_COLUMNS) - (0 if evaluated else _NUM_QUALITY)
+        cells = [_cells(result)[:num_columns] for result in results]
+        tables = stacked_tables(_COLUMNS[:num_columns], cells, width)
         tables += _parts_tables(results, "decode", "decode step", width)
         tables += _parts_tables(results, "prefill", "prefill", width)
         for table in tables:
@@ -109,7 +112,13 @@ _COLUMNS = [
     "peak,\nprefill",
     "peak,\ndecode",
     "weights",
+    "perplexity",
+    "accuracy",
 ]
+
+
+_NUM_QUALITY = 2
+"""Columns, the last ones, that an evaluation fills."""
 
 
 def _cells(result: BenchResult) -> list[str]:
@@ -135,6 +144,8 @@ def _cells(result: BenchResult) -> list[str]:
                 result.weight_bytes,
             )
         ),
+        "-" if result.perplexity is None else f"{result.perplexity:.2f}",
+        format_share(result.accuracy),
     ]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
 from iiad.loading import load_identified, read_limits
 from iiad.planning import Plan, check_plan
+from iiad.weights import copy_sharing_tensors
 
 __all__ = [
     "Draft",
@@ -64,9 +63,7 @@ def self_draft(teacher: Any, num_iterations: Sequence[int] | int = 0) -> Any:
     one number for all. Raises InputError for a teacher without iterations, or a plan that it cannot run.
     """
     _require_iterations(teacher)
-    tensors = chain(teacher.parameters(), teacher.buffers())
-    # What deepcopy finds in its memo it takes as copied already.
-    draft = copy.deepcopy(teacher, {id(tensor): tensor for tensor in tensors})
+    draft = copy_sharing_tensors(teacher)
     try:
         draft.set_num_iterations(num_iterations if isinstance(num_iterations, int) else list(num_iterations))
     except ValueError as error:

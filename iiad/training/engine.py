@@ -20,6 +20,7 @@ from transformers.integrations import get_available_reporting_integrations
 from iiad.checkpoints import read_weights
 from iiad.errors import InputError, Unfinished, one_line
 from iiad.evaluation import TokenScore
+from iiad.memory import memory_explained
 from iiad.recipes import OptimizationSection, StageSection, TrainingSection
 from iiad.reporting.progress import say
 
@@ -125,8 +126,8 @@ def run_stage(
     learning rate, warm-up and schedule; where its last step was made before, the weights are loaded and nothing is
     run. folder: for checkpoints. unused: see StageTrainer. retain, teacher: see Validation.
     Returns the steps made in all, and whether it stopped early because enough is retained. Raises Unfinished, with a
-    checkpoint saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN and checkpoints
-    that cannot be saved.
+    checkpoint saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN, checkpoints
+    that cannot be saved, and where memory runs out.
     """
     optimization = context.optimization
     checkpoints = Checkpoints(folder, optimization.save_total_limit)
@@ -162,7 +163,9 @@ def run_stage(
         score = _scorer(context.score, trainer.learner if sharded else subject, subject, average)
         trainer.add_callback(Validation(score, trainer.log, optimization.eval_steps, retain, teacher))
     try:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        size = (optimization.per_device_train_batch_size, len(blocks[0]["input_ids"]))
+        with memory_explained(f"{name} on {device}", subject, *size, training=True):
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
         leaving = interruption.is_due()  # in its last step, too, or while that was being saved
         num_steps = trainer.state.global_step
     finally:

@@ -70,7 +70,7 @@ def test_settings_say_what_was_run(benched):
 def test_rounds_take_the_models_in_turn_and_the_first_round_does_not_count(folders, monkeypatch):
     order = []
 
-    def fake(model, prompts, num_steps):
+    def fake(model, prompts, num_steps, decoder):
         order.append(model.config.num_hidden_layers)
         return Timing(1.0 / len(order), 2.0 / len(order), 64, prompts[:, : num_steps + 1])
 
