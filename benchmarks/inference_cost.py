@@ -2,6 +2,7 @@
 
     python benchmarks/inference_cost.py                          # the paper's 55M model, r = 3; random weights
     python benchmarks/inference_cost.py --section forward --section decode
+    python benchmarks/inference_cost.py --device cuda --dtype bfloat16 --hidden-size 1024 --num-layers 24   # 340M
 
 All in pairs, in turns, in one run: a figure is the median over the rounds of the ratio of two neighbours. One
 sequence, exact cache, under three plans: in full, and with overhead cuts of 55 % and 75 %. Exit code 1 where a bound
@@ -10,11 +11,16 @@ is missed:
     forward     seconds as a multiple of a Llama's with as many layers as the model has evaluations: at most 1.03
     decode      a decoding step likewise, eager: at most 1.05
     compiled    a decoding step with static cache and torch.compile, as a share of our own eager one: at most 1 / 1.5
+    students    the speedup that a plan's evaluations predict, as a multiple of what `iiad bench` finds, for decoding
+                and for the prompt: at most 1 / 0.97; where it is missed, what eats it
+    graphs      (on a GPU) a compiled decoding step, with CUDA graphs, as a multiple of that of a Transformer of as
+                many layers as the model has: at most 2.5 in full, 1.5 at a cut of 55 %
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -25,9 +31,13 @@ from timing import Row, make_parser, print_rows, ratio_in_turns
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from iiad.benchmarking import bench_models
 from iiad.benchmarking.compiled import CompiledDecoder
 from iiad.benchmarking.timing import random_prompts, run_calls
+from iiad.checkpoints import identify_model, load_model
 from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.planning import Plan
+from iiad.reporting.benchmark import explain_losses
 
 
 def main() -> int:
@@ -35,7 +45,8 @@ def main() -> int:
     options = read_options()
     torch.set_grad_enabled(False)
     missed = False
-    for name in options.section or SECTIONS:
+    everywhere = [name for name in SECTIONS if name != "graphs" or options.device.startswith("cuda")]
+    for name in options.section or everywhere:
         print(name, flush=True)
         for row in SECTIONS[name](options):
             missed |= not print_rows([row])
@@ -69,10 +80,51 @@ def measure_compiled(options: Any) -> Iterator[Row]:
         yield Row(name, compare(compiled, decoding(model, options), options), 1 / 1.5)
 
 
+def measure_students(options: Any) -> Iterator[Row]:
+    """Each plan against the whole one, as the user would measure it."""
+    full, *cuts = make_plans(options).values()
+    with tempfile.TemporaryDirectory() as folder:
+        make_iiet(options).save_pretrained(folder)
+        teacher = identify_model(load_model(folder), folder)
+        assert teacher.num_iterations == full
+        for plan in cuts:
+            bench = bench_models(
+                [folder],
+                plan=Plan.explicit(plan, teacher),
+                prompt_tokens=options.num_tokens,
+                new_tokens=options.steps,
+                repeats=options.rounds,
+                device=options.device,
+                dtype=options.dtype,
+            )
+            student = bench.results[1]
+            for phase, found in (("decode", student.decode), ("prefill", student.prefill)):
+                assert found.kept is not None
+                name = f"{phase}, {student.evaluations_per_token} of {teacher.num_evaluations} evaluations"
+                yield Row(name, 1 / found.kept, 1 / 0.97)
+            for line in explain_losses(bench.results):
+                print(f"    {line.partition(', ')[2]}")
+
+
+def measure_graphs(options: Any) -> Iterator[Row]:
+    """Compiled decoding against that of a Transformer."""
+    model = make_iiet(options)
+    llama = place(
+        LlamaForCausalLM(LlamaConfig(**make_shape(options), num_hidden_layers=options.num_layers)), options
+    )
+    for (name, plan), bound in zip(make_plans(options).items(), (2.5, 1.5), strict=False):
+        model.set_num_iterations(plan)
+        torch.compiler.reset()
+        ours, other = (decoding(each, options, compiled=True) for each in (model, llama))
+        yield Row(name, compare(ours, other, options), bound)
+
+
 SECTIONS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "forward": measure_forward,
     "decode": measure_decoding,
     "compiled": measure_compiled,
+    "students": measure_students,
+    "graphs": measure_graphs,
 }
 
 
