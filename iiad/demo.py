@@ -196,8 +196,12 @@ def _unless_finished(folder: Path, make: Callable[..., dict[str, Any]]) -> tuple
 def _kept(kind: type[Kind], path: Path, make: Callable[[], Kind]) -> tuple[Kind, bool]:
     """The artefact of that file, made and written if it is not there, and whether it had to be made."""
     if path.exists():
+        try:
+            kept = kind.load(path)
+        except InputError as error:
+            raise InputError(f"{error}; delete the file to have it made again") from None
         say(f"{path}: made before; not made again")
-        return kind.load(path), False
+        return kept, False
     made = make()
     made.save(path)
     return made, True

@@ -34,13 +34,16 @@ def choose_device(device: str | None) -> str:
     """The device asked for, or CUDA where there is one, else the CPU. Raises InputError for one not to be had."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    accepted = "accepted: cpu, or cuda where there is one"
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise InputError(f"device: found {device!r}; {accepted}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        if "at start of device string" in str(error):
+            raise InputError(f"device: found {device!r}; {accepted}") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"device: found {device!r}: {reason}; accepted: cpu, or cuda where there is one"
-        ) from None
+        raise InputError(f"device: found {device!r}: {reason}; {accepted}") from None
     return device
 
 

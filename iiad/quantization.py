@@ -70,13 +70,15 @@ def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
     Returns the number of layers that are of that kind.
 
     Raises InputError: an unknown kind, one that cannot run on the device or in the dtype, no torchao, or blocks
-    that hold no linear layers.
+    that hold no linear layers or quantized ones.
     """
     device, dtype = model.device.type, dtype or model.dtype
     check_kinds(kind, device, str(dtype).removeprefix("torch."))
     from torchao.quantization import quantize_
 
     linears = dict(_block_linears(model))
+    if any(hasattr(linear.weight, "__tensor_flatten__") for linear in linears.values()):
+        raise InputError("quantize: found a model that is quantized already; accepted: whole weights")
     if not linears:
         raise InputError(f"quantize: found no linear layers in the blocks of a {model.config.model_type}")
     for linear in linears.values():
@@ -91,10 +93,14 @@ def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
 
 
 def quantized_copy(model: Any, kind: str, dtype: torch.dtype | None = None) -> Any:
-    """A quantized copy that shares everything else with the model. Raises InputError as `quantize` does."""
+    """A copy, quantized, that shares all but the blocks' linear layers with the model.
+
+    Raises InputError as `quantize` does.
+    """
     from .weights import copy_sharing_tensors
 
-    other = copy_sharing_tensors(model, except_for={id(linear.weight) for _, linear in _block_linears(model)})
+    own = {id(tensor) for _, linear in _block_linears(model) for tensor in linear.parameters()}
+    other = copy_sharing_tensors(model, except_for=own)
     quantize(other, kind, dtype)
     return other
 

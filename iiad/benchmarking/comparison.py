@@ -121,8 +121,10 @@ def bench_models(
     if scores is not None and not any(quality):
         raise InputError("evaluation: holds none of these models under their plans; accepted: one that does")
     results: list[BenchResult] = []
-    for point in product(settings.batch_size, settings.prompt_tokens):
-        require_free_memory(rows, point[0], point[1] + new_tokens)
+    points = list(product(settings.batch_size, settings.prompt_tokens))
+    for batch, context in points:  # all of them before hours are spent on the first
+        require_free_memory(rows, batch, context + new_tokens)
+    for point in points:
         measured = _measure_point(rows, *point, settings)
         results += [
             _describe(row, rows[0], own, measured[0], point).model_copy(update=score)

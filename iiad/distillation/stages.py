@@ -141,8 +141,11 @@ def _teacher(work: Distillation) -> Teacher | None:
 
 
 def _results(work: Distillation, plan: Plan | None) -> dict[str, Any]:
-    before, after = (config.num_evaluations for config in (work.teacher_config, work.student.config))
-    results: dict[str, Any] = {"compute_cut": 1 - after / before}
+    teacher, student = work.teacher_config, work.student.config
+    results: dict[str, Any] = {
+        "compute_cut": 1 - student.num_evaluations / teacher.num_evaluations,
+        "cache_cut": 1 - student.num_hidden_layers / teacher.num_hidden_layers,  # of its slots
+    }
     if plan is not None:
         results["overhead_cut"] = plan.overhead_cut
     if work.corpora.score is not None and work.teacher_score is not None:

@@ -43,8 +43,17 @@ def student_changes(teacher: Any, plan: Plan | None, section: StudentSection) ->
     stages, policy = section.predictor_stages, section.cache_policy
     require_change(plan, section)
     changes: dict[str, Any] = {}
-    if policy not in (None, teacher.cache_policy):
-        changes["cache_policy"] = policy
+    if policy is not None:
+        if not hasattr(teacher, "cache_policy"):
+            raise InputError(
+                f"student.cache_policy is for models with iterations; the teacher is {teacher.model_type}"
+            )
+        if policy == teacher.cache_policy and plan is None and stages is None:
+            raise InputError(
+                f"student.cache_policy: found {policy!r}, the teacher's own; accepted: another, or a plan"
+            )
+        if policy != teacher.cache_policy:
+            changes["cache_policy"] = policy
     if plan is not None:
         changes["num_iterations"] = list(plan.num_iterations)
     if stages is not None:

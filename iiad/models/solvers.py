@@ -84,7 +84,7 @@ def weighted_sums(states: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
 
 def _are_decoded(state: Tensor) -> bool:
     """Whether a state (B, T, D) is so small that calls cost more than copies: half the time at 2^14 numbers."""
-    if state.numel() > 2**14 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if state.numel() > 2**14 or state.is_meta or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return not torch.is_autocast_enabled(state.device.type)  # it would round the products
 

@@ -31,7 +31,7 @@ class StudentSection(Section):
     cache_policy: Literal["exact", "shared"] | None = Field(
         None,
         description="shared: all evaluations of a layer attend to keys and values of its first, in one cache slot; "
-        "takes the plan's place; default: as the teacher",
+        "no plan is needed then; default: as the teacher",
     )
 
     @check

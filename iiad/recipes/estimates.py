@@ -62,7 +62,11 @@ def forward_flops(
     Counted are matrix products, a multiply-add as 2, with attention over (T + 1) / 2 tokens.
     """
     attention = 2 * model.num_attention_heads * _head_dim(model) * (context + 1)
-    return evaluations * (2 * _block_weights(model) + attention), 2 * model.hidden_size * vocab_size
+    blocks = evaluations * (2 * _block_weights(model) + attention)
+    if model.cache_policy == "shared" and model.solver != "transformer":
+        heads = model.num_key_value_heads or model.num_attention_heads
+        blocks -= (evaluations - model.num_layers) * 4 * model.hidden_size * heads * _head_dim(model)
+    return blocks, 2 * model.hidden_size * vocab_size
 
 
 def training_flops(model: ModelSection, training: TrainingSection, vocab_size: int, context: int) -> float:

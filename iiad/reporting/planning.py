@@ -110,7 +110,7 @@ class PlanReport:
             "cache bytes a token",
             f"{whole.cache_bytes_per_token:,}",
             f"{cost.cache_bytes_per_token:,}",
-            f"{plan.compute_cut:.1%} of the cache",
+            f"{1 - cost.cache_bytes_per_token / whole.cache_bytes_per_token:.1%} of the cache",
         )
         for name, before, after, cut in self._counts():
             row(name, before, after, cut)

@@ -192,6 +192,7 @@ def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[s
     if section.path is None:
         return build_model(section, tokenizer), {}
     model = load_model(section.path, num_iterations=section.num_iterations)
+    fingerprint = model_fingerprint(model)
     if "cache_policy" in section.model_fields_set:
         if not hasattr(model, "set_cache_policy"):
             raise InputError(
@@ -207,7 +208,6 @@ def _start(recipe: TrainRecipe, tokenizer: Any) -> tuple[PreTrainedModel, dict[s
             f"data.block_size must be at most max_position_embeddings of {section.path} "
             f"({model.config.max_position_embeddings}), found {recipe.data.block_size}"
         )
-    fingerprint = model_fingerprint(model)
     for parameter in model.parameters():
         # Not model.float(): that would touch the frequencies of the rotary embedding, a buffer, as well.
         parameter.data = parameter.data.float()

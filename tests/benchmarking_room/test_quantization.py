@@ -81,6 +81,15 @@ def test_weight_bytes_are_those_of_what_is_stored(model):
     assert others < weight_bytes(eighth) < weight_bytes(quarter) < weight_bytes(model)
 
 
+def test_a_copy_leaves_the_model_its_biases_and_is_not_quantized_again(tokens):
+    model = make_iiet(num_iterations=1, attention_bias=True, mlp_bias=True)
+    wanted = model(tokens).logits
+    copy = quantized_copy(model, "int8", torch.bfloat16)
+    assert torch.equal(model(tokens).logits, wanted)
+    with pytest.raises(InputError, match="found a model that is quantized already"):
+        quantize(copy, "int8")
+
+
 def test_a_copy_shares_all_but_the_quantized_weights_and_leaves_the_model(model, tokens):
     with torch.no_grad():
         before = model(tokens, use_cache=False).logits

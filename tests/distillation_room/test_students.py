@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from iiad import InputError
 from iiad.checkpoints import load_model, save_checkpoint
@@ -191,7 +191,26 @@ def test_a_student_is_distilled_under_a_shared_cache(with_plan, teacher_folder, 
     ids = torch.randint(3, 90, (2, 9))
     generated = student.generate(ids, max_new_tokens=5, do_sample=False)
     assert torch.equal(generated, student.generate(ids, max_new_tokens=5, do_sample=False, use_cache=False))
-    assert RunRecord.load(folder / "run.json").results["compute_cut"] == pytest.approx(1 / 3 * with_plan)
+    results = RunRecord.load(folder / "run.json").results
+    assert results["compute_cut"] == pytest.approx(1 / 3 * with_plan)
+    assert results["cache_cut"] == pytest.approx(1 - 2 / 6)
+
+
+def test_a_policy_that_changes_nothing_or_that_a_teacher_cannot_have_is_refused(
+    teacher_folder, lesson, tmp_path
+):
+    with pytest.raises(
+        InputError, match=r"student\.cache_policy: found 'exact', the teacher's own; accepted: an"
+    ):
+        distill(teacher_folder, None, lesson(distill=1, student={"cache_policy": "exact"}), tmp_path / "run")
+    tokenizer = load_tokenizer(teacher_folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=None))
+    save_checkpoint(llama, tmp_path / "llama", tokenizer=tokenizer)
+    recipe = lesson(distill=1, student={"cache_policy": "shared"})
+    with pytest.raises(InputError, match=r"student\.cache_policy is for models with iterations; .* is llama"):
+        distill(tmp_path / "llama", None, recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_that_attend_to_other_keys_and_values_have_changed():

@@ -8,8 +8,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import identify_model
 from iiad.models import IIETConfig
+from iiad.planning import Plan
 from iiad.planning.costs import cost_of
+from iiad.reporting.planning import PlanReport
 from tests.conftest import make_iiet, make_pcformer
+from tests.printing import printed
 
 PLAN = [2, 0, 1]
 
@@ -120,6 +123,14 @@ def test_costs_follow_the_policy():
     saved = (6 - 3) * 2 * (2 * width * kv_width)  # keys and values of three evaluations, a multiply-add as 2
     assert costs[0].decode_flops - costs[1].decode_flops == saved
     assert costs[0].prefill_flops - costs[1].prefill_flops == 16 * saved
+
+
+def test_a_plan_for_a_shared_cache_is_reported_to_save_nothing_of_it():
+    exact, shared = (identify_model(model, "model") for model in pair(num_iterations=2))
+    reports = [printed(PlanReport(Plan.explicit([2, 1, 0], identity)), 100) for identity in (exact, shared)]
+    cuts = [next(line for line in report.splitlines() if "of the cache" in line) for report in reports]
+    assert "33.3% of the cache" in cuts[0]
+    assert " 0.0% of the cache" in cuts[1]
 
 
 def test_an_identity_written_before_there_were_policies_is_exact():

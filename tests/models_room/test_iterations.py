@@ -207,6 +207,8 @@ def test_weighted_sum_has_the_values_and_gradients_of_the_stacked_sum(n, seed):
     with torch.no_grad():  # few tokens are summed otherwise
         for sums in (weighted_sums(states, weights, -weights), weighted_sums(states, weights)):
             torch.testing.assert_close(sums[0], stacked, rtol=0, atol=1e-13)
+        meta = weighted_sums([state.to("meta") for state in states], weights.to("meta"))
+        assert meta[0].shape == stacked.shape
     wanted = torch.autograd.grad((stacked * direction).sum(), [weights, *states])
     found = torch.autograd.grad((ours * direction).sum(), [weights, *states])
     for a, b in zip(found, wanted, strict=True):

@@ -6,7 +6,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.recipes import ModelSection, TrainingSection
-from iiad.recipes.estimates import count_parameters, evaluations_per_layer, training_bytes, training_flops
+from iiad.recipes.estimates import (
+    count_parameters,
+    evaluations_per_layer,
+    forward_flops,
+    training_bytes,
+    training_flops,
+)
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
 TRAINING = TrainingSection(max_steps=100, warmup_steps=0, per_device_train_batch_size=2)
@@ -48,6 +54,18 @@ def test_more_iterations_cost_more_and_recomputation_trades_memory_for_operation
     assert layer == cost(gradient_checkpointing=True)
     assert plain[0] < layer[0] == evaluation[0]
     assert evaluation[1] != layer[1] < plain[1] > evaluation[1]
+
+
+def test_a_shared_cache_saves_the_projections_of_all_but_each_layers_first_evaluation():
+    exact, shared = (
+        ModelSection(**SHAPE, num_layers=6, num_iterations=3, cache_policy=policy)
+        for policy in ("exact", "shared")
+    )
+    (before, head), (after, same) = (forward_flops(section, 97, 8, 24) for section in (exact, shared))
+    assert head == same
+    assert before - after == (24 - 6) * 2 * (
+        2 * 16 * 2 * 4
+    )  # keys and values, D x K x E, a multiply-add as 2
 
 
 def test_saved_activations_are_as_counted():
