@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import identify_model, is_hub_name, load_model, read_config, weight_files
 from iiad.errors import InputError, one_line
+from iiad.memory import memory_explained
 from iiad.planning import Plan, check_plan
 
 __all__ = [
@@ -97,16 +98,18 @@ def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -
     depends on their precision; its cache bytes are then those of `dtype`.
 
     cast: True puts the weights in dtype; False in float32, for autocast to work on. Raises InputError as
-    `iiad.checkpoints.load_model` does.
+    `iiad.checkpoints.load_model` does, and where memory runs out.
     """
-    loaded = load_model(model, device="cpu")
-    identity = identify_model(loaded, model)
-    per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
     wanted = DTYPES[dtype] if cast else torch.float32
-    for parameter in loaded.parameters():
-        # Not loaded.to(wanted): that would round the frequencies of the rotary embedding, a buffer, as well.
-        parameter.data = parameter.data.to(device=device, dtype=wanted)
-    loaded.to(device)
+    remedies = ["fewer or smaller models", *(["bfloat16"] if cast and dtype != "bfloat16" else [])]
+    with memory_explained(f"loading {model} on {device}", remedies=remedies):
+        loaded = load_model(model, device="cpu")
+        identity = identify_model(loaded, model)
+        per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
+        for parameter in loaded.parameters():
+            # Not loaded.to(wanted): that would round the frequencies of the rotary embedding, a buffer, as well.
+            parameter.data = parameter.data.to(device=device, dtype=wanted)
+        loaded.to(device)
     return loaded, identity.model_copy(update={"cache_bytes_per_slot": per_slot})
 
 

@@ -117,9 +117,9 @@ def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = Tr
     """The sizes of a run in words: B x T, evaluations, slots and bytes of the cache, bytes of the weights."""
     config = model.config
     parts = [f"batch {batch_size} x {num_tokens} tokens"]
-    iterations = getattr(config, "iterations", None)
-    if iterations is not None:
-        parts.append(f"{sum(config.num_start_evaluations + r for r in iterations)} evaluations")
+    evaluations = getattr(config, "num_evaluations", None)
+    if evaluations is not None:
+        parts.append(f"{evaluations} evaluations")
     if cached:
         size = format_size(cache_bytes(model, batch_size, num_tokens))
         parts.append(f"a cache of {size} in {config.num_hidden_layers} slots")
@@ -128,10 +128,10 @@ def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = Tr
 
 
 def format_size(size: float) -> str:
-    """A number of bytes in binary units, as in "1.5 GiB"."""
+    """A number of bytes in binary units, with three figures or so: "512 B", "1.5 GiB", "300 KiB"."""
     for unit, scale in _UNITS.items():
         if size < 1000 * scale or unit == "GiB":
-            return f"{size / scale:.{0 if unit == 'B' else 1}f} {unit}"
+            return f"{size / scale:.{0 if unit == 'B' or size >= 100 * scale else 1}f} {unit}"
     raise AssertionError
 
 

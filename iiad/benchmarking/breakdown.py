@@ -37,18 +37,29 @@ class WatchedCall:
 
 @dataclass
 class _Spans:
-    """Marks of when what began and ended."""
+    """Marks of when what began and ended. Of spans of one name inside each other the outermost alone counts."""
 
     device: torch.device
     marks: dict[str, list[tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(list))
+    open: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+    def begin(self, name: str) -> None:
+        """A span of that name begins."""
+        self.open[name].append(None if self.open[name] else mark(self.device))
+
+    def end(self, name: str) -> None:
+        """The span of that name that began last ends."""
+        start = self.open[name].pop()
+        if start is not None:
+            self.marks[name].append((start, mark(self.device)))
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its runs marked."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
-            start = mark(self.device)
+            self.begin(name)
             result = function(*args, **kwargs)
-            self.marks[name].append((start, mark(self.device)))
+            self.end(name)
             return result
 
         return marked
@@ -136,20 +147,30 @@ def _watched(model: Any, cache: DynamicCache, spans: _Spans) -> Iterator[None]:
                 stack.enter_context(_replaced(layer, "evaluate", partial(spans.wrap, "evaluation")))
             else:
                 stack.enter_context(_hooked(layer, "evaluation", spans))
+            if getattr(model.config, "cache_policy", None) == "shared":
+                _watch_shared(layer, spans, stack)
         stack.enter_context(_replaced(cache, "update", partial(spans.wrap, "cache")))
         stack.enter_context(_attention(model.config._attn_implementation, spans))
         yield
 
 
+def _watch_shared(layer: Any, spans: _Spans, stack: ExitStack) -> None:
+    """Mark norm, keys and values that a layer of shared ones runs before its evaluations, and for all of them."""
+    stack.enter_context(_hooked(layer.input_layernorm, "evaluation", spans))
+
+    def change(method: Callable[..., Any]) -> Callable[..., Any]:
+        return spans.wrap("evaluation", spans.wrap("self_attn", method))
+
+    stack.enter_context(_replaced(layer.self_attn, "keys_and_values", change))
+
+
 @contextmanager
 def _hooked(module: Any, name: str, spans: _Spans) -> Iterator[None]:
-    starts: list[Any] = []
-
     def before(*_: Any) -> None:
-        starts.append(mark(spans.device))
+        spans.begin(name)
 
     def after(*_: Any) -> None:
-        spans.marks[name].append((starts.pop(), mark(spans.device)))
+        spans.end(name)
 
     handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:

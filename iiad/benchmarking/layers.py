@@ -24,7 +24,15 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, load_identified, read_limits, read_plan
+from iiad.loading import (
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_identified,
+    read_limits,
+    read_plan,
+)
+from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan, check_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
@@ -93,7 +101,8 @@ def measure_latency(
         dtype: of weights and cache, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
 
     Raises:
-        InputError: a model without iterations, one that cannot be used, a wrong value, a plan of another model.
+        InputError: a model without iterations, one that cannot be used, a wrong value, a plan of another model, or
+            memory runs out.
     """
     counts = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     check_counts({**counts, "repeats": repeats}, seed)
@@ -119,8 +128,12 @@ def measure_latency(
     if budget is not None:
         check_plan(budget, identity)
         plans += [budget.num_iterations] if budget.num_iterations not in plans else []
-    prompts = random_prompts(batch_size, prompt_tokens, vocab_size, seed).to(device)
-    phases = time_layers(loaded, prompts, plans, new_tokens, repeats)
+    where = f"{label_models([model])[0]} on {device}"
+    # No smaller plan would help: the model's own is the most that is run, and the table is about all of it.
+    remedies = ("a smaller batch", "a shorter context", "bfloat16")
+    with memory_explained(where, loaded, batch_size, prompt_tokens + 1, remedies=remedies):
+        prompts = random_prompts(batch_size, prompt_tokens, vocab_size, seed).to(device)
+        phases = time_layers(loaded, prompts, plans, new_tokens, repeats)
     return LatencyTable(model=identity, settings=settings, **phases)
 
 

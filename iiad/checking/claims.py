@@ -20,10 +20,10 @@ from .subject import Subject
 
 __all__ = [
     "CONTENT",
+    "FIELDS",
     "GRADIENT",
     "LAYERS",
     "LOGITS",
-    "SIZES",
     "TOKENS",
     "Claim",
     "Gradients",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 LOGITS, GRADIENT = "of logits' std", "of gradient"
-TOKENS, CONTENT, LAYERS, SIZES = "tokens", "tensors, fields", "layers", "sizes"
+TOKENS, CONTENT, LAYERS, FIELDS = "tokens", "tensors, fields", "layers", "fields"
 """Units of figures."""
 
 

@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
+from iiad.benchmarking.compiled import require_compiler
+from iiad.errors import InputError
+
 from .claims import LOGITS, TOKENS, Claim, Skipped, count_unlikely_tokens, logit_difference, worst
 from .subject import Subject
 
@@ -114,7 +117,10 @@ def compiled_logits(subject: Subject) -> float:
     wanted = _run_pieces(subject, subject.tokens, sizes, _static_cache(subject))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, about its own modules
-        _require_compiler(subject.settings.device)
+        try:
+            require_compiler(subject.settings.device)
+        except InputError as error:
+            raise Skipped(str(error)) from None
         torch.compiler.reset()  # of each class only so many models are compiled before torch gives up
         try:
             step = torch.compile(subject.model.forward, fullgraph=True, dynamic=False)
@@ -211,15 +217,6 @@ def _static_cache(subject: Subject) -> StaticCache:
     if not getattr(subject.model, "_can_compile_fullgraph", False):
         raise Skipped(f"{type(subject.model).__name__} supports no static cache")
     return StaticCache(config=subject.model.config, max_cache_len=subject.tokens.shape[1])
-
-
-def _require_compiler(device: str) -> None:
-    """Raise Skipped where not even an addition can be compiled."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # of many kinds: no compiler, no headers, no Triton
-        line = next(filter(None, map(str.strip, str(error).splitlines())), "")
-        raise Skipped(f"nothing can be compiled here: {type(error).__name__}: {line}") from None
 
 
 DECODING = [

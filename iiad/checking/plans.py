@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 
-from .claims import LAYERS, LOGITS, SIZES, Claim, Skipped, logit_difference
+from .claims import FIELDS, LAYERS, LOGITS, Claim, Skipped, logit_difference
 from .subject import Subject, Teacher, load_again
 
 __all__ = ["PLANS"]
 
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
+_STUDENTS_OWN = {
+    *("num_iterations", "cache_policy", "predictor_stages"),  # what makes a student cheaper
+    *("attention_dropout", "initializer_range"),  # of training alone
+    *("pad_token_id", "bos_token_id", "eos_token_id", "use_cache"),  # of generation
+}
+"""Fields that a student may have otherwise than its teacher."""
 
 
 def set_back(subject: Subject) -> float:
@@ -70,12 +71,23 @@ def runs_plan(subject: Subject) -> float:
 
 
 def fits_teacher(subject: Subject) -> float:
-    """Sizes (vocabulary, layers, widths, heads), kinds and maxima that differ from the teacher's."""
-    own, other = subject.identity, _teacher(subject).identity
-    pairs = [(own.model_type, other.model_type), (own.num_layers, other.num_layers)]
-    fields = (*_SIZES, "history", "relaxation")
-    pairs += [(getattr(own.shape, name, None), getattr(other.shape, name, None)) for name in fields]
-    return sum(found != wanted for found, wanted in pairs)
+    """Fields of the configuration that differ from the teacher's, beside those that a student has of its own.
+
+    Its kind counts as one. The maximum of iterations is the teacher's too: a student keeps it, whatever its plan.
+    """
+    own, other = subject.model.config, _teacher(subject).model.config
+    # What all of transformers' configurations have says nothing about the weights.
+    declared = type(other).__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    names = ["model_type", *(declared - _STUDENTS_OWN)]
+    return sum(_field(own, name) != _field(other, name) for name in names)
+
+
+def _field(config: Any, name: str) -> Any:
+    """A field's value, None where there is no such field."""
+    value = getattr(config, name, None)
+    if name == "attention_output_bias" and value is None:
+        return getattr(config, "attention_bias", None)  # as which None counts
+    return value
 
 
 def _own_plan(subject: Subject) -> list[int]:
@@ -108,5 +120,5 @@ PLANS = [
     Claim("full plan = teacher", LOGITS, True, teacher_set_back),
     Claim("teacher loaded = set to the plan", LOGITS, True, teacher_truncated),
     Claim("model runs the plan", LAYERS, True, runs_plan),
-    Claim("model fits the teacher", SIZES, True, fits_teacher),
+    Claim("model fits the teacher", FIELDS, True, fits_teacher),
 ]

@@ -12,7 +12,15 @@ import transformers
 
 from iiad.benchmarking.machine import device_name
 from iiad.errors import InputError, one_line
-from iiad.loading import choose_device, choose_dtype, load_identified, read_limits, read_plan
+from iiad.loading import (
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_identified,
+    read_limits,
+    read_plan,
+)
+from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.reporting.progress import progress
 
@@ -21,7 +29,7 @@ from .claims import Claim, Skipped
 from .decoding import DECODING
 from .plans import PLANS
 from .saving import SAVING
-from .subject import Subject, Teacher, align
+from .subject import NUM_SEQUENCES, Subject, Teacher, align
 from .training import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]
@@ -30,6 +38,8 @@ CLAIMS = [*DECODING, *TRAINING, *SAVING, *PLANS]
 
 ROUNDING_BOUNDS = {"float32": 1e-4, "bfloat16": 0.25}
 """Largest figures taken for rounding: measured up to 5e-6 and 0.075, with 3 to 24 layers of 1 to 5 evaluations."""
+
+_REMEDIES = ("fewer prompt or new tokens", "bfloat16", "another device")
 
 
 def check_model(
@@ -46,8 +56,8 @@ def check_model(
 ) -> Check:
     """Check what must hold for any checkpoint, each claim with the figure that decides.
 
-    A claim that an error stops has failed, with the error as its note; one that does not apply to this model, or
-    cannot be checked here, is skipped, with the reason.
+    A claim that an error stops has failed, with the error as its note, unless memory ran out, of which nothing
+    follows; one that does not apply to this model, or cannot be checked here, is skipped, with the reason.
 
     Args:
         model: folder or hub name of any causal language model.
@@ -62,8 +72,8 @@ def check_model(
         compile: check the compiled model too, which takes a compiler and most of the time.
 
     Raises:
-        InputError: a model, a value or the plan cannot be used. All that can be known without loading a model is
-            checked first.
+        InputError: a model, a value or the plan cannot be used, or memory runs out. All that can be known without
+            loading a model is checked first.
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -76,7 +86,14 @@ def check_model(
     with tempfile.TemporaryDirectory(prefix="iiad-check-") as folder:
         subject = _load_subject(model, settings, Path(folder), teacher, budget)
         results = []
-        with progress("checking", len(CLAIMS), "claims") as advance:
+        # The most sequences that a claim runs at once are those of training.
+        size = (2 * NUM_SEQUENCES, prompt_tokens + new_tokens)
+        with (
+            progress("checking", len(CLAIMS), "claims") as advance,
+            memory_explained(
+                f"{label_models([model])[0]} on {device}", subject.model, *size, remedies=_REMEDIES
+            ),
+        ):
             for claim in CLAIMS:
                 results.append(_check(claim, subject))
                 advance(1, claim.name)
@@ -154,6 +171,8 @@ def _check(claim: Claim, subject: Subject) -> CheckResult:
     except Skipped as reason:
         return CheckResult(**known, outcome="skipped", note=str(reason))
     except Exception as error:  # a fault of the model's, of whatever kind: the claim does not hold
+        if is_out_of_memory(error):  # the machine's fault: it says nothing about the model
+            raise
         return CheckResult(**known, outcome="failed", note=f"{type(error).__name__}: {one_line(error)}")
     if not math.isfinite(figure):
         return CheckResult(**known, outcome="failed", note=f"the figure is {figure}")

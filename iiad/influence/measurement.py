@@ -11,7 +11,8 @@ from torch import Tensor
 from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, load_identified, read_limits
+from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
+from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.reporting.progress import progress, say
 
@@ -80,7 +81,8 @@ def measure_influence(
             Default: nothing is written.
         resume: go on from the finished batches of an earlier call that was interrupted, if there are any.
 
-    Raises InputError for a model without iterations, and where a model, a file or a value cannot be used.
+    Raises InputError for a model without iterations, and where a model, a file or a value cannot be used or memory
+    runs out; what is finished then can be resumed.
     """
     chosen = list(dict.fromkeys(metrics or METRICS))
     require_metrics(chosen)
@@ -102,7 +104,11 @@ def measure_influence(
     if output is not None:
         journal = Journal.beside(output, identity, [part.identity for part in sets], settings, chosen)
         journal.open(resume)
-    records = _run(teacher, identity, sets, chosen, batch_size, memory, journal)
+    where = f"profiling {label_models([model])[0]} on {device}"
+    remedies = ["a smaller batch", "shorter blocks", "bfloat16"]
+    remedies += [] if memory is None else ["less memory for the pass (memory_gib)"]
+    with memory_explained(where, teacher, batch_size, block_size, cached=False, remedies=remedies):
+        records = _run(teacher, identity, sets, chosen, batch_size, memory, journal)
     profile = Profile.of(records, identity, [part.identity for part in sets], settings)
     if output is not None and journal is not None:
         profile.save(output)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from iiad.data import resolve_inputs
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, load_identified
+from iiad.loading import choose_device, choose_dtype, label_models, load_identified
+from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified
 from iiad.reporting.progress import progress, say
@@ -104,7 +105,8 @@ def verify_plans(
     model, data, text_field, device, dtype, cache_dir: as for `measure_influence`, but that `stdlib` is its validation
     split here. block_size, batch_size, max_tokens, seed: default: as the profile's.
 
-    Raises InputError for another model than the profile's, and where model, text or a value cannot be used.
+    Raises InputError for another model than the profile's, where model, text or a value cannot be used, and where
+    memory runs out.
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -136,7 +138,13 @@ def verify_plans(
     num_tokens = sum(part.num_tokens for part in sets)
     num_plans = len({tuple(plan.num_iterations) for plan in plans})
     say(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
-    with progress("verifying", num_tokens, "tokens") as advance:
+    where = f"verifying {label_models([model])[0]} on {device}"
+    size = (settings.batch_size, settings.block_size)
+    remedies = ("a smaller batch", "shorter blocks", "bfloat16")
+    with (
+        progress("verifying", num_tokens, "tokens") as advance,
+        memory_explained(where, teacher, *size, cached=False, remedies=remedies),
+    ):
         budgets = [plan.num_iterations for plan in plans]
         loss, measured = measure_truncations(teacher, batches, budgets, advance, origins)
     return Verification(

@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from iiad.benchmarking.artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Phase, Spread
+from iiad.memory import format_size
 
-from .evaluation import format_bytes, format_share, stacked_tables
+from .evaluation import format_share, stacked_tables
 
 __all__ = ["bench_table", "explain_losses"]
 
@@ -135,7 +136,7 @@ def _cells(result: BenchResult) -> list[str]:
         _speed(result.prefill.tokens_per_second.median),
         _speed(result.decode.tokens_per_second.median),
         *(
-            format_bytes(size)
+            format_size(size)
             for size in (
                 result.cache_bytes_per_token,
                 result.cache_bytes,

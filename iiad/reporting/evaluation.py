@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from iiad.evaluation.artefact import Evaluation, EvaluationResult
+from iiad.memory import format_size
 
-__all__ = ["evaluation_table", "format_bytes", "format_share", "plain_table", "report", "stacked_tables"]
+__all__ = ["evaluation_table", "format_share", "plain_table", "report", "stacked_tables"]
 
 _LEGEND = (
     "overhead cut: iterations gone, of those of the first model; compute cut: block evaluations gone, likewise; "
@@ -48,7 +49,7 @@ def _cells(result: EvaluationResult) -> list[str]:
         format_share(result.overhead_cut),
         format_share(result.compute_cut),
         str(result.evaluations_per_token),
-        format_bytes(result.cache_bytes_per_token),
+        format_size(result.cache_bytes_per_token),
         f"{result.nll:.4f}",
     ]
 
@@ -98,12 +99,3 @@ def plain_table(*headings: list[str]) -> Table:
 def format_share(share: float | None, digits: int = 1) -> str:
     """A share of 1 as a percentage, "-" for None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def format_bytes(size: float) -> str:
-    """A number of bytes, with three figures or so, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from iiad.memory import format_size
 from iiad.signals import SignalRecord
 
-from .evaluation import format_bytes, format_share
+from .evaluation import format_share
 
 __all__ = ["signals_line", "signals_summary"]
 
@@ -17,7 +18,7 @@ def signals_line(record: SignalRecord) -> str:
     layout = record.layout
     return (
         f"{record.num_tokens:,} tokens, {layout.bytes_per_token:,.1f} bytes per token, "
-        f"{format_bytes(record.num_bytes)}, top {layout.top_k} keep {format_share(record.kept_mass, 2)} of the mass"
+        f"{format_size(record.num_bytes)}, top {layout.top_k} keep {format_share(record.kept_mass, 2)} of the mass"
     )
 
 

@@ -14,7 +14,8 @@ from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.errors import InputError
 from iiad.evaluation.baselines import measure_knowledge, naive_scores, require_knowledge
-from iiad.loading import DTYPES, choose_device, load_identified, read_limits
+from iiad.loading import DTYPES, choose_device, label_models, load_identified, read_limits
+from iiad.memory import memory_explained
 from iiad.reporting.progress import progress, say
 
 from .journal import CaptureJournal, require_signal_folder, sole_writer
@@ -27,6 +28,7 @@ __all__ = ["capture_signals"]
 LONGEST_DEFAULT_BLOCK = 512
 SHARD_BYTES = 1 << 26
 LEAST_BLOCKS_PER_SHARD = 16  # so that blocks with hidden states still make whole batches
+_REMEDIES = ("a smaller batch", "shorter blocks", "bfloat16")
 
 
 def capture_signals(
@@ -76,8 +78,8 @@ def capture_signals(
 
         check_teacher: refuse a teacher that predicts the text no better than token counts do.
 
-    Raises InputError where a model, text, folder or value cannot be used, a disk is full, or what is to be resumed
-    is of something else; before the first shard nothing but signals.partial.jsonl has been written then.
+    Raises InputError where a model, text, folder or value cannot be used, a disk is full or memory runs out, or what
+    is to be resumed is of something else; before the first shard nothing but signals.partial.jsonl is written then.
     """
     device = choose_device(device)
     _require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
@@ -104,11 +106,13 @@ def capture_signals(
         dtype=dtype,
     )
     outputs = TeacherOutputs(teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens)
-    score, held = measure_knowledge(teacher, blocks.corpus, T, batch_size, dtype)
-    naive = naive_scores(blocks.corpus.tokens, held, vocab_size)
-    say(require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None))
-    with sole_writer(folder):
-        return _capture_shards(outputs, blocks, CaptureJournal(folder, record), batch_size, device)
+    where = f"capturing {label_models([teacher_folder])[0]} on {device}"
+    with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
+        score, held = measure_knowledge(teacher, blocks.corpus, T, batch_size, dtype)
+        naive = naive_scores(blocks.corpus.tokens, held, vocab_size)
+        say(require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None))
+        with sole_writer(folder):
+            return _capture_shards(outputs, blocks, CaptureJournal(folder, record), batch_size, device)
 
 
 def _capture_shards(

@@ -25,7 +25,7 @@ __all__ = ["Choice", "Estimate", "choose_draft"]
 MAX_LENGTH = 16
 _NUM_CONTINUED = 32  # tokens of the continuation, n
 _NUM_TIMED = 6  # calls of a draft that are timed
-_SIZES = (1, 3, 9, 17)  # tokens of a teacher's call that are timed; between them on straight lines
+_SIZES = (1, 3, 9, 17)  # tokens of a teacher's call that are timed; between and beyond them on straight lines
 _NUM_REPEATS = 4
 
 
@@ -55,19 +55,26 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best estimate, all that were made, and the seconds that took."""
+    """The best estimate, all that were made, the seconds that took, and whether the length was given."""
 
     best: Estimate
     tried: tuple[Estimate, ...]
     seconds: float
+    given_length: bool = False
 
     def __str__(self) -> str:
         """One line for people."""
+        slow = self.given_length and self.best.speedup < 1
         best, others = self.best, [str(estimate) for estimate in self.tried if estimate is not self.best]
         return (
             f"draft: measured in {self.seconds:.1f} s: best is {best} predicted, {best.acceptance:.0%} accepted, "
             f"a call of it {best.draft_cost:.2f} of the teacher's"
             + (f"; tried {', '.join(others)}" if others else "")
+            + (
+                "; slower than no draft: without --draft-length a length is chosen, 0 included"
+                if slow
+                else ""
+            )
         )
 
 
@@ -83,8 +90,8 @@ def choose_draft(
     1 + sum over j <= k of the mean chance of j acceptances in a row, in k calls of the draft and one of the teacher
     over k + 1 tokens.
 
-    prompt_ids: (1, T). max_new_tokens: bounds the lengths tried; at least 1. Uses torch's random state when sampling.
-    Leaves the draft under the best plan.
+    prompt_ids: (1, T). max_new_tokens: bounds the lengths tried, a given one too; at least 1. Uses torch's random
+    state when sampling. Leaves the draft under the best plan.
     """
     started = time.perf_counter()
     probe = _Probe(teacher, prompt_ids, max_new_tokens, chooser, draft.length)
@@ -96,7 +103,7 @@ def choose_draft(
     best = max(tried, key=lambda estimate: estimate.speedup)
     if best.plan is not None:
         draft.model.set_num_iterations(list(best.plan))
-    return Choice(best, tuple(tried), time.perf_counter() - started)
+    return Choice(best, tuple(tried), time.perf_counter() - started, draft.length is not None)
 
 
 class _Probe:
@@ -107,7 +114,8 @@ class _Probe:
     ):
         self.chooser, self.num_prompt = chooser, prompt_ids.shape[1]
         most = min(MAX_LENGTH, max_new_tokens - 1)
-        self.lengths = range(most + 1) if length is None else [length]
+        # No round drafts more than is still to be said, whatever length was given.
+        self.lengths = range(most + 1) if length is None else [min(length, max_new_tokens - 1)]
         reader, num = Reader(teacher), min(_NUM_CONTINUED, max_new_tokens)
         self.sequence, self.logits = _continue(reader, prompt_ids, num, chooser)
         self.sizes = [size for size in _SIZES if size <= num]
@@ -164,8 +172,15 @@ class _Probe:
 
     def _speedup(self, tokens: float, k: int, draft_seconds: float) -> float:
         """Tokens a second with rounds of k drafted tokens that give so many, over the teacher's alone."""
-        verification = float(np.interp(k + 1, self.sizes, self.size_seconds))
-        return tokens * self.call_seconds / (k * draft_seconds + verification)
+        return tokens * self.call_seconds / (k * draft_seconds + self._verification_seconds(k + 1))
+
+    def _verification_seconds(self, size: int) -> float:
+        """Of the teacher's call over `size` tokens: beyond the sizes timed the line through the last two goes on."""
+        sizes, seconds = self.sizes, self.size_seconds
+        beyond = size - sizes[-1]
+        if beyond <= 0 or len(sizes) == 1:
+            return float(np.interp(size, sizes, seconds))
+        return float(seconds[-1] + beyond * (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]))
 
 
 def _continue(reader: Reader, prompt_ids: Tensor, num: int, chooser: Chooser) -> tuple[Tensor, Tensor]:

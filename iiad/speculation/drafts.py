@@ -26,16 +26,19 @@ __all__ = [
 
 
 # Fields of a generation_config that change which token is next or when a text ends, and what leaves both alone.
-_NEUTRAL: dict[str, Any] = {
-    **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens")),
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "top_h", "max_time"), (None,)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), (None,)),
     **dict.fromkeys(
-        ("begin_suppress_tokens", "sequence_bias", "guidance_scale", "min_p", "top_h", "max_time")
+        ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings"), (None, [])
     ),
-    **dict.fromkeys(("exponential_decay_length_penalty", "stop_strings", "watermarking_config")),
-    **dict.fromkeys(
-        ("no_repeat_ngram_size", "min_length", "min_new_tokens", "epsilon_cutoff", "eta_cutoff"), 0
-    ),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "num_beams"), 1),
+    "sequence_bias": (None, [], {}),
+    "token_healing": (None, False),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (None, 0)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "penalty_alpha"), (None, 0)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), (None, 1)),
+    **dict.fromkeys(("typical_p", "num_beams"), (None, 1)),
 }
 
 
@@ -158,11 +161,11 @@ def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
     if limit is not None and num_tokens > limit:
         found = f"prompt and new tokens: found {num_tokens} together"
         raise InputError(f"{found}; accepted: at most {limit}, the draft's positions")
-    for name, value in _NEUTRAL.items():
+    for name, neutral in _NEUTRAL.items():
         setting = getattr(teacher.generation_config, name, None)
-        if setting not in (None, False, value):
+        if setting not in neutral:
             what = f"generation_config: found {name} {setting!r}, which a draft cannot follow"
-            raise InputError(f"{what}; accepted with a draft: {value}")
+            raise InputError(f"{what}; accepted with a draft: {' or '.join(map(str, neutral))}")
 
 
 def _require_iterations(teacher: Any) -> None:

@@ -12,11 +12,14 @@ from iiad.benchmarking.breakdown import can_be_watched, summarise_calls, watch_r
 from tests.conftest import make_iiet, make_pcformer
 from tests.evaluation_room.folders import make_llama
 
+# How to make each, its evaluations, and how often it projects keys and values.
 MODELS = {
-    "iiet": (lambda: make_iiet(num_iterations=[3, 0, 2]), 8),
-    "plain": (lambda: make_iiet(num_iterations=[1, 2, 0], history=False), 6),
-    "pcformer": (make_pcformer, 9),
-    "llama": (make_llama, 3),
+    "iiet": (lambda: make_iiet(num_iterations=[3, 0, 2]), 8, 8),
+    "plain": (lambda: make_iiet(num_iterations=[1, 2, 0], history=False), 6, 6),
+    "shared": (lambda: make_iiet(num_iterations=[3, 0, 2], cache_policy="shared"), 8, 3),
+    "pcformer": (make_pcformer, 9, 9),
+    "pcformer-shared": (lambda: make_pcformer(cache_policy="shared"), 9, 3),
+    "llama": (make_llama, 3, 3),
 }
 
 
@@ -33,7 +36,7 @@ def slowed(monkeypatch, owner, name, clock, seconds):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_parts_are_exact_where_a_clock_says_what_each_takes(name, monkeypatch, tokens):
-    make, evaluations = MODELS[name]
+    make, evaluations, slots = MODELS[name]
     model, clock = make(), [0.0]
     layer, base = type(model.model.layers[0]), model.model
     for room in (timing, breakdown):
@@ -53,15 +56,20 @@ def test_the_parts_are_exact_where_a_clock_says_what_each_takes(name, monkeypatc
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", attend_slowly)
     slowed(monkeypatch, layer, "forward", clock, 19)
+    for each in base.layers:
+        slowed(monkeypatch, each.input_layernorm, "forward", clock, 23)
+    norms = 23 * (evaluations + (3 if "shared" in name else 0))  # those norm the layer's input once more
     calls = watch_run(model, tokens, 3)
     # What a layer of ours does beside its evaluations is the solver's; of a Llama it is the block's.
-    beside = {"norms": 19 * 3, "solver": 0} if name == "llama" else {"norms": 0, "solver": 19 * 3}
+    beside = {"norms": norms, "solver": 19 * 3}
+    if name == "llama":
+        beside = {"norms": norms + 19 * 3, "solver": 0}
     for call in calls.values():
         assert call.host_share is None
         assert call.seconds == {
             "attention": 13 * evaluations,
-            "cache": 7 * evaluations,
-            "projections": (5 + 4 * 0.25) * evaluations,
+            "cache": 7 * slots,
+            "projections": (5 + 2 * 0.25) * evaluations + 2 * 0.25 * slots,
             "mlp": (3 + 3 * 0.25) * evaluations,
             **beside,
             "embedding": 11,
@@ -70,8 +78,9 @@ def test_the_parts_are_exact_where_a_clock_says_what_each_takes(name, monkeypatc
         }
 
 
-def test_watching_changes_nothing_and_leaves_nothing(tokens):
-    model, wanted = make_iiet(num_iterations=2), ALL_ATTENTION_FUNCTIONS["sdpa"]
+@pytest.mark.parametrize("policy", ["exact", "shared"])
+def test_watching_changes_nothing_and_leaves_nothing(tokens, policy):
+    model, wanted = make_iiet(num_iterations=2, cache_policy=policy), ALL_ATTENTION_FUNCTIONS["sdpa"]
     before = time_model(model, tokens, 3)
     state = [dict(module.__dict__) for module in model.modules()]
     watch_run(model, tokens, 3)

@@ -266,6 +266,15 @@ def test_a_plan_for_another_teacher_is_refused(folders):
         measure_latency(folders.student, plan=folders.plan, **QUICK)
 
 
+def test_a_batch_that_cannot_be_had_is_one_line_with_the_sizes_and_what_helps(folders):
+    with pytest.raises(InputError) as caught:
+        measure_latency(folders.teacher, **{**QUICK, "batch_size": 1 << 47})
+    line = str(caught.value)
+    assert line.startswith("teacher on cpu: out of memory, asked for ")
+    assert f"; batch {1 << 47} x 10 tokens, 12 evaluations, " in line
+    assert line.endswith("what helps: a smaller batch, a shorter context or bfloat16")
+
+
 @pytest.fixture
 def command():
     app = typer.Typer()

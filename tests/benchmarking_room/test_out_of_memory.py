@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from iiad import InputError
+from iiad import InputError, loading
 from iiad.benchmarking import bench_models
 from iiad.benchmarking import rows as room
 from iiad.checkpoints import save_checkpoint
@@ -23,8 +23,8 @@ def test_an_allocation_that_fails_is_one_line_with_the_sizes_and_what_helps():
         torch.empty(IMPOSSIBLE, dtype=torch.uint8)
     # 6 slots x 64 x 8192 tokens x 2 x 2 heads x 8 numbers x 4 bytes
     assert str(caught.value) == (
-        "teacher on cpu: out of memory, asked for 1048576.0 GiB more; batch 64 x 8192 tokens, 6 evaluations, a cache "
-        f"of {format_size(6 * 64 * 8192 * 2 * 2 * 8 * 4)} in 6 slots, weights of 113.6 KiB, float32; what helps: a "
+        "teacher on cpu: out of memory, asked for 1048576 GiB more; batch 64 x 8192 tokens, 6 evaluations, a cache "
+        f"of {format_size(6 * 64 * 8192 * 2 * 2 * 8 * 4)} in 6 slots, weights of 114 KiB, float32; what helps: a "
         "smaller batch, a shorter context, bfloat16 or fewer iterations (a plan)"
     )
 
@@ -103,6 +103,18 @@ def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_pr
         bench_models([folders.teacher], batch_size=16, prompt_tokens=64, new_tokens=2, device="cpu")
     assert "teacher: found batch 16 x 66 tokens, 12 evaluations, a cache of " in str(caught.value)
     assert ", and 97.7 KiB free; what helps: a smaller batch, " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "helps"),
+    [("float32", "fewer or smaller models or bfloat16"), ("bfloat16", "fewer or smaller models")],
+)
+def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, monkeypatch, dtype, helps):
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: torch.empty(IMPOSSIBLE, dtype=torch.uint8))
+    with pytest.raises(InputError) as caught:
+        loading.load_identified(folders.teacher, "cpu", dtype, cast=True)
+    assert str(caught.value).startswith(f"loading {folders.teacher} on cpu: out of memory, asked for ")
+    assert str(caught.value).endswith(f"what helps: {helps}")
 
 
 LIMITED = """

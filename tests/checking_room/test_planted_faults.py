@@ -30,7 +30,8 @@ UNUSED = {"saved = reloaded: weights, config"}
 @pytest.fixture
 def check(model_folder):
     """Check the IIET with history of plan [0, 2, 1]."""
-    return lambda **options: quick_check(model_folder("history"), **options)
+    folder = model_folder("history")  # saved before a test plants its fault
+    return lambda **options: quick_check(folder, **options)
 
 
 class LastSlotRead:

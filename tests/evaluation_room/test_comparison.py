@@ -17,8 +17,9 @@ from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_model, evaluate_models
 from iiad.evaluation.cost import Cost, compute_cut, overhead_cut
 from iiad.loading import label_models, load_identified
+from iiad.memory import format_size
 from iiad.planning import Plan
-from iiad.reporting.evaluation import evaluation_table, format_bytes, format_share, stacked_tables
+from iiad.reporting.evaluation import evaluation_table, format_share, stacked_tables
 from tests.conftest import make_iiet
 from tests.evaluation_room.folders import BUDGET
 
@@ -279,7 +280,7 @@ def test_a_table_is_split_only_where_it_must_be():
 
 def test_numbers_are_shown_at_their_precision():
     assert [format_share(None), format_share(0.5512), format_share(0.41237, 2)] == ["-", "55.1 %", "41.24 %"]
-    assert [format_bytes(size) for size in (512, 1536, 300 * 1024, 5 << 20, 3 << 30)] == [
+    assert [format_size(size) for size in (512, 1536, 300 * 1024, 5 << 20, 3 << 30)] == [
         "512 B",
         "1.5 KiB",
         "300 KiB",
@@ -296,7 +297,7 @@ def test_an_evaluation_that_runs_out_of_memory_says_the_sizes(folders, monkeypat
     with pytest.raises(InputError) as caught:
         evaluate_models([folders.teacher], [str(folders.text)], batch_size=4, block_size=32, device="cpu")
     assert str(caught.value).startswith(
-        "teacher on cpu: out of memory, asked for 1048576.0 GiB more; batch 4 x 32 tokens, 12 evaluations, weights "
+        "teacher on cpu: out of memory, asked for 1048576 GiB more; batch 4 x 32 tokens, 12 evaluations, weights "
     )
 
 

@@ -9,6 +9,7 @@ from cli.plan import plan as command
 from iiad.checkpoints import save_checkpoint
 from iiad.errors import InputError
 from iiad.influence import measure_influence, measure_truncations, profile_model, verify_plans
+from iiad.models.layers import IterativeLayer
 from iiad.planning import Plan
 from iiad.planning.verification import Candidate, Verification, candidates
 from tests.conftest import VARIANTS, make_iiet
@@ -130,6 +131,27 @@ def test_another_model_than_the_profiled_one_is_refused(world):
     with pytest.raises(InputError, match="accepted: the one that was profiled") as caught:
         verify(world, plans, model="other")
     assert "\n" not in str(caught.value)
+
+
+def fail_to_allocate(*_, **__):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes.")
+
+
+def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypatch):
+    folder, _ = world
+    monkeypatch.setattr(IterativeLayer, "evaluate", fail_to_allocate)
+    size = "out of memory, asked for 4.0 GiB more; batch 8 x 32 tokens, 8 evaluations, weights of "
+    helps = "; what helps: a smaller batch, shorter blocks or bfloat16"
+    with pytest.raises(InputError) as caught:
+        verify(world, [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])])
+    assert str(caught.value).startswith(f"verifying model on cpu: {size}")
+    assert str(caught.value).endswith(helps)
+    with pytest.raises(InputError) as caught:
+        measure_influence(folder / "model", [str(folder / "text.txt")], memory=1, cache_dir=folder / "cache")
+    assert str(caught.value).startswith(f"profiling model on cpu: {size}")
+    assert str(caught.value).endswith(
+        helps.replace(" or bf", ", bf") + " or less memory for the pass (memory_gib)"
+    )
 
 
 def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):

@@ -14,6 +14,7 @@ import torch
 from iiad import InputError
 from iiad.checkpoints import identify_model, load_model
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
+from iiad.models.layers import IterativeLayer
 from iiad.signals import SignalRecord, StoredSignals
 from iiad.signals.journal import sole_writer
 from iiad.signals.outputs import TeacherOutputs
@@ -66,6 +67,22 @@ def test_record_says_whose_signals_they_are_and_how_large(signals, stored, block
     kept = [1 - stored.read(i)["top_tail"].double().exp().mean() for i in range(NUM_BLOCKS)]
     assert record.kept_mass == pytest.approx(float(sum(kept)) / NUM_BLOCKS, abs=1e-4)
     stored.verify()
+
+
+def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(capture, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."
+        )
+
+    monkeypatch.setattr(IterativeLayer, "evaluate", fail)
+    with pytest.raises(InputError) as caught:
+        capture(tmp_path / "signals")
+    line = str(caught.value)
+    assert line.startswith(
+        "capturing teacher on cpu: out of memory, asked for 1.0 GiB more; batch 3 x 16 tokens, 5 "
+    )
+    assert line.endswith("what helps: a smaller batch, shorter blocks or bfloat16")
 
 
 def test_batch_and_chunk_change_nothing_but_rounding(capture, signals, stored, tmp_path):

@@ -84,6 +84,31 @@ def test_a_given_length_is_kept(monkeypatch):
     assert {estimate.length for estimate in choose_draft(teacher, draft, PROMPT, 40, Chooser()).tried} == {5}
 
 
+def test_a_given_length_beyond_the_sizes_timed_costs_what_the_last_of_them_lead_to(monkeypatch):
+    teacher = make_iiet(num_iterations=1)
+    slow_clock(monkeypatch, lambda model, num_tokens: 1 + 0.1 * (num_tokens - 1))
+    for max_new_tokens, length in ((100, 40), (100, 17), (6, 5), (2, 1)):
+        probe = choice._Probe(teacher, PROMPT, max_new_tokens, Chooser(), length)
+        verification = 1 + 0.1 * length if max_new_tokens > 2 else 1  # of one size alone no more is known
+        assert probe._speedup(3.0, length, 0.5) == pytest.approx(3 / (0.5 * length + verification))
+
+
+def test_no_more_is_drafted_than_is_to_be_said():
+    teacher = make_iiet(num_iterations=1)
+    for max_new_tokens, length in ((6, 5), (1, 0)):
+        found = choose_draft(teacher, Draft(self_draft(teacher), 40), PROMPT, max_new_tokens, Chooser())
+        assert found.best.length == length
+
+
+def test_a_given_length_that_does_not_pay_comes_with_a_hint(monkeypatch):
+    teacher, hint = make_iiet(num_iterations=1), "without --draft-length a length is chosen, 0 included"
+    slow_clock(monkeypatch, lambda model, num_tokens: 1)
+    for draft, told in ((Draft(make_llama(), 5), True), (Draft(make_llama()), False)):
+        found = choose_draft(teacher, draft, PROMPT, 40, Chooser())
+        assert (found.best.speedup < 1) == (hint in str(found)) == told
+        assert "\n" not in str(found)
+
+
 @pytest.mark.parametrize("num_new", [1, 2, 4])
 def test_nothing_is_read_beyond_the_models_positions(num_new):
     teacher = make_iiet(num_iterations=1, max_position_embeddings=4 + num_new)

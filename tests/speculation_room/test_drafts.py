@@ -121,7 +121,16 @@ def test_a_draft_that_cannot_follow_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("repetition_penalty", 1.2), ("bad_words_ids", [[5]]), ("min_new_tokens", 4)]
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.2),
+        ("bad_words_ids", [[5]]),
+        ("min_new_tokens", 4),
+        ("guidance_scale", 0.0),  # no guidance is 1
+        ("token_healing", True),
+        ("penalty_alpha", 0.6),
+        ("encoder_no_repeat_ngram_size", 2),
+    ],
 )
 def test_settings_that_a_draft_cannot_follow_are_refused(name, value):
     teacher = make_iiet(num_iterations=1)
@@ -129,6 +138,25 @@ def test_settings_that_a_draft_cannot_follow_are_refused(name, value):
     with pytest.raises(InputError, match=f"generation_config: found {name} .*; accepted with a draft: "):
         check_draft(teacher, Draft(make_llama()), 10)
     setattr(teacher.generation_config, name, None)
+    check_draft(teacher, Draft(make_llama()), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bad_words_ids", []),
+        ("stop_strings", []),
+        ("sequence_bias", {}),
+        ("guidance_scale", 1.0),
+        ("repetition_penalty", 1.0),
+        ("min_p", 0.0),
+        ("penalty_alpha", 0.0),
+        ("token_healing", False),
+    ],
+)
+def test_settings_that_change_nothing_are_taken(name, value):
+    teacher = make_iiet(num_iterations=1)
+    setattr(teacher.generation_config, name, value)
     check_draft(teacher, Draft(make_llama()), 10)
 
 
