@@ -31,7 +31,7 @@ def with_aot_eager(monkeypatch):
 
 
 @pytest.mark.usefixtures("with_aot_eager")
-@pytest.mark.parametrize("policy", ["exact", "shared"])
+@pytest.mark.parametrize("policy", ["exact", pytest.param("shared", marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_compiled_decoding_chooses_the_tokens_of_the_eager_model(policy):
     model = make_iiet(num_iterations=[0, 2, 1], cache_policy=policy)

@@ -191,7 +191,9 @@ def test_the_compiled_claim_compares_what_is_compiled_with_what_is_not(model_fol
     assert failed(quick_check(model_folder("history"), compile=True)) == {"compiled = eager"}
 
 
-@pytest.mark.parametrize("kind", ["history", "shared", "pcformer-rk2"])
+@pytest.mark.parametrize(
+    "kind", ["history", *(pytest.param(k, marks=pytest.mark.slow) for k in ("shared", "pcformer-rk2"))]
+)
 def test_a_sound_model_traced_as_one_graph_is_the_eager_one(kind, model_folder, monkeypatch, only):
     only("compiled = eager")
     monkeypatch.setattr(decoding, "require_compiler", lambda device: None)

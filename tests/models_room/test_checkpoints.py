@@ -39,7 +39,10 @@ def other_python(tmp_path_factory):
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize("name", ["history", "shared", "relaxed", "pcformer-rk2"])
+@pytest.mark.parametrize(
+    "name",
+    ["shared", "pcformer-rk2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("history", "relaxed"))],
+)
 def test_a_saved_folder_loads_with_remote_code_in_an_environment_without_iiad(
     name, other_python, tokens, tmp_path
 ):

@@ -118,7 +118,11 @@ def test_a_cache_carries_over_from_one_call_to_the_next(model, prompt):
     assert torch.equal(found, whole)
 
 
-def test_generate_compiles_decoding_as_one_graph(model, prompt):
+@pytest.mark.parametrize(
+    "name", ["shared", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "shared")]
+)
+def test_generate_compiles_decoding_as_one_graph(name, prompt):
+    model = MODELS[name]()
     torch.compiler.reset()
     settings = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
     settings._compile_all_devices = True  # else on GPUs only

@@ -48,9 +48,15 @@ def run(code, *arguments):
     [
         "import iiad\nfrom transformers import AutoModelForCausalLM",
         "from transformers import AutoModelForCausalLM\nimport iiad",
-        "import transformers\nimport iiad\nAutoModelForCausalLM = transformers.AutoModelForCausalLM",
-        "from transformers import AutoConfig\nimport iiad\nfrom transformers import AutoModelForCausalLM",
-        "import iiad.models\nfrom transformers import AutoModelForCausalLM",
+        *(
+            # Seconds each, for an interpreter of its own.
+            pytest.param(imports, marks=pytest.mark.slow)
+            for imports in (
+                "import transformers\nimport iiad\nAutoModelForCausalLM = transformers.AutoModelForCausalLM",
+                "from transformers import AutoConfig\nimport iiad\nfrom transformers import AutoModelForCausalLM",
+                "import iiad.models\nfrom transformers import AutoModelForCausalLM",
+            )
+        ),
         # This one imports the Auto classes half-way through modules that iiad.models needs.
         "import iiad\nfrom transformers import LlamaForCausalLM, AutoModelForCausalLM",
     ],
@@ -62,9 +68,8 @@ def test_a_folder_loads_in_any_order_of_imports(imports, folder):
 @pytest.mark.parametrize(
     "code",
     [
-        "from transformers import AutoConfig\n"
-        "assert AutoConfig.from_pretrained(sys.argv[1]).num_iterations == [1] * 3",
-        "from transformers import AutoTokenizer\n"
+        "from transformers import AutoConfig, AutoTokenizer\n"
+        "assert AutoConfig.from_pretrained(sys.argv[1]).num_iterations == [1] * 3\n"
         "assert AutoTokenizer.from_pretrained(sys.argv[1]).vocab_size > 255",
         "from transformers import AutoModel, pipeline\n"
         "assert type(AutoModel.from_pretrained(sys.argv[2])).__name__ == 'PCformerModel'\n"

@@ -153,18 +153,18 @@ from iiad.signals import capture_signals
 unbroken, killed, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 capture_signals(**options, output_dir=unbroken)
 random.seed(int(sys.argv[4]))
-for attempt in range(7):
+for attempt in range(5):
     before = len(list(Path(killed).glob("shard*")))
     child = os.fork()
     if child == 0:
         capture_signals(**options, output_dir=killed, resume=True)
         os._exit(0)
-    if attempt < 6:
+    if attempt < 4:
         while 0 < attempt and len(list(Path(killed).glob("shard*"))) == before:
             time.sleep(0.001)
         time.sleep(random.random() * 0.03)
         os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if attempt < 6 else 0), attempt
+    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if attempt < 4 else 0), attempt
 """
 
 
@@ -182,7 +182,7 @@ def test_a_capture_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_o
         capture_output=True,
         text=True,
     )
-    assert done.stderr.count("shards were captured before") >= 4
+    assert done.stderr.count("shards were captured before") >= 3
     unbroken, killed = (files_of(folder) for folder in folders)
     assert killed == unbroken
 
