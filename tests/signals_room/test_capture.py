@@ -172,7 +172,7 @@ def test_a_capture_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_o
     teacher, text_file, options, tmp_path
 ):
     arguments = {**options, "teacher_folder": str(teacher), "inputs": [str(text_file)], "blocks_per_shard": 1}
-    arguments["max_tokens"] = 100 * T
+    arguments["max_tokens"] = 50 * T
     folders = [tmp_path / "unbroken", tmp_path / "killed"]
     done = subprocess.run(
         [sys.executable, "-c", KILLS, *map(str, folders), repr(arguments), "0"],
