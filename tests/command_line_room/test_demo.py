@@ -35,10 +35,11 @@ TINY_DISTILL = (
 @pytest.fixture
 def small(monkeypatch, tmp_path, text_file):
     """The demo's own code on its own corpus's loader, with a few documents and steps."""
-    load, measure, evaluate = (
+    load, measure, evaluate, bench = (
         demo_module.load_recipe,
         demo_module.measure_influence,
         demo_module.evaluate_models,
+        demo_module.bench_models,
     )
 
     def load_recipe(kind, name, settings):
@@ -56,6 +57,10 @@ def small(monkeypatch, tmp_path, text_file):
     def evaluate_models(models, data, **options):
         return evaluate(models, [str(text_file)], **options, max_tokens=500, cache_dir=tmp_path / "c")
 
+    def bench_models(models, **options):
+        return bench(models, **options, prompt_tokens=8, new_tokens=2, repeats=1)
+
+    monkeypatch.setattr(demo_module, "bench_models", bench_models)
     monkeypatch.setattr(demo_module, "load_recipe", load_recipe)
     monkeypatch.setattr(demo_module, "measure_influence", measure_influence)
     monkeypatch.setattr(demo_module, "evaluate_models", evaluate_models)

@@ -131,7 +131,14 @@ def test_what_is_run_at_a_time_follows_the_memory_and_is_never_zero():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"vocab_size": 8192}, {"num_layers": 9, "vocab_size": 4096}, {"history": False}], ids=str
+    "fields",
+    [
+        {},
+        {"vocab_size": 8192},
+        pytest.param({"num_layers": 9, "vocab_size": 4096}, marks=pytest.mark.slow),
+        pytest.param({"history": False}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_profile_takes_at_most_twice_the_memory_of_the_models_own_forward_pass(fields):
     shape = {

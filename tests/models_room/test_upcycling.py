@@ -274,6 +274,7 @@ def test_rotary_frequencies_of_old_checkpoints_are_left_out(tokens, tmp_path):
     assert torch.equal(load_model(tmp_path / "converted")(tokens).logits, original(tokens).logits)
 
 
+@pytest.mark.slow  # an interpreter of its own; saved folders in general are tested in the gate
 def test_converted_folders_load_with_remote_code_where_iiad_is_not_importable(tokens, tmp_path):
     for family in ("qwen2", "qwen3"):
         wanted = upcycle(make_original(family), tmp_path / family)[1](tokens).logits.detach()
