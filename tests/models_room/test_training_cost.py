@@ -130,7 +130,8 @@ def test_the_switch_is_transformers_own_and_not_in_the_configuration(tokens):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
-@pytest.mark.parametrize("recompute", [pytest.param("none", marks=pytest.mark.slow), "evaluation"])
+@pytest.mark.slow  # the gate compiles whole training steps in the training room
+@pytest.mark.parametrize("recompute", ["none", "evaluation"])
 def test_training_compiles_as_one_graph(recompute, tokens):
     model = make_iiet(num_iterations=1).train()
     wanted = torch.autograd.grad(model(tokens, use_cache=False).logits.square().mean(), [*model.parameters()])

@@ -112,10 +112,17 @@ def assert_close(one, other):
     ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],  # a minute of a compiler's
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch warns against
-def test_compiled_steps_are_the_same_across_the_phases_and_a_resume(backend, eager, tmp_path):
+def test_compiled_steps_are_the_same_across_the_phases(backend, eager, tmp_path):
+    fields, whole = eager
+    assert_close(whole, run(fields, tmp_path / "run", torch_compile=True, torch_compile_backend=backend))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as above
+def test_compiled_steps_are_the_same_after_a_resume(backend, eager, tmp_path):
     fields, whole = eager
     compiled = {"torch_compile": True, "torch_compile_backend": backend}
-    assert_close(whole, run(fields, tmp_path / "run", **compiled))
     assert_close(whole, run(fields, unfinished(whole, 4, tmp_path / "resumed"), True, **compiled))
 
 
