@@ -11,7 +11,7 @@ from tests.conftest import make_iiet, make_pcformer
 
 NEW = 10
 OPTIONS = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": -1, "pad_token_id": 0}
-SMALL = ContinuousBatchingConfig(page_size=16, num_blocks=16, max_batch_tokens=64, max_requests_per_batch=4)
+SMALL = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
 MODELS = {
     "exact": lambda: make_iiet(num_iterations=[0, 2, 1]),
     "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
