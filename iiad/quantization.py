@@ -18,7 +18,7 @@ are read once a token, whatever the plan.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,13 @@ TILE = 16
 """What the output width must be a multiple of for the CPU's int4 kernel."""
 
 
-def check_kinds(kinds: object, device: str, dtype: str) -> list[str]:
+def check_kinds(kinds: str | Iterable[str], device: str, dtype: str) -> list[str]:
     """The kinds of quantization asked for, each once, in order.
 
     Raises InputError: an unknown kind, one given twice, one that cannot run on the device in the dtype, or no
     torchao.
     """
-    found = [kinds] if isinstance(kinds, str) else list(kinds)  # type: ignore[call-overload]
+    found = [kinds] if isinstance(kinds, str) else list(kinds)
     for number, kind in enumerate(found):
         if kind not in KINDS:
             raise InputError(f"quantize: found {kind!r}; accepted: {', '.join(KINDS)}")

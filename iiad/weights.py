@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that become a model's parameters, with every check that a user would want."""
+"""Tensors that become a model's parameters: a checkpoint's, with every check one would want, or another model's."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from hypothesis import settings
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from cli import main
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.models.operators import RMSNorm
 from iiad.training import TrainRecipe, train
@@ -85,6 +87,22 @@ def no_debugging_left() -> Iterator[None]:
     """`iiad --debug` is for the rest of its process, which here is that of all tests."""
     yield
     os.environ.pop("IIAD_DEBUG", None)
+
+
+@pytest.fixture
+def iiad(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iiad", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main.run()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(params=VARIANTS, scope="module")

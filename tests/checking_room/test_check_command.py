@@ -1,10 +1,7 @@
 """`iiad check` and `iiad show check.json`: the table and the exit codes."""
 
-import sys
-
 import pytest
 
-from cli import main
 from iiad.checking import Check
 from iiad.models import IIETForCausalLM
 from iiad.reporting.checking import check_table
@@ -14,19 +11,10 @@ QUICK = ["--no-compile", "--prompt-tokens", "8", "--new-tokens", "5"]
 
 
 @pytest.fixture
-def iiad(monkeypatch, capsys, without_remote_code):
-    """Run a command line in this process: exit code, stdout, stderr."""
+def iiad(iiad, monkeypatch, without_remote_code):
+    """The same, in this room's surroundings."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("IIAD_DEBUG", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["iiad", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main.run()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
+    return iiad
 
 
 def test_a_sound_model_is_exit_code_0_and_the_table_is_shown_again_from_the_file(iiad, pair, tmp_path):

@@ -22,20 +22,6 @@ from iiad.training import RunRecord
 COMMANDS = "train profile plan capture distill evaluate generate bench check convert demo env".split()
 
 
-@pytest.fixture
-def iiad(monkeypatch, capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["iiad", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main.run()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
-
-
 @pytest.fixture(autouse=True)
 def wide_and_quiet(monkeypatch, cache_dir):
     monkeypatch.setenv("COLUMNS", "160")

@@ -1,29 +1,18 @@
 """`iiad capture` and `iiad show` of what it wrote."""
 
 import re
-import sys
 
 import pytest
 
-from cli import main
 from iiad.signals import StoredSignals
 
 
 @pytest.fixture
-def iiad(monkeypatch, capsys, cache_dir):
-    """Run a command line in this process: exit code, stdout, stderr."""
+def iiad(iiad, monkeypatch, cache_dir):
+    """The same, in this room's surroundings."""
     monkeypatch.setenv("IIAD_CACHE", str(cache_dir))
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.delenv("IIAD_DEBUG", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["iiad", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main.run()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
+    return iiad
 
 
 def test_captures_prints_the_price_and_shows_it_again(iiad, teacher_folder, text_file, tmp_path):
