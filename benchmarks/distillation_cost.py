@@ -28,10 +28,11 @@ from torch.utils.data import default_collate
 from iiad.checkpoints import save_checkpoint
 from iiad.data import TokenBlocks, load_tokenizer, pack, read_documents, resolve_inputs, train_tokenizer
 from iiad.distillation import LearnFromTeacher, LiveTeacher, StoredTeacher
+from iiad.distillation.capture import capture_signals
+from iiad.distillation.stored_signals import SignalBlocks, StoredSignals
 from iiad.models import IIETConfig, IIETForCausalLM
-from iiad.recipes import DistillationSection
-from iiad.signals import SignalBlocks, StoredSignals, capture_signals
 from iiad.training.learner import LanguageModelling, Learner, Objective
+from iiad.training.student_sections import DistillationSection
 
 BOUNDS = {"live": 1.05, "stored": 1.10}
 

@@ -24,8 +24,9 @@ import torch
 from timing import Row, make_parser, print_rows, time_of
 from torch.nn import functional as F
 
-from iiad.benchmarking.memory import peak_bytes
-from iiad.losses import FullTarget, head_loss, next_token_labels
+from iiad.evaluation.activation_memory import peak_bytes
+from iiad.training.head import head_loss, next_token_labels
+from iiad.training.teacher_targets import FullTarget
 
 
 def main() -> int:

@@ -31,13 +31,13 @@ from timing import Row, make_parser, print_rows, ratio_in_turns
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from iiad.benchmarking import bench_models
-from iiad.benchmarking.compiled import CompiledDecoder
-from iiad.benchmarking.timing import random_prompts, run_calls
 from iiad.checkpoints import identify_model, load_model
+from iiad.evaluation.compiled import CompiledDecoder
+from iiad.evaluation.speed import bench_models
+from iiad.evaluation.timing import random_prompts, run_calls
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.planning import Plan
-from iiad.reporting.benchmark import explain_losses
+from iiad.reporting.bench_tables import explain_losses
 
 
 def main() -> int:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from timing import Row, make_parser, print_rows, time_of
 
-from iiad.benchmarking.memory import peak_bytes
 from iiad.checkpoints import identify_model
+from iiad.evaluation.activation_memory import peak_bytes
 from iiad.influence import METRICS, num_profile_evaluations, profile_batch
 from iiad.models import IIETConfig, IIETForCausalLM
 

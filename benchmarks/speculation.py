@@ -26,10 +26,11 @@ import torch
 from timing import Row, make_parser, print_rows, time_of
 from torch import Tensor
 
-from iiad.benchmarking.timing import now, time_model
 from iiad.data import pack, resolve_inputs
-from iiad.generation import load_drafted_generator
-from iiad.speculation import Reader, Speculation, speculate
+from iiad.evaluation.timing import now, time_model
+from iiad.generation.reader import Reader
+from iiad.generation.speculation import Speculation, speculate
+from iiad.generation.text import load_drafted_generator
 
 LENGTHS = (1, 2, 4, 6, 8, 12)
 

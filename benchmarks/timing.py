@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from iiad.benchmarking.timing import now
+from iiad.evaluation.timing import now
 
 __all__ = ["Row", "make_parser", "print_rows", "ratio_in_turns", "time_of"]
 

@@ -22,7 +22,7 @@ from timing import Row, make_parser, print_rows, ratio_in_turns
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from iiad.benchmarking.memory import saved_bytes
+from iiad.evaluation.activation_memory import saved_bytes
 from iiad.models import IIETConfig, IIETModel
 
 

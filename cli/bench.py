@@ -112,8 +112,8 @@ def bench(
     }
     console = Console()
     if layers:
-        from iiad.benchmarking import measure_latency
-        from iiad.reporting.latency import latency_table
+        from iiad.evaluation.layer_latency import measure_latency
+        from iiad.reporting.latency_tables import latency_table
 
         settings |= {name: value for name, (value,) in grid.items()}
         table = measure_latency(models[0], **settings)
@@ -121,8 +121,8 @@ def bench(
             table.save(output)
         console.print(latency_table(table, console.width))
         return
-    from iiad.benchmarking import bench_models
-    from iiad.reporting.benchmark import bench_table
+    from iiad.evaluation.speed import bench_models
+    from iiad.reporting.bench_tables import bench_table
 
     made = bench_models(
         models, quantize=quantize or [], compiled=compiled, evaluation=evaluation, **settings, **grid
@@ -131,8 +131,8 @@ def bench(
         made.save(output)
     console.print(bench_table(made, console.width))
     if plot is not None:
+        from iiad.progress import say
         from iiad.reporting.bench_pictures import draw_bench
-        from iiad.reporting.progress import say
 
         for path in draw_bench(made, plot):
             say(f"drawn: {path}")

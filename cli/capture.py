@@ -61,8 +61,8 @@ def capture(
     """
     import time
 
-    from iiad.reporting.signals import signals_line
-    from iiad.signals import capture_signals
+    from iiad.distillation.capture import capture_signals
+    from iiad.reporting.signal_tables import signals_line
 
     started = time.monotonic()
     record = capture_signals(

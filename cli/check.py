@@ -49,8 +49,8 @@ def check(
 
     if output is not None:
         require_new_file(output, overwrite)
-    from iiad.checking import check_model
-    from iiad.reporting.checking import check_table
+    from iiad.evaluation.checks import check_model
+    from iiad.reporting.check_tables import check_table
 
     made = check_model(
         model,

@@ -33,6 +33,6 @@ def convert(
 
     Example:  iiad convert released/iiet-55m teacher --iterations 3
     """
-    from iiad.conversion import convert as run
+    from iiad.conversion.released import convert as run
 
     print(run(source, destination, iterations))

@@ -29,9 +29,9 @@ def demo(
     from iiad.demo import run_demo
     from iiad.influence import Profile
     from iiad.planning import Plan
-    from iiad.reporting.demo import demo_report, next_steps
-    from iiad.reporting.influence import InfluenceReport
-    from iiad.reporting.planning import PlanReport
+    from iiad.reporting.demo_tables import demo_report, next_steps
+    from iiad.reporting.plan_tables import PlanReport
+    from iiad.reporting.profile_tables import InfluenceReport
 
     console = Console()
 

@@ -54,7 +54,7 @@ def evaluate(
     if output is not None:
         require_new_file(output, overwrite)
     from iiad.evaluation import evaluate_models
-    from iiad.reporting.evaluation import evaluation_table
+    from iiad.reporting.evaluation_tables import evaluation_table
 
     evaluation = evaluate_models(
         models,

@@ -60,7 +60,8 @@ def generate(
     Example:  iiad generate teacher --draft self --prompt "def main("
     """
     from iiad.errors import InputError
-    from iiad.generation import (
+    from iiad.generation.drafts import Draft
+    from iiad.generation.text import (
         check_sampling,
         generate_text,
         load_drafted_generator,
@@ -69,8 +70,7 @@ def generate(
         text_streamer,
     )
     from iiad.loading import require_cache_policy
-    from iiad.reporting.progress import say
-    from iiad.speculation import Draft
+    from iiad.progress import say
 
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     text = read_prompt(prompt, prompt_file)

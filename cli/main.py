@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iiad.quantization import hide_load_remarks
+from iiad.conversion.quantization import hide_load_remarks
 
 from .bench import bench
 from .capture import capture

@@ -170,8 +170,8 @@ def plan(
     from iiad.errors import InputError
     from iiad.influence.profile import Profile
     from iiad.planning import Bounds, Targets, candidates, load_latency, make_plan, read_pins
-    from iiad.reporting.planning import CurveReport, PlanReport
-    from iiad.reporting.progress import say
+    from iiad.progress import say
+    from iiad.reporting.plan_tables import CurveReport, PlanReport
 
     if output is not None and output == verification:
         raise InputError(f"verification: found {verification}, the plan's file; accepted: another")
@@ -219,7 +219,7 @@ def plan(
     if made is not None:
         console.print(PlanReport(made, measured, table, context, batch_size))
     if plot is not None:
-        from iiad.reporting.planning import draw_trade_off
+        from iiad.reporting.plan_tables import draw_trade_off
 
         draw_trade_off(measured, metric, normalize or "none", bounds, plot)
     if verify is not None:
@@ -260,8 +260,8 @@ def _verify(
     """Run plans on the teacher, show what was found, and write it where that is asked for."""
     from rich.console import Console
 
-    from iiad.influence import verify_plans
-    from iiad.reporting.verification import VerificationReport, draw_predictions
+    from iiad.evaluation.plan_trials import verify_plans
+    from iiad.reporting.verification_tables import VerificationReport, draw_predictions
 
     found = verify_plans(options.pop("model"), options.pop("data"), profile, metric, plans, **options)
     if file is not None:

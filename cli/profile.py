@@ -72,7 +72,7 @@ def profile(
 
     from iiad.artefacts import require_new_file
     from iiad.errors import InputError
-    from iiad.influence.journal import require_no_journal
+    from iiad.influence.partial_profile import require_no_journal
 
     for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
         if value is not None and not 0 <= value < float("inf"):
@@ -84,7 +84,7 @@ def profile(
 
         require_pictures(plot)
     from iiad.influence import measure_influence
-    from iiad.reporting.influence import InfluenceReport
+    from iiad.reporting.profile_tables import InfluenceReport
 
     measured = measure_influence(
         model,
@@ -103,8 +103,8 @@ def profile(
     )
     Console().print(InfluenceReport(measured, threshold, seed))
     if plot is not None:
+        from iiad.progress import say
         from iiad.reporting.pictures import draw_influence
-        from iiad.reporting.progress import say
 
         for metric_name in measured.scores:
             for path in draw_influence(measured, metric_name, plot):

@@ -38,13 +38,13 @@ def _read(path: Path) -> Artefact:
     """The file as the artefact that it says it is. Raises InputError for a file of another kind."""
     import json
 
-    from iiad.benchmarking.artefact import Bench
-    from iiad.checking.artefact import Check
+    from iiad.distillation.signal_record import SignalRecord
     from iiad.errors import InputError
-    from iiad.evaluation.artefact import Evaluation
+    from iiad.evaluation.bench_artefact import Bench
+    from iiad.evaluation.check_artefact import Check
+    from iiad.evaluation.quality_artefact import Evaluation
     from iiad.influence.profile import Profile
     from iiad.planning import LatencyTable, Plan, Verification
-    from iiad.signals import SignalRecord
 
     kinds: dict[str, type[Artefact]] = {
         kind.model_fields["kind"].default: kind
@@ -63,16 +63,14 @@ def _read(path: Path) -> Artefact:
 
 
 def _report(artefact: Any, width: int) -> RenderableType:
-    from iiad.reporting import (
-        benchmark,
-        checking,
-        evaluation,
-        influence,
-        latency,
-        planning,
-        signals,
-        verification,
-    )
+    from iiad.reporting import bench_tables as benchmark
+    from iiad.reporting import check_tables as checking
+    from iiad.reporting import evaluation_tables as evaluation
+    from iiad.reporting import latency_tables as latency
+    from iiad.reporting import plan_tables as planning
+    from iiad.reporting import profile_tables as influence
+    from iiad.reporting import signal_tables as signals
+    from iiad.reporting import verification_tables as verification
 
     reports: dict[str, Callable[[], RenderableType]] = {
         "profile": lambda: influence.InfluenceReport(artefact),

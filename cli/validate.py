@@ -9,7 +9,7 @@ import typer
 from .options import Settings
 
 if TYPE_CHECKING:
-    from iiad.recipes import DistillRecipe, TrainRecipe
+    from iiad.training.recipes import DistillRecipe, TrainRecipe
 
 __all__ = ["validate"]
 
@@ -29,8 +29,9 @@ def validate(
     Example:  iiad validate 55m --set training.max_steps=1000
     """
     from iiad.errors import InputError
-    from iiad.recipes import COMMANDS, commands_of, find_problems, read_fields
-    from iiad.recipes.inputs import missing_inputs
+    from iiad.training.recipe_inputs import missing_inputs
+    from iiad.training.recipe_validation import find_problems
+    from iiad.training.recipes import COMMANDS, commands_of, read_fields
 
     if kind not in (None, *COMMANDS):
         raise InputError(f"--kind {kind}: accepted: {', '.join(COMMANDS)}")
@@ -71,13 +72,18 @@ def _choose(own: list[str], problems: dict[str, list[str]]) -> tuple[str, str]:
 
 def _summary(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
     """What the recipe comes to, by name."""
-    from iiad.recipes import TrainRecipe
+    from iiad.training.recipes import TrainRecipe
 
     return _training_summary(recipe) if isinstance(recipe, TrainRecipe) else _distillation_summary(recipe)
 
 
 def _training_summary(recipe: TrainRecipe) -> dict[str, str]:
-    from iiad.recipes.estimates import count_parameters, evaluations_per_layer, training_bytes, training_flops
+    from iiad.training.estimates import (
+        count_parameters,
+        evaluations_per_layer,
+        training_bytes,
+        training_flops,
+    )
 
     model, training = recipe.model, recipe.training
     if model.path is not None:
@@ -107,7 +113,7 @@ def _training_summary(recipe: TrainRecipe) -> dict[str, str]:
 
 
 def _distillation_summary(recipe: DistillRecipe) -> dict[str, str]:
-    from iiad.recipes import STAGES
+    from iiad.training.student_sections import STAGES
 
     section = recipe.distillation
     steps = {stage: getattr(section, stage).max_steps for stage in STAGES}
@@ -120,7 +126,7 @@ def _distillation_summary(recipe: DistillRecipe) -> dict[str, str]:
 
 def _tokens(recipe: TrainRecipe | DistillRecipe, steps: int, block: int | None) -> dict[str, str]:
     """block: None where only the teacher says what it is."""
-    from iiad.recipes.estimates import blocks_per_process_step
+    from iiad.training.estimates import blocks_per_process_step
 
     training, blocks = recipe.training, blocks_per_process_step(recipe.training)
     batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} blocks"

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 
 from .artefacts import Artefact
-from .benchmarking import Bench, bench_models
 from .distillation import distill
 from .errors import InputError
 from .evaluation import Evaluation, evaluate_models
+from .evaluation.bench_artefact import Bench
+from .evaluation.speed import bench_models
 from .influence import Profile, measure_influence
 from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
-from .reporting.progress import say
+from .progress import say
 from .training import DistillRecipe, RunRecord, TrainRecipe, load_recipe, train
 
 __all__ = ["Demo", "run_demo"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from iiad.artefacts import ModelIdentity
-from iiad.checkpoints import identify_model, is_hub_name, load_model, read_config, weight_files
-from iiad.errors import InputError, one_line
-from iiad.memory import memory_explained
-from iiad.planning import Plan, check_plan
+from .artefacts import ModelIdentity
+from .checkpoints import identify_model, is_hub_name, load_model, read_config, weight_files
+from .errors import InputError, one_line
+from .memory import memory_explained
+from .planning import Plan, check_plan
 
 __all__ = [
     "DTYPES",

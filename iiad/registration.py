@@ -32,7 +32,7 @@ class _StandIn(type):
         return cls._real()(*args, **kwargs)
 
     def _real(cls) -> Any:
-        from iiad import models  # registers the real classes; other threads wait here until it has
+        from iiad import models
 
         return getattr(models, cls.__name__)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from iiad.data.corpus import TokenCorpus
-from iiad.data.documents import read_documents
-from iiad.data.packing import pack
-from iiad.data.sources import KNOWN_SUFFIXES, Source, resolve_inputs
-from iiad.data.tokenizers import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from .corpus import TokenCorpus
+from .documents import read_documents
+from .packing import pack
+from .sources import KNOWN_SUFFIXES, Source, resolve_inputs
+from .tokenizers import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 if TYPE_CHECKING:
-    from iiad.data.blocks import TokenBlocks, evaluation_windows
+    from .blocks import TokenBlocks, evaluation_windows
 
 __all__ = [
     "KNOWN_SUFFIXES",

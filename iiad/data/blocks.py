@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from iiad.data.corpus import TokenCorpus
 from iiad.errors import InputError
+
+from .corpus import TokenCorpus
 
 __all__ = ["TokenBlocks", "evaluation_windows"]
 

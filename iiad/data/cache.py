@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from iiad.data.progress import Progress, report_progress
-from iiad.data.sources import Source
 from iiad.errors import InputError
+
+from .progress import Progress, report_progress
+from .sources import Source
 
 __all__ = ["FileState", "HashedSource", "default_cache_dir", "hash_sources", "written_whole"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from iiad.data.cache import written_whole
+from .cache import written_whole
 
 __all__ = ["TokenCorpus", "open_corpus", "record_path", "tokens_path", "write_record"]
 

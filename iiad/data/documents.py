@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from iiad.data.sources import Source
 from iiad.errors import InputError, one_line
+
+from .sources import Source
 
 __all__ = ["PIECE_CHARS", "cut_pieces", "read_documents"]
 

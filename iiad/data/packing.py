@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iiad.data import corpus as store
-from iiad.data.cache import HashedSource, default_cache_dir, hash_sources, written_whole
-from iiad.data.corpus import TokenCorpus
-from iiad.data.documents import PIECE_CHARS, read_documents
-from iiad.data.progress import Progress, report_progress
-from iiad.data.sources import Source
-from iiad.data.tokenizers import tokenizer_fingerprint
 from iiad.errors import InputError
+
+from .cache import HashedSource, default_cache_dir, hash_sources, written_whole
+from .corpus import TokenCorpus
+from .documents import PIECE_CHARS, read_documents
+from .progress import Progress, report_progress
+from .sources import Source
+from .tokenizers import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -20,7 +20,7 @@ def report_progress(task: str, total: int, progress: Progress) -> Iterator[Calla
     elif not progress:
         yield lambda done: None
     else:
-        from iiad.reporting.progress import progress as show  # rich, which most uses of this room do without
+        from iiad.progress import progress as show
 
         with show(task, total, "B") as advance:
             before = 0

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from iiad.data.stdlib import SPLITS, stdlib_files
 from iiad.errors import InputError
+
+from .stdlib import SPLITS, stdlib_files
 
 __all__ = ["KNOWN_SUFFIXES", "Kind", "Source", "resolve_inputs"]
 

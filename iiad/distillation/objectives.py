@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiad.losses import head_loss, hidden_state_loss, next_token_labels
-from iiad.recipes import DistillationSection
+from iiad.training.head import head_loss, next_token_labels
+from iiad.training.hidden_losses import hidden_state_loss
 from iiad.training.learner import Batch, Learner
+from iiad.training.student_sections import DistillationSection
 
-from .teachers import LiveTeacher, Signal, Teacher
+from .teacher_signals import LiveTeacher, Signal, Teacher
 
 __all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers", "needs_signals"]
 

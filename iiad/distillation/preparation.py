@@ -11,20 +11,20 @@ from transformers import PreTrainedModel, set_seed
 from iiad.artefacts import ModelIdentity
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
-from iiad.evaluation import TokenScore
-from iiad.evaluation.baselines import measure_knowledge, naive_scores, require_knowledge
 from iiad.loading import choose_device, load_identified
 from iiad.planning import Plan, check_plan
-from iiad.recipes import DistillRecipe
-from iiad.reporting.progress import say
-from iiad.signals import StoredSignals
+from iiad.progress import say
 from iiad.training.engine import blocks_per_step, check_stage
 from iiad.training.processes import num_processes
+from iiad.training.recipes import DistillRecipe
+from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge
+from iiad.training.scoring import TokenScore
 from iiad.training.teacher import Corpora
 
 from .objectives import hidden_layers, needs_signals
+from .stored_signals import StoredSignals
 from .students import freeze_unused, make_student, student_changes
-from .teachers import LiveTeacher
+from .teacher_signals import LiveTeacher
 
 __all__ = ["Distillation", "prepare"]
 

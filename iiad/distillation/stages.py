@@ -10,19 +10,20 @@ from typing import Any
 from transformers import set_seed
 
 from iiad.planning import Plan
-from iiad.recipes import STAGES, DistillRecipe
-from iiad.reporting.progress import say
+from iiad.progress import say
 from iiad.training.engine import RunContext, announce, blocks_per_step, run_stage
 from iiad.training.interruption import TimeLimit
 from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.model_card import model_card
 from iiad.training.processes import from_first_process, join_processes
+from iiad.training.recipes import DistillRecipe
 from iiad.training.runs import RunFolder
+from iiad.training.student_sections import STAGES
 
 from .objectives import LearnFromTeacher, LearnLayers, hidden_layers, needs_signals
 from .preparation import Distillation, prepare
 from .students import changed_layers, learning_only, require_change
-from .teachers import StoredTeacher, Teacher
+from .teacher_signals import StoredTeacher, Teacher
 
 __all__ = ["distill"]
 

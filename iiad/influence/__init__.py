@@ -1,4 +1,4 @@
-"""Influence: what each iteration of a teacher contributes, measured on calibration text, kept as a profile."""
+"""Influence: measure what each iteration of a teacher contributes; keep it as a profile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .calibration import calibration_batches, sample_blocks
     from .measurement import measure_influence
     from .profiler import num_profile_evaluations, profile_batch, profile_model
-    from .truncation import measure_truncations, verify_plans
 
 __all__ = [
     "METRICS",
@@ -22,29 +21,25 @@ __all__ = [
     "ProfileSettings",
     "calibration_batches",
     "measure_influence",
-    "measure_truncations",
     "num_profile_evaluations",
     "profile_batch",
     "profile_model",
     "rank_agreement",
     "sample_blocks",
-    "verify_plans",
 ]
 
 _WITH_TORCH = {
     "calibration_batches": "calibration",
+    "sample_blocks": "calibration",
     "measure_influence": "measurement",
-    "measure_truncations": "truncation",
     "num_profile_evaluations": "profiler",
     "profile_batch": "profiler",
     "profile_model": "profiler",
-    "sample_blocks": "calibration",
-    "verify_plans": "truncation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for what needs it: planning reads profiles without."""
+    """Import torch only for the names that need it."""
     if name in _WITH_TORCH:
         return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

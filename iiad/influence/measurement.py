@@ -14,10 +14,10 @@ from iiad.errors import InputError
 from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
-from iiad.reporting.progress import progress, say
+from iiad.progress import progress, say
 
 from .calibration import calibration_batches, sample_blocks
-from .journal import Journal
+from .partial_profile import Journal
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
 

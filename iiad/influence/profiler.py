@@ -18,9 +18,9 @@ from iiad.errors import InputError
 from iiad.models import IIETForCausalLM
 
 from .averages import Scores
-from .memory import MemoryPlan
 from .metrics import ITERATE_METRICS, fixed_point, wide
 from .outputs import FullOutput
+from .pass_memory import MemoryPlan
 from .passes import FullPass, SolvedLayer, Stop
 from .profile import METRICS, BatchRecord, FixedPoint
 
@@ -82,7 +82,7 @@ def profile_batch(
         metrics: names from `METRICS`.
         data: the data set that the batch is from, for the record.
         memory: bytes that may be taken beside the weights; by it the number of stops in one batch is chosen, and
-            no result depends on it. Default: see `iiad.influence.memory.MemoryPlan`.
+            no result depends on it. Default: see `iiad.influence.pass_memory.MemoryPlan`.
         where: what errors call the batch.
 
     Raises:

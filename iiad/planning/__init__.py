@@ -11,6 +11,7 @@ from .latency import LatencyTable, check_latency
 from .plan import Plan, check_plan
 from .planner import load_latency, make_plan, plan_by_target
 from .prediction import predicted_loss
+from .stability import Stability, keep_frequency, measure_stability
 from .targets import Targets
 from .threshold import normalize_scores, plan_by_threshold, threshold_budget
 from .verification import Candidate, Verification, candidates
@@ -23,6 +24,7 @@ __all__ = [
     "LatencyTable",
     "Plan",
     "PlanCost",
+    "Stability",
     "Targets",
     "Verification",
     "baseline_plans",
@@ -32,8 +34,10 @@ __all__ = [
     "choose_threshold",
     "cost_of",
     "find_knee",
+    "keep_frequency",
     "load_latency",
     "make_plan",
+    "measure_stability",
     "normalize_scores",
     "pareto_front",
     "plan_by_target",

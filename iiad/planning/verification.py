@@ -1,6 +1,6 @@
 """The verification: what plans truly cost the untrained, truncated teacher, beside what was predicted.
 
-Needs no torch; `iiad.influence.truncation` measures.
+Needs no torch; `iiad.evaluation.plan_trials` measures.
 """
 
 from __future__ import annotations

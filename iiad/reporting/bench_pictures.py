@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from iiad.benchmarking.artefact import Bench, BenchResult
+from iiad.evaluation.bench_artefact import Bench, BenchResult
 
 from .canvas import COLOURS, MARKERS, WIDTH, style_of_ours, write_picture
 

@@ -15,11 +15,11 @@ import torch
 from transformers import TrainerCallback
 
 from iiad.artefacts import write_whole
-from iiad.evaluation import TokenScore
-from iiad.reporting.progress import progress, say
+from iiad.progress import progress, say
 
 from .checkpointing import notes_of
 from .processes import any_process, is_first_process
+from .scoring import TokenScore
 
 __all__ = ["StageLog", "StepProgress", "Validation"]
 

@@ -19,10 +19,8 @@ from transformers.integrations import get_available_reporting_integrations
 
 from iiad.checkpoints import read_weights
 from iiad.errors import InputError, Unfinished, one_line
-from iiad.evaluation import TokenScore
 from iiad.memory import memory_explained
-from iiad.recipes import OptimizationSection, StageSection, TrainingSection
-from iiad.reporting.progress import say
+from iiad.progress import say
 
 from .averaging import AveragedWeights, load_average
 from .callbacks import StageLog, StepProgress, Validation
@@ -30,6 +28,8 @@ from .checkpointing import Checkpoints, latest_checkpoint, read_notes
 from .interruption import Interruption, TimeLimit
 from .learner import LanguageModelling, Learner, Objective
 from .processes import is_first_process, num_processes, whole
+from .scoring import TokenScore
+from .stage_sections import OptimizationSection, StageSection, TrainingSection
 from .stage_trainer import StageTrainer
 
 __all__ = ["Blocks", "RunContext", "announce", "blocks_per_step", "check_stage", "run_stage"]

@@ -14,8 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from iiad.losses import head_loss, next_token_labels
-
+from .head import head_loss, next_token_labels
 from .processes import num_processes
 
 __all__ = ["Batch", "LanguageModelling", "Learner", "Objective", "shard"]

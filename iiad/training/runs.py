@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from iiad.artefacts import Artefact, write_whole
 from iiad.checkpoints import require_finite
 from iiad.errors import InputError, one_line
-from iiad.reporting.progress import say
+from iiad.progress import say
 
 from .processes import barrier, is_first_process
 

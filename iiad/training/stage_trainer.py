@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from iiad.errors import InputError
-from iiad.reporting.progress import say
+from iiad.progress import say
 
 from .averaging import AveragedWeights
 from .checkpointing import Checkpoints, latest_checkpoint, notes_of

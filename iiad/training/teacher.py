@@ -24,17 +24,19 @@ from iiad.data import (
     train_tokenizer,
 )
 from iiad.errors import InputError, one_line
-from iiad.evaluation import TokenScore, evaluate_model
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
-from iiad.recipes import DataSection, ModelSection, OptimizationSection, TokenizerSection, TrainRecipe
-from iiad.reporting.progress import progress, say
+from iiad.progress import progress, say
 
 from .engine import RunContext, announce, blocks_per_step, check_stage, run_stage
 from .interruption import TimeLimit
 from .model_card import model_card
+from .model_sections import DataSection, ModelSection, TokenizerSection
 from .phases import TwoPhases
 from .processes import first_process_first, from_first_process, is_first_process, join_processes
+from .recipes import TrainRecipe
 from .runs import RunFolder
+from .scoring import TokenScore, evaluate_model
+from .stage_sections import OptimizationSection
 
 __all__ = ["Corpora", "build_model", "train"]
 

@@ -1,0 +1,196 @@
+"""Llama-family checkpoints to plain IIETs that compute the same, to be trained on (upcycling).
+
+The layer of a plain IIET starts at z(0) = x + f(x), which is the Llama layer, and its relaxed iteration
+z(i) = (1 - a) z(i-1) + a (x + f(z(i-1))) leaves that as it is while a = 0: `torch.lerp(z, step, 0)` is z to the last
+bit wherever step - z is finite (in float16 it may not be: keep such a model in float32 or bfloat16). So the converted
+model computes what the original did, and the gradient to `a` is the inner product of the gradient to z with
+(step - z), which is not zero. All here is ours.
+
+What transformers computes for a checkpoint is the original. A field of its config that may change the
+computation, and that we do not know, is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from iiad.checkpoints import read_config, save_checkpoint
+from iiad.errors import InputError, one_line
+from iiad.models import IIETConfig, IIETForCausalLM
+
+from .weights import assign_weights
+
+__all__ = ["DEFAULT_ITERATIONS", "FAMILIES", "upcycle"]
+
+DEFAULT_ITERATIONS = 3  # what the paper's teachers have
+
+# Families whose block ours can be, and what their configs do not say of it because it is always so.
+FAMILIES: dict[str, dict[str, bool]] = {
+    "llama": {},
+    "mistral": {"attention_bias": False, "mlp_bias": False},
+    "qwen2": {"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
+    "qwen3": {"qk_norm": True, "mlp_bias": False},
+}
+_OWN_FIELDS = {
+    "llama": {"attention_bias", "mlp_bias", "pretraining_tp"},
+    "mistral": {"sliding_window"},
+    "qwen2": {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
+    "qwen3": {"attention_bias", "use_sliding_window", "sliding_window", "max_window_layers", "layer_types"},
+}
+
+# Fields that the families and ours mean alike. The default of each is the family's: transformers knows it.
+_SHARED_FIELDS = """
+vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim hidden_act
+max_position_embeddings initializer_range rms_norm_eps use_cache pad_token_id bos_token_id eos_token_id
+tie_word_embeddings attention_dropout rope_parameters
+""".split()
+
+# Fields that no logit depends on, of this or earlier versions of transformers or of common tools, beside those of
+# generation (temperature and the like), which had their place in a model's config once.
+_HARMLESS_FIELDS = {
+    *"architectures model_type transformers_version dtype torch_dtype name_or_path _name_or_path".split(),
+    *"output_hidden_states output_attentions return_dict chunk_size_feed_forward torchscript use_bfloat16".split(),
+    *"id2label label2id num_labels problem_type finetuning_task task_specific_params prefix".split(),
+    *"tokenizer_class sep_token_id decoder_start_token_id model_max_length max_sequence_length".split(),
+    *"_flash_attn_2_enabled _attn_implementation _attn_implementation_autoset _commit_hash".split(),
+    *"unsloth_fixed unsloth_version is_llama_config transformers.js_config".split(),
+}
+_NEUTRAL: tuple[object, ...] = (None, False, "", [], {})
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def upcycle(
+    source: str | Path, destination: str | Path, weights: dict[str, Tensor], num_iterations: int | None = None
+) -> str:
+    """Write a plain IIET with relaxation 0 that gives the logits of a Llama, Mistral, Qwen2 or Qwen3 folder.
+
+    weights: the source's tensors, as `read_weights` gives them: mapped from its files, and not copied here unless
+        its config names another dtype, to which transformers would convert them too. Their names stay.
+    num_iterations: r_t of every layer, 0 or more; default 3.
+    Returns one line on what was converted. Raises InputError; nothing is written then.
+    """
+    if num_iterations is None:
+        num_iterations = DEFAULT_ITERATIONS
+    original = _read_original(source)
+    try:
+        config = IIETConfig(
+            **_block_fields(original), num_iterations=num_iterations, history=False, relaxation=True
+        )
+        with torch.device("meta"):  # the tensors of the source take their places: no second copy
+            model = IIETForCausalLM(config)
+    except (ValueError, TypeError, KeyError, AssertionError, StrictDataclassError) as error:
+        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+    dtype = _find_dtype(source, original, weights)
+    # Old checkpoints keep the rotary frequencies, which the config says anyway.
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    for layer in range(config.num_layers):
+        weights[f"model.layers.{layer}.corrector.relaxation"] = torch.zeros(num_iterations, dtype=dtype)
+    assign_weights(model, weights, source, dtype)
+    save_checkpoint(model, destination, files_from=source)
+    kind = f"{original.model_type}, {config.num_layers} layers, {str(dtype).removeprefix('torch.')}"
+    return f"{source} ({kind}) -> {destination} (plain IIET, {num_iterations} iterations, relaxation 0)"
+
+
+def _read_original(source: str | Path) -> Any:
+    """The source's config with its family's defaults. Raises InputError unless our block can be its block."""
+    written = read_config(source)
+    family = written.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(
+            f"{source}: model_type is {family!r}; accepted: {', '.join(FAMILIES)}, or a released IIET or PCformer"
+        )
+    _require_understood(source, written)
+    try:
+        original = AutoConfig.from_pretrained(source)
+    except Exception as error:  # transformers raises many kinds; each is about this config.json
+        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+    _require_full_attention(source, original)
+    rope = original.rope_parameters or {}
+    accepted = ("default", *ROPE_INIT_FUNCTIONS)
+    if rope.get("rope_type") not in accepted:
+        raise InputError(
+            f"{source}: config.json: RoPE type is {rope.get('rope_type')!r}; accepted: {', '.join(accepted)}"
+        )
+    if rope.get("partial_rotary_factor") not in (None, 1):
+        found = rope["partial_rotary_factor"]
+        raise InputError(f"{source}: config.json: partial_rotary_factor is {found!r}; accepted: none, or 1")
+    return original
+
+
+def _block_fields(original: Any) -> dict[str, Any]:
+    """The fields of IIETConfig that make its block the original's."""
+    fields = {name: getattr(original, name) for name in _SHARED_FIELDS if hasattr(original, name)}
+    fields["num_layers"] = original.num_hidden_layers
+    fields["attention_dropout"] = fields.get("attention_dropout") or 0.0  # a Llama's may be null
+    biases = {name: getattr(original, name, False) for name in ("attention_bias", "mlp_bias")}
+    return fields | biases | FAMILIES[original.model_type]
+
+
+def _require_understood(source: str | Path, written: dict[str, Any]) -> None:
+    """Raise InputError for a field that says, or may say, that this is not its family's plain block."""
+    family = written["model_type"]
+    if (Path(source) / "adapter_config.json").exists():
+        raise InputError(f"{source}: holds an adapter (adapter_config.json); merge it into the weights first")
+    if written.get("quantization_config"):
+        raise InputError(
+            f"{source}: is quantized (config.json: quantization_config); accepted: plain weights in "
+            "float32, bfloat16 or float16"
+        )
+    if written.get("auto_map"):
+        raise InputError(
+            f"{source}: brings code of its own (config.json: auto_map), which may compute anything"
+        )
+    for name in written.get("architectures") or ():
+        if str(name).lower() != f"{family}forcausallm":
+            raise InputError(
+                f"{source}: config.json: architectures names {name}; accepted: the causal language model of {family}"
+            )
+    if written.get("pretraining_tp") not in (None, 1):
+        raise InputError(
+            f"{source}: config.json: pretraining_tp is {written['pretraining_tp']!r}; accepted: none, or 1"
+        )
+    if written.get("is_causal") is False:
+        raise InputError(f"{source}: config.json: is_causal is false; accepted: a causal language model")
+    known = {*_SHARED_FIELDS, *_OWN_FIELDS[family], *_HARMLESS_FIELDS, *vars(GenerationConfig())}
+    known |= {"num_hidden_layers", "rope_theta", "rope_scaling", "partial_rotary_factor", "is_causal"}
+    for name, value in written.items():
+        if name not in known and value not in _NEUTRAL:
+            raise InputError(
+                f"{source}: config.json: {name} ({value!r}) is no field of {family} that we know, and may change "
+                "what the model computes; remove it if it does not"
+            )
+
+
+def _require_full_attention(source: str | Path, original: Any) -> None:
+    """Raise InputError where a sliding window is narrower than the context, or used by some layers only."""
+    window, context = getattr(original, "sliding_window", None), original.max_position_embeddings
+    if getattr(original, "use_sliding_window", False):
+        raise InputError(f"{source}: config.json: use_sliding_window is true; accepted: full attention")
+    for layer_type in getattr(original, "layer_types", None) or ():
+        if layer_type != "full_attention":
+            raise InputError(
+                f"{source}: config.json: layer_types has {layer_type!r}; accepted: 'full_attention' alone"
+            )
+    if window is not None and window < context:
+        raise InputError(
+            f"{source}: config.json: sliding_window is {window}, narrower than max_position_embeddings "
+            f"({context}); accepted: null, or at least that"
+        )
+
+
+def _find_dtype(source: str | Path, original: Any, weights: dict[str, Tensor]) -> torch.dtype:
+    """The dtype in which transformers loads the source: its config's or, where that says none, its weights'."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"{source}: tensor {name} has dtype {tensor.dtype}; accepted: floating point")
+    dtype = original.dtype or next(iter(weights.values())).dtype
+    if dtype not in _DTYPES:
+        raise InputError(f"{source}: config.json: dtype is {dtype}; accepted: float32, bfloat16 or float16")
+    return dtype

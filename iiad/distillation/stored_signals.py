@@ -1,0 +1,173 @@
+"""Reading signals: opened, checked against what they are used for, and handed out block by block.
+
+Legend: T tokens of a block, k entries kept, n hidden states kept, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from iiad.artefacts import ModelIdentity
+from iiad.data import TokenBlocks
+from iiad.errors import InputError
+
+from .capture_journal import JOURNAL, file_sha256
+from .signal_record import RECORD, SignalRecord, shard_name
+from .signal_shards import decode_gaps, decode_ids, decode_states
+
+__all__ = ["SignalBlocks", "StoredSignals"]
+
+
+class StoredSignals:
+    """Finished signals in a folder. Holds no open file: pickles, and may be read by several processes at once."""
+
+    def __init__(self, folder: Path, record: SignalRecord):
+        self.folder, self.record = folder, record
+
+    @classmethod
+    def open(cls, folder: str | Path) -> StoredSignals:
+        """Open a folder that `iiad capture` finished; contents are not hashed here, see `verify`.
+
+        Raises InputError: no such folder, an unfinished capture, a record that cannot be used, a shard that is
+        missing or of another size.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of signals")
+        if not (folder / RECORD).exists() and (folder / JOURNAL).exists():
+            raise InputError(f"{folder}: its capture is not finished; go on with iiad capture --resume")
+        record = SignalRecord.load(folder / RECORD)
+        if [shard.index for shard in record.shards] != list(range(record.num_shards)):
+            raise InputError(
+                f"{folder / RECORD}: shards: found {len(record.shards)}; accepted: the {record.num_shards} of "
+                f"{record.num_blocks} blocks, in order"
+            )
+        stored = cls(folder, record)
+        for index in range(record.num_shards):
+            path, wanted = (
+                stored._path(index),
+                len(record.blocks_of(index)) * record.layout.block_dtype.itemsize,
+            )
+            if not path.is_file():
+                raise InputError(f"{path}: is missing")
+            if path.stat().st_size != wanted:
+                raise InputError(f"{path}: found {path.stat().st_size} bytes; accepted: {wanted}")
+        return stored
+
+    def verify(self) -> None:
+        """Hash every shard. Raises InputError, naming the first one that is damaged."""
+        for shard in self.record.shards:
+            path = self._path(shard.index)
+            if file_sha256(path) != shard.sha256:
+                raise InputError(f"{path}: is damaged: its sha256 is not the one in {RECORD}")
+
+    def require(
+        self,
+        *,
+        teacher: ModelIdentity | None = None,
+        tokenizer_fingerprint: str | None = None,
+        corpus_fingerprint: str | None = None,
+        block_size: int | None = None,
+        temperature: float | None = None,
+        hidden_layers: Sequence[int] = (),
+    ) -> None:
+        """Raise InputError, naming the first that does not fit what the signals were captured with.
+
+        None: of no concern. teacher: the weights must be the same, and the plan that it ran. hidden_layers: all of
+        these must be held, out of 0, ..., L.
+        """
+        record = self.record
+        if teacher is not None:
+            self._fit("teacher", teacher.fingerprint[:12], record.teacher.fingerprint[:12])
+            plans = (list(identity.num_iterations) for identity in (teacher, record.teacher))
+            self._fit("teacher's num_iterations", *plans)
+        for name, found, kept in (
+            ("tokenizer", tokenizer_fingerprint, record.tokenizer_fingerprint),
+            ("data", corpus_fingerprint, record.data.fingerprint),
+        ):
+            if found is not None and found != kept:
+                self._fit(name, found[:12], kept[:12])
+        for name, value, held in (
+            ("block_size", block_size, record.layout.block_size),
+            ("temperature", temperature, record.temperature),
+        ):
+            if value is not None:
+                self._fit(name, value, held)
+        missing = sorted(set(hidden_layers) - set(record.layout.hidden_layers))
+        if missing:
+            held_layers = record.layout.hidden_layers or "none"
+            raise InputError(
+                f"{self.folder}: hidden_layers: needed {missing}; these signals hold {held_layers}"
+            )
+
+    def read(self, index: int, hidden_layers: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The signals of block `index`, from 0.
+
+        hidden_layers: which of those that are held to read; None: all. Returns `top_ids` (T, k) int64,
+        `top_log_probs` (T, k) and `top_tail` (T,) float32, whose masses sum to 1, and, where any are read,
+        `hidden_states` (n, T, D) in bfloat16, or float32 from int8. Raises InputError for a file that went away.
+        """
+        layout = self.record.layout
+        shard, row = divmod(index, layout.blocks_per_shard)
+        try:
+            # Opened anew each time, as thousands of shards could not all stay open.
+            block = np.memmap(self._path(shard), layout.block_dtype, mode="r")[row]
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{self._path(shard)}: cannot be read: {error}") from None
+        log_probs, tail = decode_gaps(np.asarray(block["gaps"]))
+        signals = {
+            "top_ids": torch.from_numpy(decode_ids(block)),
+            "top_log_probs": torch.from_numpy(log_probs),
+            "top_tail": torch.from_numpy(tail),
+        }
+        layers = layout.hidden_layers if hidden_layers is None else hidden_layers
+        if layers and layout.compression is not None:
+            which = [layout.hidden_layers.index(layer) for layer in layers]
+            signals["hidden_states"] = decode_states(block, layout.compression, which)
+        return signals
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / shard_name(shard)
+
+    def _fit(self, name: str, found: Any, kept: Any) -> None:
+        if found != kept:
+            raise InputError(f"{self.folder}: {name}: found {found}; these signals were captured with {kept}")
+
+
+class SignalBlocks(Dataset[dict[str, Tensor]]):
+    """Blocks with the teacher's signals: as many as both the corpus and the signals hold.
+
+    Item i is `input_ids` (T,) int64 and what `StoredSignals.read` returns.
+
+    Raises InputError for signals of other text or of blocks of another length, and for hidden states not held.
+    """
+
+    def __init__(
+        self, blocks: TokenBlocks, stored: StoredSignals, hidden_layers: Sequence[int] | None = None
+    ):
+        """hidden_layers: which of those that are held to read; None: all."""
+        stored.require(
+            corpus_fingerprint=blocks.corpus.fingerprint,
+            block_size=blocks.block_size,
+            hidden_layers=hidden_layers or (),
+        )
+        self.blocks, self.stored, self.hidden_layers = blocks, stored, hidden_layers
+
+    def __len__(self) -> int:
+        return min(len(self.blocks), self.stored.record.num_blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        index %= len(self)
+        return {
+            "input_ids": self.blocks[index]["input_ids"],
+            **self.stored.read(index, self.hidden_layers),
+        }

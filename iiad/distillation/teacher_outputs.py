@@ -1,0 +1,104 @@
+"""What a teacher says about a batch, with no second copy of its logits.
+
+Legend: B blocks of a batch, T tokens, k entries kept, n hidden states kept, D model width, V vocabulary, m tokens
+of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from iiad.errors import InputError
+from iiad.training.scoring import PLAIN_HEADS
+
+__all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
+
+LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
+
+
+class BatchSignals(NamedTuple):
+    """Signals of a batch, before they are rounded."""
+
+    ids: Tensor  # (B, T, k) int64, the likeliest first
+    gaps: Tensor  # (B, T, k) float32: how far entries 2, ..., k and then the tail lie below the likeliest, in nats
+    kept_mass: float  # probability of the k entries, summed over the B * T tokens
+    states: Tensor | None  # (B, n, T, D)
+
+
+def top_gaps(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The k likeliest tokens and how far below the first of them the others and the tail lie (ours).
+
+    logits: (m, V), float32, which is overwritten. Returns ids (m, k), gaps (m, k) in nats, of entries 2, ..., k and
+    then the tail, NaN where the logits hold NaN or +inf, and the mass of the k (m,) in float64. Gaps need no
+    normalisation, and the tail is summed up over its own tokens: nothing cancels, however peaked the distribution is.
+    """
+    logits = logits.div_(temperature)
+    top, ids = logits.topk(top_k)  # (m, k), falling
+    tail = logits.scatter_(1, ids, -torch.inf).logsumexp(1)  # (m,); -inf where k = V
+    first = top[:, :1] + 0 * top[:, :1]  # NaN where it is infinite, which shows then in every gap
+    gaps = torch.cat([first - top[:, 1:], first - tail[:, None]], dim=1)
+    kept = torch.sigmoid((top.logsumexp(1) - tail).double())
+    return ids, gaps, kept
+
+
+class TeacherOutputs:
+    """A teacher that is asked for signals, batch by batch.
+
+    Where the head is known to be a plain matrix it runs on a few tokens at a time; other models make the logits
+    of the whole batch themselves, and should be given one block at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        top_k: int,
+        temperature: float,
+        hidden_layers: list[int],
+        dtype: str = "float32",
+        chunk_tokens: int | None = None,
+    ):
+        """dtype: "bfloat16" runs all but the head under autocast. chunk_tokens: m; default: 64 MiB of logits."""
+        self.model = model.eval()
+        self.top_k, self.temperature, self.hidden_layers = top_k, temperature, hidden_layers
+        self.dtype = dtype
+        self.plain = model.config.model_type in PLAIN_HEADS
+        self.chunk_tokens = chunk_tokens or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: Tensor, where: str) -> BatchSignals:
+        """input_ids: (B, T). where: what an error calls the batch. Raises InputError for NaN or infinity."""
+        last, states = self._run(input_ids)
+        ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=last.device)
+        for chunk in last.flatten(0, 1).split(self.chunk_tokens):  # (m, D or V)
+            chunk_ids, chunk_gaps, mass = top_gaps(self._logits(chunk), self.top_k, self.temperature)
+            ids.append(chunk_ids)
+            gaps.append(chunk_gaps)
+            kept += mass.sum()
+        all_gaps = torch.cat(gaps)
+        if all_gaps.isnan().any():
+            raise InputError(f"{where}: the teacher's logits hold NaN or infinity; accepted: finite logits")
+        if states is not None and not states.isfinite().all():
+            raise InputError(f"{where}: the teacher's hidden states hold NaN or infinity")
+        shape = (*input_ids.shape, self.top_k)
+        return BatchSignals(torch.cat(ids).view(shape), all_gaps.view(shape), float(kept), states)
+
+    def _run(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, T) -> final states (B, T, D), or logits (B, T, V) of a model whose head is its own; (B, n, T, D)."""
+        model = self.model.base_model if self.plain else self.model
+        wanted = bool(self.hidden_layers)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            output = model(input_ids=input_ids, use_cache=False, output_hidden_states=wanted)
+        states = None
+        if wanted:
+            states = torch.stack([output.hidden_states[layer] for layer in self.hidden_layers], dim=1)
+        return output.last_hidden_state if self.plain else output.logits, states
+
+    def _logits(self, chunk: Tensor) -> Tensor:
+        """(m, D), or (m, V) where the model made them -> logits (m, V) in float32, a copy to work on."""
+        if not self.plain:
+            return chunk.to(torch.float32, copy=True)
+        head = self.model.get_output_embeddings()
+        return head(chunk.to(head.weight.dtype)).float()

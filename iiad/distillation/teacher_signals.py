@@ -1,0 +1,95 @@
+"""Where a teacher's signals come from: a live model or a folder of stored ones; what learns from them cannot tell.
+
+Legend: B batch, T tokens, D model width, L layers, V vocabulary, k kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from iiad.training.engine import Blocks
+from iiad.training.learner import Batch, Learner, shard
+from iiad.training.teacher_targets import FullTarget, TopTarget
+
+from .stored_signals import SignalBlocks, StoredSignals
+
+__all__ = ["LiveTeacher", "Signal", "StoredTeacher", "Teacher"]
+
+
+class Signal(NamedTuple):
+    """What a teacher says about a batch of B * T tokens."""
+
+    target: FullTarget | TopTarget
+    """Its next-token distribution."""
+    hidden_states: tuple[Tensor, ...]
+    """The hidden states asked for, each (B, T, D)."""
+
+
+class Teacher(Protocol):
+    """Signals for batches."""
+
+    def blocks(self, blocks: Any) -> Blocks:
+        """The blocks of text, with whatever the signals need of each in its item."""
+
+    def signal(self, batch: Batch) -> Signal:
+        """What it says about a batch."""
+
+
+class LiveTeacher:
+    """A model that is run beside the student; its logits are made in chunks, by the loss.
+
+    hidden_layers: which of the L + 1 hidden states to hand out. bf16: run it under autocast, as the student is.
+    sharded: over all processes, as the student is. Either way the model given is the teacher's from then on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        hidden_layers: Sequence[int] = (),
+        bf16: bool = False,
+        sharded: bool = False,
+    ):
+        model.requires_grad_(False).eval()
+        self.learner, self.hidden_layers = Learner(model, bf16=bf16), tuple(hidden_layers)
+        self.head: Tensor | None = None
+        if bf16 and not sharded:
+            # Autocast keeps what it has cast of weights that learn; these it would cast anew for every evaluation.
+            for module in model.base_model.layers.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+            self.head = self.learner.head.to(torch.bfloat16)  # a copy: the embeddings may be the same tensor
+        if sharded:
+            shard(self.learner)
+
+    def blocks(self, blocks: Any) -> Blocks:
+        """The blocks as they are."""
+        return blocks
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> Signal:
+        """batch: input_ids (B, T)."""
+        found = self.learner.states(batch["input_ids"], output_hidden_states=bool(self.hidden_layers))
+        hidden = tuple(found.hidden_states[layer] for layer in self.hidden_layers)
+        head = self.learner.head if self.head is None else self.head
+        return Signal(FullTarget(found.last_hidden_state.flatten(0, 1), head), hidden)
+
+
+class StoredTeacher:
+    """What `iiad capture` has kept: the k likeliest tokens and the mass of the others, and maybe hidden states."""
+
+    def __init__(self, stored: StoredSignals, hidden_layers: Sequence[int] = ()):
+        self.stored, self.hidden_layers = stored, tuple(hidden_layers)
+
+    def blocks(self, blocks: Any) -> Blocks:
+        """The blocks with their signals; as many as have some."""
+        return SignalBlocks(blocks, self.stored, self.hidden_layers)
+
+    def signal(self, batch: Batch) -> Signal:
+        """batch: top_ids and top_log_probs (B, T, k), top_tail (B, T), and hidden_states (B, n, T, D) if asked."""
+        target = TopTarget(*(batch[f"top_{name}"].flatten(0, 1) for name in ("ids", "log_probs", "tail")))
+        return Signal(target, batch["hidden_states"].unbind(1) if self.hidden_layers else ())

@@ -1,0 +1,187 @@
+"""Several models on one text, one in memory at a time, each compared with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.conversion.quantization import check_kinds, quantized_copy
+from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
+from iiad.errors import InputError
+from iiad.loading import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    identify_rows,
+    label_models,
+    load_identified,
+    read_limits,
+    read_plan,
+)
+from iiad.memory import memory_explained
+from iiad.planning import Plan
+from iiad.planning.model_costs import Cost, block_shape, compute_cut, overhead_cut
+from iiad.progress import progress
+from iiad.training.scoring import TokenScore, evaluate_model
+
+from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
+
+__all__ = ["evaluate_models"]
+
+_DEFAULT_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A model under one plan that has been scored."""
+
+    label: str
+    cost: Cost
+    score: TokenScore
+    corpus: TokenCorpus
+    quantization: str | None
+
+
+def evaluate_models(
+    models: Sequence[str | Path],
+    data: Sequence[str],
+    *,
+    plan: Plan | str | Path | None = None,
+    quantize: Sequence[str] = (),
+    text_field: str = "text",
+    block_size: int | None = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Evaluation:
+    """Perplexity, bits per byte and accuracy of each model, and its cost, compared with the first.
+
+    Each model reads the text through its own tokenizer. Models are loaded one after another.
+
+    Args:
+        models: folders or hub names; the first is what the others are compared with.
+        data: files, patterns, folders or `stdlib`, which here is its validation split.
+        plan: a plan or its file: adds the first model truncated to it, untrained, as the second row.
+        quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row; its
+            quantized layers compute in `dtype`.
+        text_field: the jsonl field or parquet column with the text.
+        block_size: most tokens of context; default: 512, or less where a model takes less.
+        batch_size: windows at a time.
+        max_tokens: use only so many tokens of the text, from its start.
+        device: default: CUDA where there is one, else the CPU.
+        dtype: "float32" or "bfloat16" (autocast); default: float32 on the CPU, bfloat16 elsewhere.
+        cache_dir: where tokenized text is kept; default: as `iiad.data.pack`.
+
+    Raises:
+        InputError: a model, a file, a value or the plan cannot be used, or memory runs out. All that can be known
+            without loading a model is checked first.
+    """
+    labels = label_models(models)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
+    budget = read_plan(plan)
+    kinds = check_kinds(quantize, device, dtype)
+    block_size = _choose_block(models, block_size)
+    corpora = _pack_texts(models, data, text_field, cache_dir)
+    for corpus in corpora:  # checks the values; reads nothing yet
+        evaluation_windows(corpus, block_size, max_tokens, batch_size)
+    rows: list[_Row] = []
+    for model, label, corpus in zip(models, labels, corpora, strict=True):
+        with memory_explained(f"loading {model} on {device}", remedies=["a smaller model"]):
+            loaded, identity = load_identified(model, device, dtype, cast=False)
+        shape, first = block_shape(loaded.config), not rows
+        for name, runs, runner, kind in _runners(
+            loaded, label, identity, budget if first else None, kinds if first else (), dtype
+        ):
+            used = corpus.num_tokens if max_tokens is None else min(max_tokens, corpus.num_tokens)
+            with (
+                progress(f"evaluating {name}", used - 1, "tokens") as advance,
+                memory_explained(f"{name} on {device}", runner, batch_size, block_size, cached=False),
+            ):
+                windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
+                score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
+            rows.append(_Row(name, Cost(runs, shape), score, corpus, kind))
+        del loaded, runner
+    settings = EvaluationSettings(
+        block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
+    )
+    return Evaluation(
+        settings=settings,
+        data=_identify_data(corpora, max_tokens),
+        results=[_describe(row, rows[0]) for row in rows],
+    )
+
+
+def _runners(
+    loaded: Any, label: str, identity: ModelIdentity, plan: Plan | None, kinds: Sequence[str], dtype: str
+) -> Iterator[tuple[str, ModelIdentity, Any, str | None]]:
+    """For each row of one model: label, model under its plan, what runs it until the next row, quantization."""
+    for name, runs in identify_rows(label, identity, plan):
+        if runs.num_iterations != identity.num_iterations:
+            loaded.set_num_iterations(runs.num_iterations)
+        yield name, runs, loaded, None
+    if plan is not None and kinds:
+        loaded.set_num_iterations(identity.num_iterations)
+    for kind in kinds:
+        yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype]), kind
+
+
+def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
+    """One block size that every model can take."""
+    limits = {str(model): read_limits(model)[0] for model in models}
+    if block_size is None:
+        return min(_DEFAULT_BLOCK, *limits.values())
+    for model, limit in limits.items():
+        if block_size > limit:
+            accepted = f"at most {limit}, the max_position_embeddings of {model}"
+            raise InputError(f"block_size: found {block_size}; accepted: {accepted}")
+    return block_size
+
+
+def _pack_texts(
+    models: Sequence[str | Path], data: Sequence[str], text_field: str, cache_dir: str | Path | None
+) -> list[TokenCorpus]:
+    """The text as each model's tokenizer cuts it."""
+    sources = resolve_inputs(data, "validation")
+    tokenizers = [load_tokenizer(model) for model in models]
+    return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
+
+
+def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> list[DataIdentity]:
+    """One entry for each tokenization, in the order in which they first occur."""
+    distinct = {corpus.fingerprint: corpus for corpus in corpora}
+    return [
+        DataIdentity(
+            names=list(corpus.names),
+            fingerprint=fingerprint,
+            num_tokens=min(corpus.num_tokens, max_tokens or corpus.num_tokens),
+        )
+        for fingerprint, corpus in distinct.items()
+    ]
+
+
+def _describe(row: _Row, first: _Row) -> EvaluationResult:
+    """A row as it is written down, compared with the first."""
+    score = row.score
+    comparable = row.corpus.fingerprint == first.corpus.fingerprint and first.score.accuracy > 0
+    return EvaluationResult(
+        label=row.label,
+        model=row.cost.identity,
+        quantization=row.quantization,
+        data=row.corpus.fingerprint,
+        tokens=score.tokens,
+        nll=score.nll,
+        perplexity=perplexity(score.nll),
+        bits_per_byte=bits_per_byte(score.nll, row.corpus.tokens_per_byte),
+        accuracy=score.accuracy,
+        evaluations_per_token=row.cost.evaluations_per_token,
+        cache_bytes_per_token=row.cost.cache_bytes_per_token,
+        overhead_cut=overhead_cut(row.cost, first.cost),
+        compute_cut=compute_cut(row.cost, first.cost),
+        retained=score.accuracy / first.score.accuracy if comparable else None,
+    )

@@ -1,0 +1,182 @@
+"""Drafts: another model of the same tokenizer, or the teacher's own weights at a smaller plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiad.artefacts import ModelIdentity
+from iiad.conversion.weights import copy_sharing_tensors
+from iiad.data import load_tokenizer
+from iiad.errors import InputError, one_line
+from iiad.loading import load_identified, read_limits
+from iiad.planning import Plan, check_plan
+
+__all__ = [
+    "Draft",
+    "candidate_plans",
+    "check_draft",
+    "check_draft_options",
+    "load_draft",
+    "require_same_vocabulary",
+    "self_draft",
+]
+
+
+# Fields of a generation_config that change which token is next or when a text ends, and what leaves both alone.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "top_h", "max_time"), (None,)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), (None,)),
+    **dict.fromkeys(
+        ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings"), (None, [])
+    ),
+    "sequence_bias": (None, [], {}),
+    "token_healing": (None, False),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (None, 0)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "penalty_alpha"), (None, 0)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), (None, 1)),
+    **dict.fromkeys(("typical_p", "num_beams"), (None, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What proposes tokens to a teacher.
+
+    Attributes:
+        model: a causal language model of the teacher's vocabulary, in evaluation mode, on the teacher's device.
+        length: the most tokens to draft at a time; None: measured before the first token.
+        plans: r_t for each layer, for each plan that a self-draft may take, the best of which is measured; empty:
+            the plan that the model has.
+    """
+
+    model: Any
+    length: int | None = None
+    plans: Sequence[Sequence[int]] = ()
+
+
+def self_draft(teacher: Any, num_iterations: Sequence[int] | int = 0) -> Any:
+    """A second model on the teacher's own parameters, under a smaller plan (ours).
+
+    Parameters and buffers are the teacher's tensors: no memory, and what changes one changes the other. Modules and
+    configuration are copied, so that the teacher's own plan stays as it is. num_iterations: r_t for each layer, or
+    one number for all. Raises InputError for a teacher without iterations, or a plan that it cannot run.
+    """
+    _require_iterations(teacher)
+    draft = copy_sharing_tensors(teacher)
+    try:
+        draft.set_num_iterations(num_iterations if isinstance(num_iterations, int) else list(num_iterations))
+    except ValueError as error:
+        raise InputError(f"draft plan: {one_line(error)}") from None
+    return draft
+
+
+def candidate_plans(teacher: Any) -> list[list[int]]:
+    """Plans for a self-draft to try, cheapest first (ours).
+
+    No iterations at all, and one iteration in the first 1, 2, L / 2 and L layers: in the profiles seen, the first
+    layers' first iterations are worth most. At most the teacher's own in any layer, and not the teacher's plan.
+    Raises InputError for a teacher without iterations.
+    """
+    _require_iterations(teacher)
+    own = teacher.config.iterations
+    plans: list[list[int]] = []
+    for first in (0, 1, 2, len(own) // 2, len(own)):
+        plan = [min(r, int(layer < first)) for layer, r in enumerate(own)]
+        if plan not in plans and sum(plan) < sum(own):
+            plans.append(plan)
+    return sorted(plans, key=sum)
+
+
+def load_draft(
+    which: str | Path,
+    teacher: Any,
+    identity: ModelIdentity,
+    *,
+    plan: Plan | None = None,
+    length: int | None = None,
+    dtype: str = "float32",
+) -> Draft:
+    """The draft that `iiad generate --draft` names.
+
+    Args:
+        which: "self", the teacher's own weights without iterations or at `plan`; "auto", the same at the best of
+            `candidate_plans`; else a model folder or hub name.
+        teacher: the loaded teacher.
+        identity: who it is, by which a plan is known to be for it.
+        plan: for "self" only.
+        length: the most tokens to draft at a time; None: measured when generating.
+        dtype: of the weights of a folder's model.
+
+    Raises InputError: a teacher without iterations, a plan for another teacher, a folder that cannot be loaded.
+    """
+    if which == "auto":
+        return Draft(self_draft(teacher), length, candidate_plans(teacher))
+    if which == "self":
+        if plan is not None:
+            check_plan(plan, identity)
+        return Draft(self_draft(teacher, 0 if plan is None else plan.num_iterations), length)
+    loaded, _ = load_identified(which, str(teacher.device), dtype, cast=True)
+    return Draft(loaded, length)
+
+
+def check_draft_options(
+    teacher: str | Path, which: str | Path, has_plan: bool = False, length: int | None = None
+) -> None:
+    """Raise InputError for options that do not go together, or a draft of another vocabulary. Loads no model."""
+    if has_plan and which != "self":
+        raise InputError(f"draft plan: found with draft {which}; accepted: with the draft self")
+    if length is not None and length < 1:
+        raise InputError(f"draft length: found {length}; accepted: at least 1")
+    if which not in ("self", "auto"):
+        read_limits(which)  # that there is such a model
+        require_same_vocabulary(load_tokenizer(teacher), load_tokenizer(which), teacher, which)
+
+
+def require_same_vocabulary(tokenizer: Any, other: Any, name: str | Path, other_name: str | Path) -> None:
+    """Raise InputError, naming both and the first token that differs, unless every id means the same token."""
+    own, theirs = ({i: token for token, i in each.get_vocab().items()} for each in (tokenizer, other))
+    differing = (i for i in sorted(own.keys() | theirs.keys()) if own.get(i) != theirs.get(i))
+    for i in differing:
+        raise InputError(
+            f"draft: {other_name} has another tokenizer than {name}: token {i} is {_shown(theirs, i)} there "
+            f"and {_shown(own, i)} here; accepted: a draft with the teacher's vocabulary"
+        )
+
+
+def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
+    """Raise InputError unless the draft can follow the teacher over num_tokens tokens, prompt and new ones.
+
+    Another vocabulary, too few positions, or a generation_config that changes the teacher's choices.
+    """
+    size, own = (model.get_input_embeddings().weight.shape[0] for model in (draft.model, teacher))
+    if size != own:
+        raise InputError(f"draft: found a vocabulary of {size}; accepted: {own}, the teacher's")
+    if draft.length is not None and draft.length < 1:
+        raise InputError(f"draft length: found {draft.length}; accepted: at least 1")
+    limit = getattr(draft.model.config, "max_position_embeddings", None)
+    if limit is not None and num_tokens > limit:
+        found = f"prompt and new tokens: found {num_tokens} together"
+        raise InputError(f"{found}; accepted: at most {limit}, the draft's positions")
+    for name, neutral in _NEUTRAL.items():
+        setting = getattr(teacher.generation_config, name, None)
+        if setting not in neutral:
+            what = f"generation_config: found {name} {setting!r}, which a draft cannot follow"
+            raise InputError(f"{what}; accepted with a draft: {' or '.join(map(str, neutral))}")
+
+
+def _require_iterations(teacher: Any) -> None:
+    """That there is something which a self-draft can leave out."""
+    if not any(getattr(teacher.config, "num_iterations", None) or [0]):
+        kind = teacher.config.model_type
+        raise InputError(
+            f"draft: the teacher, a {kind}, runs no iterations that its own draft could leave out; "
+            "accepted: a teacher with iterations, or a model folder as the draft"
+        )
+
+
+def _shown(vocabulary: dict[int, str], i: int) -> str:
+    return repr(vocabulary[i]) if i in vocabulary else "missing"

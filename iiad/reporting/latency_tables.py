@@ -1,0 +1,102 @@
+"""A latency table as tables: layers down, iterations across, then what it predicts beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from iiad.planning.latency import LatencyCheck, LatencyTable, PhaseLatency
+
+from .evaluation_tables import report, stacked_tables
+
+__all__ = ["latency_table"]
+
+_LEGEND = (
+    "ms: of one call, median over the rounds, scaled to equal length; r: iterations of the layer; fixed: what is no "
+    "layer (embedding, mask, final norm, head, choice of the token); plan: r of each layer; predicted: fixed + the "
+    "layers at their r; measured: the whole model under that plan, in the same rounds; error: predicted / measured "
+    "- 1."
+)
+NOISY = 0.05
+"""An error from which on the reader is told what to do about it."""
+
+
+def latency_table(table: LatencyTable, width: int) -> RenderableType:
+    """What `iiad bench --layers` prints on `width` characters: both phases, the checks, the largest error."""
+    settings = table.settings
+    head = (
+        f"{table.model.name}: batch {settings.batch_size}, context {settings.context}, {settings.repeats} rounds, "
+        f"{settings.dtype} on {settings.device} ({settings.device_name}), {settings.num_threads} threads, "
+        f"torch {settings.torch_version}"
+    )
+    parts = [
+        *_layers("decode step, ms", table.decode, width),
+        *_layers("prefill, ms", table.prefill, width),
+        *_checks(table, width),
+    ]
+    # Not dim, and last: nothing that is read off the table is better than this.
+    return Group(report(head, parts, _LEGEND), Text(), Text(_largest_errors(table)))
+
+
+def _layers(title: str, phase: PhaseLatency, width: int) -> list[Table]:
+    columns = max(len(layer) for layer in phase.layers)
+    digits = _digits([phase.fixed_seconds, *chain.from_iterable(phase.layers)])
+    named = [("fixed", [phase.fixed_seconds])]
+    named += [(f"layer {t}", layer) for t, layer in enumerate(phase.layers, 1)]
+    rows = [
+        [name, *(_milliseconds(seconds, digits) for seconds in numbers), *[""] * (columns - len(numbers))]
+        for name, numbers in named
+    ]
+    return stacked_tables([title, *(f"r = {r}" for r in range(columns))], rows, width)
+
+
+def _checks(table: LatencyTable, width: int) -> list[Table]:
+    phases = {"decode": table.decode, "prefill": table.prefill}
+    columns = ["plan"]
+    cells = []
+    for name, phase in phases.items():
+        columns += [f"{name}\npredicted, ms", f"{name}\nmeasured, ms", f"{name}\nerror"]
+        digits = _digits([check.measured_seconds for check in phase.checks])
+        cells.append([_check_cells(check, digits) for check in phase.checks])
+    plans = [_plan(check.num_iterations) for check in table.decode.checks]
+    rows = [[plan, *decode, *prefill] for plan, decode, prefill in zip(plans, *cells, strict=True)]
+    return stacked_tables(columns, rows, width)
+
+
+def _check_cells(check: LatencyCheck, digits: int) -> list[str]:
+    seconds = (check.predicted_seconds, check.measured_seconds)
+    return [*(_milliseconds(each, digits) for each in seconds), f"{100 * check.error:+.1f} %"]
+
+
+def _largest_errors(table: LatencyTable) -> str:
+    errors = (table.decode.largest_error, table.prefill.largest_error)
+    decode, prefill = (f"{100 * error:.1f} %" for error in errors)
+    number = len(table.decode.checks)
+    over = f"{number} plan{'s' if number > 1 else ''}"
+    found = (
+        f"The largest error of the table, over {over}: {decode} of a decoding step, {prefill} of a prefill."
+    )
+    if max(errors) <= NOISY:
+        return found
+    return f"{found} More rounds (--repeats), or a machine with nothing else to do, may bring it down."
+
+
+def _plan(num_iterations: Sequence[int]) -> str:
+    """As in "3 everywhere" or "0 1 2 3 0 1"."""
+    if len(set(num_iterations)) == 1:
+        return f"{num_iterations[0]} everywhere"
+    return " ".join(map(str, num_iterations))
+
+
+def _digits(seconds: Sequence[float]) -> int:
+    """Decimals of all numbers of a table, so that its largest has three or four figures."""
+    largest = 1000 * max(seconds)
+    return 3 if largest < 10 else 2 if largest < 100 else 1
+
+
+def _milliseconds(seconds: float, digits: int) -> str:
+    return f"{1000 * seconds:,.{digits}f}"

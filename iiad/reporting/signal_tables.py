@@ -1,0 +1,43 @@
+"""Stored signals in a few lines: of whom, of which text, how much and at what price."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from iiad.distillation.signal_record import SignalRecord
+from iiad.memory import format_size
+
+from .evaluation_tables import format_share
+
+__all__ = ["signals_line", "signals_summary"]
+
+
+def signals_line(record: SignalRecord) -> str:
+    """Tokens, bytes per token, size and mass kept."""
+    layout = record.layout
+    return (
+        f"{record.num_tokens:,} tokens, {layout.bytes_per_token:,.1f} bytes per token, "
+        f"{format_size(record.num_bytes)}, top {layout.top_k} keep {format_share(record.kept_mass, 2)} of the mass"
+    )
+
+
+def signals_summary(record: SignalRecord) -> RenderableType:
+    """What `iiad show` prints."""
+    layout, teacher = record.layout, record.teacher
+    states = ", ".join(map(str, layout.hidden_layers))
+    hidden = f"hidden states {states} in {layout.compression}" if states else "no hidden states"
+    names = ", ".join(record.data.names)
+    lines = [
+        f"signals of {teacher.name} ({teacher.fingerprint[:12]}), iterations {_plan(teacher.num_iterations)}, "
+        f"in {record.dtype}",
+        f"on {names} ({record.data.fingerprint[:12]}), {record.num_blocks:,} blocks of {layout.block_size}",
+        signals_line(record),
+        f"temperature {record.temperature:g}, vocabulary {layout.vocab_size:,}, {hidden}",
+        f"{len(record.shards)} shards of {layout.blocks_per_shard:,} blocks; iiad {record.iiad_version}",
+    ]
+    return Group(*map(Text, lines))
+
+
+def _plan(num_iterations: list[int]) -> str:
+    return " ".join(map(str, num_iterations)) if any(num_iterations) else "none"

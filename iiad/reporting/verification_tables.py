@@ -1,0 +1,148 @@
+"""A verification as a table: what was predicted of plans beside what they cost the untrained teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
+
+from iiad.influence.agreement import rank_correlation
+from iiad.planning.prediction import LOSS_UNITS
+from iiad.planning.verification import Verification, VerifiedPlan, additivity
+from iiad.progress import say
+
+from .evaluation_tables import format_share, stacked_tables
+from .pictures import draw_verification
+
+__all__ = ["VerificationReport", "draw_predictions", "verification_remarks"]
+
+TITLES = {
+    "plan": "the plan",
+    "threshold": "points of the threshold's curve",
+    "front": "best plans by prediction (Pareto front)",
+    "metric": "best plans by other metrics, of at most as many iterations",
+    "baseline": "chosen without influence, as many iterations as the plan",
+}
+
+
+EQUAL_COST = ("plan", "metric", "baseline")
+"""Kinds of as many iterations as the plan, or nearly."""
+
+COLUMNS = ["plan", "iterations", "overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity"]
+
+PICTURE_NAMES = {
+    "plan": "plan",
+    "threshold": "threshold",
+    "front": "Pareto front",
+    "metric": "other metrics",
+    "baseline": "no influence",
+}
+
+
+class VerificationReport:
+    """Rich renderable: all plans of a verification by where they come from, and what they say about the scores."""
+
+    def __init__(self, verification: Verification):
+        self.verification = verification
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        verification = self.verification
+        tokens = sum(part.num_tokens for part in verification.data)
+        yield Text(
+            f"{verification.model.name}, untrained, on {tokens:,} tokens: "
+            f"perplexity {math.exp(verification.loss):.2f} in full; prediction by {verification.metric}\n"
+        )
+        sign = "+-" if options.ascii_only else "±"
+        for kind, title in TITLES.items():
+            plans = [plan for plan in verification.plans if plan.kind == kind]
+            if plans:
+                yield Text(title, style="italic")
+                yield from stacked_tables(
+                    COLUMNS, [self._cells(plan, sign) for plan in plans], options.max_width
+                )
+                yield Text()
+        yield Text("\n".join(verification_remarks(verification)))
+
+    def _cells(self, plan: VerifiedPlan, sign: str) -> list[str]:
+        return [
+            plan.name,
+            format_plan(plan.num_iterations),
+            format_share(plan.overhead_cut),
+            f"{plan.predicted:.4f}",
+            _measured(plan.kl, plan.kl_error, sign),
+            _measured(plan.loss, plan.loss_error, sign),
+            f"{math.exp(min(self.verification.loss + plan.loss, 700)):.2f}",
+        ]
+
+
+def format_plan(num_iterations: Sequence[int]) -> str:
+    """As in 2211: a digit a layer, or numbers with spaces between where one is above 9."""
+    return ("" if max(num_iterations) < 10 else " ").join(map(str, num_iterations))
+
+
+def verification_remarks(verification: Verification) -> list[str]:
+    """What the figures say, in words: are scores additive, do they rank plans, does influence beat other choices?"""
+    remarks = []
+    ratio = additivity(verification)
+    points = verification.points
+    if ratio is not None:
+        verdict = (
+            "scores add up"
+            if 0.9 <= ratio <= 1.1
+            else "scores are not additive: "
+            f"together, iterations are worth {'more' if ratio > 1 else 'less'} than one by one"
+        )
+        remarks.append(f"True loss / predicted loss over the {len(points)} points: {ratio:.2f}: {verdict}.")
+    if len(points) > 2:
+        order = rank_correlation(
+            [plan.predicted for plan in points], [verification.true_loss(plan) for plan in points]
+        )
+        if order is not None:
+            remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
+    alike = list(
+        {tuple(plan.num_iterations): plan for plan in verification.plans if plan.kind in EQUAL_COST}.values()
+    )
+    if len(alike) > 2:
+        order = rank_correlation(
+            [plan.predicted for plan in alike], [verification.true_loss(plan) for plan in alike]
+        )
+        if order is not None:
+            remarks.append(f"Over {len(alike)} different plans of like cost, the harder test: {order:+.2f}.")
+    first, baselines = verification.plans[0], [plan for plan in verification.plans if plan.kind == "baseline"]
+    if first.kind == "plan" and baselines:
+        remarks.append(_against_baselines(first, baselines))
+    return remarks
+
+
+def _against_baselines(plan: VerifiedPlan, baselines: Sequence[VerifiedPlan]) -> str:
+    same = [other.name for other in baselines if other.num_iterations == plan.num_iterations]
+    others = [other for other in baselines if other.num_iterations != plan.num_iterations]
+    better = [other.name for other in others if other.kl < plan.kl]
+    against = f"{len(others)} other plans of as many iterations that were chosen without influence"
+    equal = f"; it is the same as: {', '.join(same)}" if same else ""
+    if not others:
+        return f"The plan is the only one of as many iterations{equal}."
+    if better:
+        worse = len(others) - len(better)
+        return f"The plan has a smaller KL than {worse} of {against}; better: {', '.join(better)}{equal}."
+    return f"The plan has a smaller KL than all {against}{equal}."
+
+
+def draw_predictions(verification: Verification, folder: str | Path) -> list[Path]:
+    """Predicted against true loss of every plan, by where it comes from. Raises InputError as `draw_verification`."""
+    errors = {"loss": "loss_error", "taylor": "loss_error"}
+    error = errors.get(verification.metric, "kl_error")
+    points = [
+        (PICTURE_NAMES[plan.kind], plan.predicted, verification.true_loss(plan), getattr(plan, error))
+        for plan in sorted(verification.plans, key=lambda plan: plan.kind == "plan")  # on top of the others
+    ]
+    paths = draw_verification(points, folder, unit=LOSS_UNITS[verification.metric])
+    say(f"drawn: {', '.join(map(str, paths))}")
+    return paths
+
+
+def _measured(value: float, error: float | None, sign: str) -> str:
+    return f"{value:.4f}" + ("" if error is None else f" {sign}{error:.4f}")

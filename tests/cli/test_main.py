@@ -1,0 +1,259 @@
+"""The command line: help, one clear line for what is wrong, and the pipeline end to end."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import main
+from cli.data_sets import all_data, gather_data, split_data
+from iiad.evaluation import Evaluation
+from iiad.planning import Plan
+from iiad.training import RunRecord
+from iiad.training.recipes import find_recipe
+
+COMMANDS = "train profile plan capture distill evaluate generate bench check convert demo env".split()
+
+
+@pytest.fixture(autouse=True)
+def wide_and_quiet(monkeypatch, cache_dir):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("IIAD_CACHE", str(cache_dir))
+    monkeypatch.delenv("IIAD_DEBUG", raising=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, iiad):
+    code, out, _ = iiad(command, "--help")
+    assert code == 0
+    assert f"Example:  iiad {command}" in out
+    for recipe in re.findall(r"iiad train (\w\S+)|--recipe (\w\S+)", out):
+        assert find_recipe(next(filter(None, recipe))).exists()
+
+
+def test_a_bare_call_shows_the_commands(iiad):
+    _, out, err = iiad()
+    assert all(command in out + err for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument"),
+        (["train", "demo"], "Missing option '--output-dir'"),
+        (["plan", "p.json", "--threshold", "many", "--output", "q.json"], "Invalid value for '--threshold'"),
+        (["plan", "missing.json", "--threshold", "1", "--output", "q.json"], "missing.json: no such file"),
+        (["train", "missing.yaml", "--output-dir", "x"], "missing.yaml: no such recipe file"),
+        (["generate", "missing", "--prompt", "a"], "missing: no such model folder"),
+        (["generate", "owner/missing", "--prompt", "a"], "owner/missing: cannot be loaded"),
+        (["evaluate", "missing", "--data", "stdlib"], "missing: no such model folder"),
+        (["distill", "t", "p.json", "--output-dir", "x"], "give --data"),
+        (["convert", "missing", "there"], "missing: no such model folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, iiad, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = iiad(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "nan", "inf"])
+def test_a_threshold_that_is_no_threshold_is_refused(threshold, iiad, pipeline, tmp_path):
+    code, _, err = iiad(
+        "plan", pipeline / "profile.json", f"--threshold={threshold}", "--output", tmp_path / "p.json"
+    )
+    assert code == 2
+    assert "threshold" in err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_fault_of_ours_is_exit_code_1_and_says_how_to_see_more(iiad, monkeypatch, tmp_path):
+    monkeypatch.setattr(iiad_conversion(), "convert", broken)
+    code, _, err = iiad("convert", "a", "b")
+    assert code == 1
+    assert "ZeroDivisionError: oh (a fault of iiad's; `iiad --debug` shows where)" in err
+
+
+def iiad_conversion():
+    import iiad.conversion
+
+    return iiad.conversion
+
+
+def broken(*args):
+    raise ZeroDivisionError("oh")
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["iiad", "--debug", "convert", "missing", "there"])
+    with pytest.raises(ValueError, match="no such model folder"):
+        main.run()
+
+
+def test_a_full_disk_is_one_line(iiad, monkeypatch):
+    monkeypatch.setattr(
+        iiad_conversion(), "convert", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    code, _, err = iiad("convert", "a", "b")
+    assert code == 2
+    assert err == "iiad: No space left\n"
+
+
+def test_data_takes_several_values_as_a_shell_gives_them():
+    arguments = ["evaluate", "m", "--data", "a", "b", "--plan", "p", "--data", "c", "d", "e"]
+    gathered = gather_data(arguments)
+    assert gathered[:3] == ["evaluate", "m", "--data"]
+    assert gathered[4:7] == ["--plan", "p", "--data"]
+    assert split_data([gathered[3], gathered[7]]) == [["a", "b"], ["c", "d", "e"]]
+    assert all_data([gathered[3], gathered[7]]) == ["a", "b", "c", "d", "e"]
+
+
+@given(st.lists(st.sampled_from(["--plan", "x", "--data=y", "-h", "-"])))
+def test_arguments_without_data_are_left_alone(arguments):
+    assert gather_data(arguments) == arguments
+
+
+def test_the_command_is_installed_and_does_not_import_torch_for_help():
+    script = "import sys; sys.argv = ['iiad', '--help']\nfrom iiad_cli.main import run\n"
+    script += "try:\n    run()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert (Path(sys.executable).parent / "iiad").exists()
+
+
+@pytest.fixture(scope="module")
+def pipeline(teacher_folder, recipe_fields, text_file, cache_dir, tmp_path_factory):
+    """profile.json, plan.json and a student, made by the command line."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    stage = {"max_steps": 2, "warmup_steps": 0}
+    recipe = {
+        "data": {"train": ["replaced by --data"], "block_size": 32, "validation": [str(text_file)]},
+        "distillation": {"distill": stage, "recover": stage, "check_teacher": False},
+        "training": {"per_device_train_batch_size": 4},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IIAD_CACHE", str(cache_dir))
+        profile, plan, student = folder / "profile.json", folder / "plan.json", folder / "student"
+        text, recipe_file = ["--data", text_file], ["--recipe", folder / "recipe.yaml"]
+        for line in (
+            ["profile", teacher_folder, *text, "--output", profile, "--max-tokens", 512],
+            ["plan", profile, "--threshold", "1e9", "--output", plan],
+            ["distill", teacher_folder, plan, *text, "--output-dir", student, *recipe_file],
+        ):
+            patch.setattr(sys, "argv", ["iiad", *map(str, line)])
+            with pytest.raises(SystemExit) as exit_:
+                main.run()
+            assert exit_.value.code == 0
+    return folder
+
+
+def test_the_pipeline_makes_a_student_of_the_plan(pipeline, teacher_folder):
+    plan = Plan.load(pipeline / "plan.json")
+    assert plan.num_iterations == [0, 0]
+    record = RunRecord.load(pipeline / "student" / "run.json")
+    assert record.finished
+    assert record.results["overhead_cut"] == 1.0
+    assert json.loads((pipeline / "student" / "config.json").read_text())["num_iterations"] == [0, 0]
+
+
+def test_evaluate_compares_teacher_truncated_teacher_and_student(
+    iiad, pipeline, teacher_folder, text_file, tmp_path
+):
+    output = tmp_path / "evaluation.json"
+    code, out, _ = iiad(
+        "evaluate", teacher_folder, pipeline / "student", "--data", text_file,
+        "--plan", pipeline / "plan.json", "--output", output,
+    )  # fmt: skip
+    assert code == 0
+    assert "truncated" in out
+    results = Evaluation.load(output).results
+    assert [result.evaluations_per_token for result in results] == [6, 2, 2]
+    assert [result.overhead_cut for result in results] == [0.0, 1.0, 1.0]
+    assert results[0].retained == 1.0
+    before = output.read_bytes()
+    code, _, err = iiad("evaluate", teacher_folder, "--data", text_file, "--output", output)
+    assert (code, output.read_bytes()) == (2, before)
+    assert "exists already" in err
+
+
+def test_generate_bench_and_convert_run_on_the_student(iiad, pipeline, tmp_path):
+    code, out, _ = iiad("generate", pipeline / "student", "--prompt", "The layer", "--max-new-tokens", 4)
+    assert code == 0
+    assert out.startswith("The layer")
+    code, out, _ = iiad(
+        "bench", pipeline / "student", "--prompt-tokens", 8, "--new-tokens", 4, "--repeats", 1
+    )
+    assert code == 0
+    assert "1.00x" in out
+    code, out, _ = iiad("convert", pipeline / "student", tmp_path / "released")
+    assert code == 0
+    assert "released format" in out
+    code, _, _ = iiad("convert", tmp_path / "released", tmp_path / "back")
+    assert code == 0
+    back = (tmp_path / "back" / "model.safetensors").read_bytes()
+    assert back == (pipeline / "student" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["num_iterations"] == [0, 0]
+
+
+def test_a_plan_for_another_teacher_is_refused_everywhere(iiad, pipeline, text_file, tmp_path):
+    other = pipeline / "student"  # other weights than the plan's teacher
+    for command in (
+        ["evaluate", other, "--data", text_file, "--plan", pipeline / "plan.json"],
+        ["bench", other, "--plan", pipeline / "plan.json", "--prompt-tokens", 8, "--new-tokens", 4],
+        ["distill", other, pipeline / "plan.json", "--data", text_file, "--output-dir", tmp_path / "run"],
+        ["generate", other, "--prompt", "a", "--plan", pipeline / "plan.json"],
+    ):
+        code, _, err = iiad(*command)
+        assert code == 2, command
+        assert "was made for teacher" in err
+        assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_artefact_is_named_with_what_is_wrong(iiad, pipeline, tmp_path):
+    damaged = tmp_path / "profile.json"
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "must be a profile"),
+        ((pipeline / "plan.json").read_text(), "must be a profile (kind: 'profile'), found kind 'plan'"),
+    ):
+        damaged.write_text(text)
+        code, _, err = iiad("plan", damaged, "--threshold", "0", "--output", tmp_path / "plan.json")
+        assert code == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+    profile = json.loads((pipeline / "profile.json").read_text())
+    profile["scores"]["kl"][0][0] = float("nan")
+    damaged.write_text(json.dumps(profile))
+    code, _, err = iiad("plan", damaged, "--threshold", "0", "--output", tmp_path / "plan.json")
+    assert code == 2
+    assert "scores" in err
+
+
+def test_an_interrupt_says_how_to_go_on(iiad, monkeypatch):
+    monkeypatch.setattr(iiad_conversion(), "convert", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, _, err = iiad("convert", "a", "b")
+    assert code == 130
+    assert "--resume" in err
+
+
+def test_converting_never_overwrites(iiad, pipeline, tmp_path):
+    shutil.copytree(pipeline / "student", tmp_path / "model")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    code, _, err = iiad("convert", tmp_path / "model", tmp_path / "taken")
+    assert code == 2
+    assert "nothing was overwritten" in err
+    assert (tmp_path / "taken" / "file").read_text() == "mine"

@@ -1,0 +1,72 @@
+"""`iiad capture` and `iiad show` of what it wrote."""
+
+import re
+
+import pytest
+
+from iiad.distillation.stored_signals import StoredSignals
+
+
+@pytest.fixture
+def iiad(iiad, monkeypatch, cache_dir):
+    """The same, in this room's surroundings."""
+    monkeypatch.setenv("IIAD_CACHE", str(cache_dir))
+    monkeypatch.setenv("COLUMNS", "160")
+    return iiad
+
+
+def test_captures_prints_the_price_and_shows_it_again(iiad, teacher_folder, text_file, tmp_path):
+    folder = tmp_path / "signals"
+    options = ["--data", text_file, "--output", folder, "--top-k", 16, "--hidden-layers", "0,2"]
+    options += ["--block-size", 32, "--device", "cpu", "--no-check-teacher"]
+    code, out, err = iiad("capture", teacher_folder, *options)
+    assert code == 0, err
+    record = StoredSignals.open(folder).record
+    # k ids and k gaps of two bytes; two states of D = 16 bytes, each with a scale of four.
+    assert re.fullmatch(
+        rf"{re.escape(str(folder))}: {record.num_tokens:,} tokens, 104\.0 bytes per token, [\d.]+ [KM]iB, "
+        r"top 16 keep [\d.]+ % of the mass, in [\d.]+ s\n",
+        out,
+    )
+    code, out, err = iiad("capture", teacher_folder, *options)
+    assert (code, out) == (2, "")
+    assert "holds finished signals" in err
+    code, out, _ = iiad("show", folder / "signals.json")
+    assert code == 0
+    for words in ("iterations 2 2", "104.0 bytes per token", "hidden states 0, 2 in int8", "blocks of 32"):
+        assert words in out
+
+
+def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_folder, text_file, tmp_path):
+    folder = tmp_path / "signals"
+    command = ["capture", teacher_folder, "--data", text_file, "--output-dir", folder, "--bf16"]
+    code, _, err = iiad(*command)
+    assert code == 2
+    assert "it has nothing to teach of this text" in err
+    assert not folder.exists()
+    code, _, err = iiad(*command, "--no-check-teacher")
+    assert code == 0, err
+    assert StoredSignals.open(folder).record.layout.block_size == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden-layers", "all"], "hidden_layers: found 'all'; accepted: numbers, as in 0,6,12"),
+        (["--compression", "zip"], "compression: found 'zip'"),
+        (["--temperature", "0"], "temperature: found 0.0"),
+        (["--top-k", "0"], "--top-k"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, iiad, tmp_path):
+    code, out, err = iiad("capture", "missing", "--data", "stdlib", "--output", tmp_path / "run", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_has_an_example(iiad):
+    code, out, _ = iiad("capture", "--help")
+    assert code == 0
+    assert "Example:  iiad capture" in out

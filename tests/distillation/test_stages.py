@@ -1,0 +1,161 @@
+"""Layer by layer first, and no longer than needed."""
+
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iiad import InputError
+from iiad.checkpoints import identify_model, load_model
+from iiad.distillation import LiveTeacher, objectives
+from iiad.planning import Plan
+from iiad.training import DistillRecipe, RunRecord, load_recipe
+from iiad.training.checkpointing import latest_checkpoint, read_notes
+from iiad.training.scoring import TokenScore
+from iiad.training.stage_trainer import StageTrainer
+from iiad.training.teacher import Corpora
+from tests.distillation.conftest import log_of
+
+
+def test_stage_layerwise_teaches_the_changed_layers_alone_and_their_errors_fall(distilled, teacher_folder):
+    folder = distilled(layerwise=30)
+    before, after = (load_file(each / "model.safetensors") for each in (teacher_folder, folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("model.layers.1.") for name in moved)
+    assert not any(".corrector.update_" in name for name in moved)  # without use under the plan
+    entries = log_of(folder, "layerwise")
+    assert all(entry["loss"] == pytest.approx(entry["layer_2"]) for entry in entries)
+    assert "layer_1" not in entries[0]
+    losses = [entry["loss"] for entry in entries]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_layers_that_learnt_by_themselves_begin_stage_distill_nearer_to_the_teacher(distilled):
+    alone = log_of(distilled("alone", distill=1, kl_weight=4.0))[0]["kl"]
+    taught = log_of(distilled("taught", layerwise=30, distill=1, kl_weight=4.0), "distill")[0]["kl"]
+    assert taught < alone
+
+
+def score_by(monkeypatch, accuracies):
+    """The teacher's accuracy, then the student's at each validation."""
+    left = iter(accuracies)
+    monkeypatch.setattr(Corpora, "_score", lambda self, corpus, model: TokenScore(100, 3.0, next(left)))
+
+
+WATCHED = {"eval_steps": 2, "save_steps": 100}
+
+
+def test_a_stage_ends_when_enough_is_retained_and_so_do_all(distilled, monkeypatch, tmp_path):
+    score_by(monkeypatch, [0.5, 0.4, 0.49, 0.49])
+    folder = distilled(distill=8, recover=4, retain=0.96, training=WATCHED)
+    assert [(entry["stage"], entry["step"]) for entry in log_of(folder)] == [
+        ("distill", n) for n in range(1, 5)
+    ]
+    stage = next(folder.glob("stage-*"))
+    assert latest_checkpoint(stage).name == "checkpoint-4"
+    assert read_notes(stage / "checkpoint-4")["stopped"] == "retains 98.00 % of the teacher's accuracy"
+    record = RunRecord.load(folder / "run.json")
+    assert record.finished
+    assert record.results["retained"] == pytest.approx(0.98)
+    assert record.results["tokens"] == 4 * 4 * 32
+    assert "- stopped: retains 98.00 %" in (stage / "checkpoint-4" / "README.md").read_text()
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["retained"] for entry in found if "retained" in entry] == pytest.approx([0.8, 0.98])
+
+
+def test_a_stage_that_ended_early_is_not_run_again(distilled, monkeypatch, tmp_path, capsys):
+    settings = {"distill": 8, "recover": 4, "retain": 0.96, "training": {**WATCHED, "ema_decay": 0.5}}
+    score_by(monkeypatch, [0.5, 0.4, 0.49, 0.49])
+    whole = distilled("whole", **settings)
+    with monkeypatch.context() as patch:
+        score_by(patch, [0.5, 0.4, 0.49])  # and no score for the result
+        with pytest.raises((StopIteration, RuntimeError)):
+            distilled("broken", **settings)
+    score_by(monkeypatch, [0.5, 0.49])
+    again = distilled("broken", resume=True, **settings)
+    assert "distill: stopped early before; not run again" in capsys.readouterr().err
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert len(log_of(again)) == 4
+
+
+def test_all_stages_are_run_when_it_never_is(distilled, monkeypatch):
+    score_by(monkeypatch, [0.5] + 9 * [0.4])
+    folder = distilled(distill=4, recover=2, retain=0.9, training=WATCHED)
+    assert [entry["step"] for entry in log_of(folder)] == [1, 2, 3, 4, 1, 2]
+    assert RunRecord.load(folder / "run.json").results["retained"] == pytest.approx(0.8)
+
+
+def test_each_stage_may_have_a_schedule_of_its_own(distilled):
+    schedules = {
+        "distill": {"lr_scheduler_type": "constant_with_warmup"},
+        "recover": {"learning_rate": 0.002},
+    }
+    folder = distilled(distill=4, recover=4, training={"lr_scheduler_type": "linear"}, schedules=schedules)
+    rates = {name: [entry["learning_rate"] for entry in log_of(folder, name)] for name in schedules}
+    assert rates["distill"] == pytest.approx([0.003] * 4)
+    assert rates["recover"] == pytest.approx([0.002 * (1 - done / 4) for done in range(4)])
+
+
+def test_nothing_to_teach_layer_by_layer_is_no_stage(distilled, teacher_folder, tmp_path):
+    Plan.explicit([2, 2], identify_model(load_model(teacher_folder), teacher_folder)).save(
+        tmp_path / "full.json"
+    )
+    folder = distilled(plan=tmp_path / "full.json", layerwise=2, recover=1)
+    assert [entry["stage"] for entry in log_of(folder)] == ["recover"]
+
+
+def test_retention_needs_something_to_measure_it_on(lesson):
+    with pytest.raises(ValueError, match=r"distillation\.retain needs data\.validation"):
+        lesson(distill=1, retain=0.9)
+
+
+def test_a_teacher_without_any_accuracy_retains_nothing_and_breaks_nothing(distilled, monkeypatch):
+    score_by(monkeypatch, [0.0, 0.1])
+    assert RunRecord.load(distilled(recover=1) / "run.json").results["retained"] is None
+
+
+def test_nothing_can_be_retained_of_a_teacher_without_accuracy(distilled, monkeypatch, tmp_path):
+    score_by(monkeypatch, [0.0])
+    with pytest.raises(InputError, match=r"predicts no token of data\.validation rightly"):
+        distilled(recover=4, retain=0.5, training=WATCHED)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_and_each_stages_optimizer_are_gone_when_nothing_needs_them(distilled, monkeypatch):
+    teachers, optimizers, alive = weakref.WeakSet(), weakref.WeakSet(), {}
+    original, create = LiveTeacher.__init__, StageTrainer.create_optimizer
+
+    def make(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        teachers.add(self.learner.model)
+
+    def watch(self, *args, **kwargs):
+        alive[Path(self.args.output_dir).name] = (len(teachers), len(optimizers))
+        optimizer = create(self, *args, **kwargs)
+        optimizers.add(optimizer)
+        return optimizer
+
+    monkeypatch.setattr(LiveTeacher, "__init__", make)
+    monkeypatch.setattr(StageTrainer, "create_optimizer", watch)
+    distilled(layerwise=1, distill=1, recover=2, training=WATCHED)
+    assert alive == {"stage-0-layerwise": (1, 0), "stage-1-distill": (1, 0), "stage-2-recover": (0, 0)}
+
+
+def test_losses_that_need_no_teacher_run_none(distilled, monkeypatch):
+    monkeypatch.setattr(LiveTeacher, "signal", lambda *args: pytest.fail("the teacher was run"))
+    assert "kl" not in log_of(distilled(distill=2, kl_weight=0.0))[0]
+
+
+def test_hidden_states_alone_need_no_head(distilled, monkeypatch):
+    monkeypatch.setattr(objectives, "head_loss", lambda *args, **kwargs: pytest.fail("the head was run"))
+    entry = log_of(distilled(distill=2, ce_weight=0.0, kl_weight=0.0, hidden_weight=2.0))[0]
+    assert entry["loss"] == pytest.approx(2 * entry["hidden"])
+
+
+def test_a_saved_recipe_is_a_recipe(distilled):
+    folder = distilled(recover=1)
+    assert load_recipe(DistillRecipe, folder / "recipe.yaml").distillation.recover.max_steps == 1

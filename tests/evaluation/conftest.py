@@ -1,0 +1,94 @@
+"""Model folders of several kinds, and checks that take a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from iiad.checkpoints import identify_model, save_checkpoint
+from iiad.evaluation import checks as runner
+from iiad.evaluation.check_artefact import Check
+from iiad.evaluation.checks import check_model
+from iiad.planning import Plan
+from tests.conftest import VARIANTS, make_iiet, stir
+from tests.evaluation.folders import Folders, make_llama, write_folders
+
+QUICK = {"prompt_tokens": 8, "new_tokens": 5, "compile": False}
+BUDGET = [0, 2, 1]
+_CHOSEN = "history plain relaxed shared pcformer-rk2".split()
+KINDS = {**{kind: VARIANTS[kind] for kind in _CHOSEN}, "llama": make_llama}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Callable:
+    """The folder of one of KINDS, saved when it is first asked for."""
+    root = tmp_path_factory.mktemp("checked")
+
+    def folder(kind):
+        if not (root / kind).exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                save_checkpoint(KINDS[kind](), root / kind)
+        return root / kind
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """A folder with a teacher, its plan.json and a student that was trained under that plan."""
+    root = tmp_path_factory.mktemp("pair")
+    teacher = make_iiet(num_iterations=3)
+    save_checkpoint(teacher, root / "teacher")
+    Plan.explicit(BUDGET, identify_model(teacher, root / "teacher")).save(root / "plan.json")
+    teacher.set_num_iterations(BUDGET)
+    save_checkpoint(stir(teacher, scale=0.01), root / "student")
+    return root
+
+
+@pytest.fixture
+def only(monkeypatch) -> Callable:
+    """Check no other claims than those of these names, from now on."""
+
+    def keep(*names):
+        few = [claim for claim in runner.CLAIMS if claim.name in names]
+        assert len(few) == len(names)
+        monkeypatch.setattr(runner, "CLAIMS", few)
+
+    return keep
+
+
+@pytest.fixture
+def without_remote_code(only) -> None:
+    """Leave out the one claim that takes a process of its own, and seconds."""
+    only(*(claim.name for claim in runner.CLAIMS if claim.name != "remote code = native"))
+
+
+def quick_check(*args, **options) -> Check:
+    return check_model(*args, **{**QUICK, **options})
+
+
+def outcomes(check: Check) -> dict[str, str]:
+    return {result.name: result.outcome for result in check.results}
+
+
+def failed(check: Check) -> set[str]:
+    return {result.name for result in check.results if result.outcome == "failed"}
+
+
+def note(check: Check, name: str) -> str:
+    return next(result.note or "" for result in check.results if result.name == name)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> Folders:
+    return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Tokenized text goes to a folder of the test's own, and tables are wide enough to be read."""
+    monkeypatch.setenv("IIAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "240")

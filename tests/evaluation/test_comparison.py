@@ -1,0 +1,308 @@
+"""Several models on one text: rows, comparisons with the first, the artefact and its table."""
+
+import io
+import math
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli.evaluate import evaluate
+from iiad import InputError
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import identify_model, load_model, save_checkpoint
+from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
+from iiad.evaluation import Evaluation, evaluate_models
+from iiad.loading import label_models, load_identified
+from iiad.memory import format_size
+from iiad.planning import Plan
+from iiad.planning.model_costs import Cost, compute_cut, overhead_cut
+from iiad.reporting.evaluation_tables import evaluation_table, format_share, stacked_tables
+from iiad.training.scoring import evaluate_model
+from tests.conftest import make_iiet
+from tests.evaluation.folders import BUDGET
+
+
+@pytest.fixture(scope="module")
+def evaluation(folders, tmp_path_factory):
+    return evaluate_models(
+        [folders.teacher, folders.student, folders.llama, folders.other_tokenizer],
+        [str(folders.text)],
+        plan=folders.plan,
+        batch_size=3,
+        cache_dir=tmp_path_factory.mktemp("cache"),
+        device="cpu",
+    )
+
+
+def corpus_of(folder, folders):
+    return pack(resolve_inputs([str(folders.text)]), load_tokenizer(folder), progress=False)
+
+
+def test_rows_come_in_order_with_the_truncated_first_model_second(evaluation):
+    labels = [result.label for result in evaluation.results]
+    assert labels == ["teacher", "teacher, truncated", "student", "llama", "other"]
+    assert [result.model.num_iterations for result in evaluation.results] == [
+        [3, 3, 3],
+        BUDGET,
+        BUDGET,
+        [0, 0, 0],
+        [1, 1, 1],
+    ]
+    assert evaluation.settings.block_size == 40  # the least that a model takes
+    assert evaluation.settings.dtype == "float32"
+
+
+def test_the_truncated_row_is_the_teacher_after_set_num_iterations(evaluation, folders):
+    model = load_model(folders.teacher)
+    model.set_num_iterations(BUDGET)
+    wanted = evaluate_model(model, evaluation_windows(corpus_of(folders.teacher, folders), 40, None, 3))
+    row = evaluation.results[1]
+    assert (row.nll, row.accuracy, row.tokens) == (wanted.nll, wanted.accuracy, wanted.tokens)
+    assert row.nll != evaluation.results[0].nll
+    assert row.model.fingerprint == evaluation.results[0].model.fingerprint
+
+
+def test_costs_and_cuts_by_hand(evaluation):
+    teacher, truncated, student, llama, _ = evaluation.results
+    assert [row.evaluations_per_token for row in (teacher, truncated, student, llama)] == [12, 6, 6, 3]
+    per_slot = 2 * 2 * 8 * 4  # keys and values, 2 heads of 8, float32
+    assert [row.cache_bytes_per_token for row in (teacher, llama)] == [12 * per_slot, 3 * per_slot]
+    assert (teacher.overhead_cut, teacher.compute_cut, teacher.retained) == (0, 0, 1)
+    assert 0 < truncated.accuracy != teacher.accuracy
+    for row in (truncated, student):
+        assert row.overhead_cut == pytest.approx(1 - 3 / 9)
+        assert row.compute_cut == pytest.approx(1 - 6 / 12)
+        assert row.retained == pytest.approx(row.accuracy / teacher.accuracy)
+    assert (llama.overhead_cut, llama.compute_cut) == (1, 0.75)
+
+
+def test_models_of_different_tokenizers_read_the_same_text(evaluation, folders):
+    first, *_, last = evaluation.results
+    assert first.data != last.data
+    assert last.retained is None
+    assert [entry.fingerprint for entry in evaluation.data] == [first.data, last.data]
+    for result, folder in ((first, folders.teacher), (last, folders.other_tokenizer)):
+        corpus = corpus_of(folder, folders)
+        assert corpus.num_bytes == folders.text.stat().st_size
+        assert result.tokens == corpus.num_tokens - 1
+        wanted = result.nll / math.log(2) * corpus.num_tokens / corpus.num_bytes
+        assert result.bits_per_byte == pytest.approx(wanted)
+
+
+def test_max_tokens_prorates_the_bytes(folders):
+    result, corpus = run(folders, max_tokens=50).results[0], corpus_of(folders.llama, folders)
+    assert result.tokens == 49
+    bytes_of_those = 49 * corpus.num_bytes / corpus.num_tokens
+    assert result.bits_per_byte == pytest.approx(result.nll * 49 / math.log(2) / bytes_of_those)
+
+
+def run(folders, *models, **options):
+    return evaluate_models(models or [folders.llama], [str(folders.text)], device="cpu", **options)
+
+
+def test_data_says_how_many_tokens_were_used(folders):
+    assert run(folders, max_tokens=50).data[0].num_tokens == 50
+    whole = corpus_of(folders.llama, folders).num_tokens
+    assert run(folders, max_tokens=10**6).data[0].num_tokens == whole
+
+
+def test_a_first_model_without_iterations_has_no_overhead_to_cut(folders):
+    llama, teacher = run(folders, folders.llama, folders.teacher).results
+    assert llama.overhead_cut is None
+    assert teacher.overhead_cut is None
+    assert teacher.compute_cut == pytest.approx(1 - 12 / 3)
+
+
+def make_cost(num_iterations, start=1, shape=(32, 56, 4, 2, 8)):
+    identity = ModelIdentity(
+        name="x",
+        fingerprint="f",
+        model_type="iiet",
+        num_layers=len(num_iterations),
+        num_iterations=num_iterations,
+        num_start_evaluations=start,
+        cache_bytes_per_slot=8,
+    )
+    return Cost(identity, shape)
+
+
+def test_cuts_are_none_where_they_would_mislead():
+    first = make_cost([3, 3])
+    wider = make_cost([1, 1], shape=(64, 56, 4, 2, 8))
+    assert (overhead_cut(wider, first), compute_cut(wider, first)) == (None, None)
+    deeper = make_cost([0, 0, 0, 0])
+    assert (overhead_cut(deeper, first), compute_cut(deeper, first)) == (None, 0.5)
+    predicted = make_cost([1, 1], start=2)
+    assert (overhead_cut(predicted, first), compute_cut(predicted, first)) == (None, 0.25)
+    assert overhead_cut(make_cost([1, 2]), first) == 0.5
+
+
+def test_bfloat16_halves_the_cache_and_is_recorded(folders, evaluation):
+    rough = run(folders, folders.teacher, dtype="bfloat16", block_size=40)
+    assert rough.settings.dtype == "bfloat16"
+    assert rough.results[0].cache_bytes_per_token * 2 == evaluation.results[0].cache_bytes_per_token
+    assert rough.results[0].nll == pytest.approx(evaluation.results[0].nll, rel=2e-2)
+
+
+def test_labels_stay_apart(folders):
+    assert label_models(["a/x", "a/y", "b/x", "a/x"]) == ["a/x", "y", "b/x", "a/x (2)"]
+    labels = [result.label for result in run(folders, folders.llama, folders.llama).results]
+    assert labels == [str(folders.llama), f"{folders.llama} (2)"]
+
+
+def test_stdlib_means_its_validation_split(folders, monkeypatch):
+    asked = []
+
+    def resolve(data, split):
+        asked.append((data, split))
+        return resolve_inputs([str(folders.text)])
+
+    monkeypatch.setattr("iiad.evaluation.quality.resolve_inputs", resolve)
+    evaluate_models([folders.llama], ["stdlib"], device="cpu")
+    assert asked == [(["stdlib"], "validation")]
+
+
+def test_a_model_stored_in_bfloat16_is_the_model_that_its_plan_was_made_for(folders, tmp_path):
+    stored = load_model(folders.teacher).to(torch.bfloat16)
+    save_checkpoint(stored, tmp_path / "half", tokenizer=load_tokenizer(folders.teacher))
+    Plan.explicit(BUDGET, identify_model(load_model(tmp_path / "half"), "half")).save(tmp_path / "plan.json")
+    rows = run(folders, tmp_path / "half", plan=tmp_path / "plan.json", dtype="float32").results
+    assert [row.cache_bytes_per_token for row in rows] == [12 * 2 * 2 * 8 * 4, 6 * 2 * 2 * 8 * 4]
+
+
+def test_a_cast_model_keeps_its_fingerprint_and_exact_rotary_frequencies(folders):
+    model, identity = load_identified(folders.llama, "cpu", "bfloat16", cast=True)
+    stored, known = load_identified(folders.llama, "cpu", "float32", cast=True)
+    assert identity.fingerprint == known.fingerprint
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.model.rotary_emb.inv_freq, stored.model.rotary_emb.inv_freq)
+
+
+def test_the_artefact_comes_back_as_it_was(evaluation, tmp_path):
+    evaluation.save(tmp_path / "evaluation.json")
+    assert Evaluation.load(tmp_path / "evaluation.json") == evaluation
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block_size": 129}, "block_size: found 129; accepted: at most 128"),
+        ({"block_size": 0}, "block_size: found 0"),
+        ({"batch_size": 0}, "batch_size: found 0"),
+        ({"max_tokens": 1}, "max_tokens: found 1"),
+        ({"dtype": "float16"}, "dtype: found 'float16'; accepted: float32, bfloat16"),
+        ({"plan": "nowhere.json"}, "nowhere.json: no such file"),
+    ],
+)
+def test_bad_values_are_refused_before_a_model_is_loaded(folders, monkeypatch, options, words):
+    monkeypatch.setattr("iiad.evaluation.quality.load_identified", None)
+    with pytest.raises(InputError) as caught:
+        run(folders, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there_is_refused(folders):
+    with pytest.raises(InputError, match="device: found 'nonsense'"):
+        evaluate_models([folders.llama], [str(folders.text)], device="nonsense")
+
+
+def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
+    with pytest.raises(InputError, match="models: found none"):
+        evaluate_models([], [str(folders.text)])
+    with pytest.raises(InputError, match="no such model folder"):
+        run(folders, tmp_path / "nothing")
+
+
+def test_a_plan_for_another_teacher_is_refused(folders):
+    with pytest.raises(InputError, match="plan: was made for teacher"):
+        run(folders, folders.student, plan=folders.plan)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folders, tmp_path):
+    small = make_iiet(num_iterations=0, vocab_size=100)
+    save_checkpoint(small, tmp_path / "small", tokenizer=load_tokenizer(folders.teacher))
+    with pytest.raises(
+        InputError, match=r"small: batch 0 holds token \d+; accepted: below its vocabulary of 100"
+    ):
+        run(folders, tmp_path / "small")
+
+
+@pytest.fixture
+def command():
+    app = typer.Typer()
+    app.command()(evaluate)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_prints_a_table_and_writes_the_artefact(folders, tmp_path, command):
+    output = tmp_path / "evaluation.json"
+    arguments = (folders.teacher, folders.student, "--data", folders.text, "--plan", folders.plan)
+    done = command(*arguments, "--output", output, "--device", "cpu", "--max-tokens", 60)
+    assert done.exit_code == 0, done.output
+    for word in ("teacher, truncated", "overhead", "66.7 %", "retained: accuracy"):
+        assert word in done.stdout
+    assert len(Evaluation.load(output).results) == 3
+    again = command(*arguments, "--output", output)
+    assert isinstance(again.exception, InputError)
+    assert "exists already" in str(again.exception)
+
+
+def test_help_shows_an_example(command):
+    assert "iiad evaluate teacher student" in " ".join(command("--help").output.split())
+
+
+def shown(renderable, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_a_narrow_terminal_gets_stacked_tables_with_nothing_cut_off(evaluation):
+    narrow, wide = (shown(evaluation_table(evaluation, width), width) for width in (80, 200))
+    assert wide.count("teacher, truncated") == 1
+    assert narrow.count("teacher, truncated") == 2
+    cells = [f"{result.bits_per_byte:.4f}" for result in evaluation.results]
+    cells += [f"{result.nll:.4f}" for result in evaluation.results]
+    assert all(cell in narrow and cell in wide for cell in cells)
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+
+
+def test_a_table_is_split_only_where_it_must_be():
+    columns, rows = ["name", "aa", "bb\nbbb"], [["x", "1", "2"]]  # 4 + 2 + 2 + 2 + 3 characters
+    assert len(stacked_tables(columns, rows, 13)) == 1
+    assert len(stacked_tables(columns, rows, 12)) == 2
+    assert len(stacked_tables(columns, rows, 1)) == 2
+
+
+def test_numbers_are_shown_at_their_precision():
+    assert [format_share(None), format_share(0.5512), format_share(0.41237, 2)] == ["-", "55.1 %", "41.24 %"]
+    assert [format_size(size) for size in (512, 1536, 300 * 1024, 5 << 20, 3 << 30)] == [
+        "512 B",
+        "1.5 KiB",
+        "300 KiB",
+        "5.0 MiB",
+        "3.0 GiB",
+    ]
+
+
+def test_an_evaluation_that_runs_out_of_memory_says_the_sizes(folders, monkeypatch):
+    monkeypatch.setattr(
+        "iiad.evaluation.quality.evaluate_model",
+        lambda *args, **options: torch.empty(1 << 50, dtype=torch.uint8),  # no machine has that
+    )
+    with pytest.raises(InputError) as caught:
+        evaluate_models([folders.teacher], [str(folders.text)], batch_size=4, block_size=32, device="cpu")
+    assert str(caught.value).startswith(
+        "teacher on cpu: out of memory, asked for 1048576 GiB more; batch 4 x 32 tokens, 12 evaluations, weights "
+    )
+
+
+def test_kinds_are_checked_before_a_model_is_loaded(folders, monkeypatch):
+    monkeypatch.setattr("iiad.evaluation.quality.load_identified", None)
+    with pytest.raises(InputError, match="quantize: found 'int5'; accepted: int8, int4"):
+        evaluate_models([folders.teacher], [str(folders.text)], quantize=["int5"], device="cpu")

@@ -1,0 +1,145 @@
+"""Allocations that really fail, and what is said of them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from iiad import InputError, loading
+from iiad.checkpoints import save_checkpoint
+from iiad.evaluation import bench_rows as room
+from iiad.evaluation.speed import bench_models
+from iiad.memory import cache_bytes, format_size, is_out_of_memory, memory_explained
+from tests.conftest import make_iiet, make_pcformer
+from tests.evaluation.folders import make_llama
+
+IMPOSSIBLE = 1 << 50  # bytes: more than any machine's address space lets a process have
+
+
+def test_an_allocation_that_fails_is_one_line_with_the_sizes_and_what_helps():
+    model = make_iiet(num_iterations=[0, 2, 1], max_num_iterations=3)
+    with pytest.raises(InputError) as caught, memory_explained("teacher on cpu", model, 64, 8192):
+        torch.empty(IMPOSSIBLE, dtype=torch.uint8)
+    # 6 slots x 64 x 8192 tokens x 2 x 2 heads x 8 numbers x 4 bytes
+    assert str(caught.value) == (
+        "teacher on cpu: out of memory, asked for 1048576 GiB more; batch 64 x 8192 tokens, 6 evaluations, a cache "
+        f"of {format_size(6 * 64 * 8192 * 2 * 2 * 8 * 4)} in 6 slots, weights of 114 KiB, float32; what helps: a "
+        "smaller batch, a shorter context, bfloat16 or fewer iterations (a plan)"
+    )
+
+
+def test_pythons_own_memory_error_is_explained_too():
+    with (
+        pytest.raises(InputError, match=r"^packing: out of memory; what helps: less text$"),
+        memory_explained("packing", remedies=["less text"]),
+    ):
+        bytearray(IMPOSSIBLE)
+
+
+def test_training_is_told_of_recomputation():
+    model = make_llama()
+    with (
+        pytest.raises(InputError, match=r"training\.gradient_checkpointing=evaluation") as caught,
+        memory_explained("training", model, 8, 512, training=True),
+    ):
+        torch.empty(IMPOSSIBLE, dtype=torch.uint8)
+    assert "slots" not in str(caught.value)
+    assert "evaluations" not in str(caught.value)
+
+
+def test_cudas_message_gives_its_size():
+    # There is no GPU to fill here; the words are torch's.
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"
+    )
+    with (
+        pytest.raises(InputError, match=r"^run: out of memory, asked for 2\.5 GiB more; what helps: less$"),
+        memory_explained("run", remedies=["less"]),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12, "")]
+)
+def test_other_errors_stay_what_they_are(error):
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)) as caught, memory_explained("run"):
+        raise error
+    assert caught.value is error
+
+
+def test_what_the_failed_call_held_is_let_go():
+    held = []
+
+    class Held:
+        def __del__(self):
+            held.append("gone")
+
+    def fail():
+        large = Held()
+        torch.empty(IMPOSSIBLE, dtype=torch.uint8)
+        return large
+
+    with pytest.raises(InputError) as caught, memory_explained("run"):
+        fail()
+    assert is_out_of_memory(caught.value.__cause__)  # for `iiad --debug`
+    assert held == ["gone"]
+
+
+@pytest.mark.parametrize("make", [make_iiet, make_pcformer, make_llama])
+def test_cache_bytes_are_slots_by_sizes(make):
+    model = make()
+    slots = model.config.num_hidden_layers
+    assert cache_bytes(model, 3, 10) == slots * 3 * 10 * 2 * 2 * 8 * 4
+    assert cache_bytes(model.to(torch.bfloat16), 3, 10) == slots * 3 * 10 * 2 * 2 * 8 * 2
+
+
+def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_process(folders, monkeypatch):
+    monkeypatch.setattr("iiad.influence.pass_memory.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(room, "measure_memory", None)  # not reached
+    with pytest.raises(InputError) as caught:
+        bench_models([folders.teacher], batch_size=16, prompt_tokens=64, new_tokens=2, device="cpu")
+    assert "teacher: found batch 16 x 66 tokens, 12 evaluations, a cache of " in str(caught.value)
+    assert ", and 97.7 KiB free; what helps: a smaller batch, " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "helps"),
+    [("float32", "fewer or smaller models or bfloat16"), ("bfloat16", "fewer or smaller models")],
+)
+def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, monkeypatch, dtype, helps):
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: torch.empty(IMPOSSIBLE, dtype=torch.uint8))
+    with pytest.raises(InputError) as caught:
+        loading.load_identified(folders.teacher, "cpu", dtype, cast=True)
+    assert str(caught.value).startswith(f"loading {folders.teacher} on cpu: out of memory, asked for ")
+    assert str(caught.value).endswith(f"what helps: {helps}")
+
+
+LIMITED = """
+import resource, sys
+from cli import main
+import iiad.benchmarking, iiad.reporting.bench_tables, iiad.influence.pass_memory
+import torch
+torch.set_num_threads(1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+main.run()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is a promise of Linux only")
+def test_a_bench_that_outgrows_its_address_space_ends_with_one_line_and_exit_code_2(tmp_path):
+    model = make_iiet(num_iterations=2, max_position_embeddings=8192)
+    save_checkpoint(model, tmp_path / "teacher")
+    size = "--batch-size 64 --prompt-tokens 4096 --new-tokens 1 --repeats 1 --device cpu".split()
+    command = [sys.executable, "-c", LIMITED, str(300 << 20), "bench", str(tmp_path / "teacher"), *size]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("iiad: ")]
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    wanted = 9 * 64 * 4097 * 2 * 2 * 8 * 4
+    assert line.startswith("iiad: teacher on cpu: out of memory, asked for ")
+    assert f"batch 64 x 4097 tokens, 9 evaluations, a cache of {format_size(wanted)} in 9 slots" in line
+    assert "what helps: a smaller batch, a shorter context, bfloat16 or fewer iterations (a plan)" in line

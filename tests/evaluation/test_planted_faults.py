@@ -1,0 +1,315 @@
+"""Faults planted in the models, each seen by the claims that are about it and by no other."""
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import DynamicCache, StaticCache
+
+from iiad.evaluation import saving_claims as saving
+from iiad.models import IIETForCausalLM, IIETModel, modeling_iiet
+from iiad.models.layers import IterativeLayer, SlottedAttention
+
+from .conftest import failed, note, outcomes, quick_check
+
+CACHED = {
+    "cached = uncached: logits",
+    "left-padded = single: logits",
+    "chunked prefill = whole",
+    "beam search: cached = uncached",
+}
+# A fault that changes logits need not change the greedy tokens of a few steps.
+TOKENS = {"cached = uncached: greedy tokens", "left-padded = single: greedy tokens"}
+SAVED = {"saved = reloaded: logits", "saved = reloaded: weights, config"}
+UNUSED = {"saved = reloaded: weights, config"}
+
+
+@pytest.fixture
+def check(model_folder):
+    """Check the IIET with history of plan [0, 2, 1]."""
+    folder = model_folder("history")  # saved before a test plants its fault
+    return lambda **options: quick_check(folder, **options)
+
+
+class LastSlotRead:
+    """A cache as the released code has it: past keys and values are those of the layer's last evaluation."""
+
+    def __init__(self, cache, last):
+        self.cache, self.last = cache, last
+
+    def update(self, key, value, slot):
+        past = self.cache.layers[self.last]
+        num_past = int(past.get_seq_length())
+        own = [states.clone() for states in self.cache.update(key, value, slot)]
+        if num_past and slot != self.last:
+            for states, others in zip(own, (past.keys, past.values), strict=True):
+                states[:, :, :num_past] = others[:, :, :num_past]
+        return own
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_cache_as_the_released_code_has_it_fails_whatever_decodes_with_it(check, monkeypatch):
+    forward = SlottedAttention.forward
+
+    def broken(self, hidden_states, slot, position_embeddings, attention_mask, past_key_values, **kwargs):
+        if past_key_values is not None:
+            past_key_values = LastSlotRead(past_key_values, self.slots[-1].layer_idx)
+        return forward(
+            self, hidden_states, slot, position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+
+    monkeypatch.setattr(SlottedAttention, "forward", broken)
+    found = check(new_tokens=16)
+    assert failed(found) - TOKENS == CACHED
+    figures = {result.name: result.figure for result in found.results}
+    assert figures["cached = uncached: logits"] > 0.1
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_evaluations_that_write_to_one_slot_fail_whatever_decodes_with_it(check, monkeypatch):
+    assign = SlottedAttention.assign_slots
+
+    def same(self, first, num_slots):
+        assign(self, first, num_slots)
+        for slot in self.slots:
+            slot.layer_idx = first
+
+    monkeypatch.setattr(SlottedAttention, "assign_slots", same)
+    found = check()
+    assert failed(found) >= CACHED
+    assert outcomes(found)["saved = reloaded: logits"] == "passed"
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_other_tokens_with_a_cache_than_without_fail(check, monkeypatch):
+    forward = IIETForCausalLM.forward
+
+    def rolled(self, input_ids=None, **kwargs):
+        out = forward(self, input_ids, **kwargs)
+        if kwargs.get("past_key_values") is not None and input_ids.shape[1] == 1:
+            out.logits = out.logits.roll(1, -1)
+        return out
+
+    monkeypatch.setattr(IIETForCausalLM, "forward", functools.wraps(forward)(rolled))
+    found = check()
+    assert failed(found) == {*CACHED, *TOKENS}
+    figures = {result.name: result.figure for result in found.results}
+    assert figures["cached = uncached: greedy tokens"] == 2 * 4  # all but the first of each sequence
+
+
+def patch_prepare(monkeypatch, change):
+    prepare = IIETModel.prepare
+
+    def changed(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, *others):
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None] + seen
+        attention_mask, position_ids = change(attention_mask, position_ids, past_key_values)
+        return prepare(self, input_ids, attention_mask, position_ids, past_key_values, *others)
+
+    monkeypatch.setattr(IIETModel, "prepare", changed)
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_padding_that_is_read_fails_the_padded_batch(check, monkeypatch):
+    patch_prepare(monkeypatch, lambda mask, positions, cache: (None, positions))
+    assert failed(check()) - TOKENS == {"left-padded = single: logits"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_positions_that_a_static_cache_gets_wrong_fail_the_static_cache(check, monkeypatch):
+    def late(mask, positions, cache):
+        decoding = isinstance(cache, StaticCache) and positions.shape[1] == 1
+        return mask, positions + 1 if decoding else positions
+
+    patch_prepare(monkeypatch, late)
+    assert failed(check()) == {"static cache = dynamic cache"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_chunks_that_all_begin_at_position_0_fail_the_chunked_prefill(check, monkeypatch):
+    def restarted(mask, positions, cache):
+        chunk = cache is not None and positions.shape[1] > 1
+        return mask, positions - positions[:, :1] if chunk else positions
+
+    patch_prepare(monkeypatch, restarted)
+    assert failed(check()) == {"chunked prefill = whole"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_cache_that_does_not_follow_its_beams_fails_beam_search(check, monkeypatch):
+    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda self, beams: None)
+    assert failed(check(new_tokens=16)) == {"beam search: cached = uncached"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
+    def scaled(layer, *args):
+        return layer(*args, run=lambda step, *arguments: step(*arguments) * 1.001)
+
+    monkeypatch.setattr(modeling_iiet, "_recompute_evaluations", scaled)
+    assert failed(check()) == {"recompute by evaluation = none"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_recompute_that_loses_gradients_fails_with_the_parameters_name(check, monkeypatch):
+    def detached(layer, *args):
+        return layer(*args, run=lambda step, *arguments: step(*arguments).detach())
+
+    monkeypatch.setattr(modeling_iiet, "_recompute_evaluations", detached)
+    found = check()
+    assert failed(found) == {"recompute by evaluation = none"}
+    assert "has a gradient in one of the two only" in note(found, "recompute by evaluation = none")
+
+
+def mean_over_all(logits, labels, **_):
+    """A loss that divides by the tokens without a label as well."""
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return total / labels[:, 1:].numel()
+
+
+def mean_over_own(logits, labels, **_):
+    """A loss that does not heed the number of tokens in the whole batch."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@pytest.mark.usefixtures("without_remote_code")
+@pytest.mark.parametrize("loss", [mean_over_all, mean_over_own])
+def test_a_loss_that_depends_on_accumulation_fails(loss, check, monkeypatch):
+    monkeypatch.setattr(IIETForCausalLM, "loss_function", staticmethod(loss))
+    assert failed(check()) == {"accumulated = whole batch"}
+
+
+def save_changed(monkeypatch, change):
+    """Let a change of the model go into what is saved, and be undone in the model."""
+    save = IIETForCausalLM.save_pretrained
+
+    def changed(self, folder, *args, **kwargs):
+        before, config = {name: tensor.clone() for name, tensor in self.state_dict().items()}, self.config
+        self.config = copy.deepcopy(config)
+        with torch.no_grad():
+            change(self)
+        save(self, folder, *args, **kwargs)
+        self.config = config
+        self.load_state_dict(before)
+
+    monkeypatch.setattr(IIETForCausalLM, "save_pretrained", changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda model: model.model.norm.weight.mul_(1 + 1e-6), SAVED),
+        # Plan [0, 2, 1]: the first layer does not use this norm.
+        (lambda model: model.model.layers[0].corrector.update_norm.bias.add_(1), UNUSED),
+        (lambda model: setattr(model.config, "num_iterations", [0, 2, 2]), SAVED),
+        (lambda model: setattr(model.config, "attention_dropout", 0.5), UNUSED),
+    ],
+    ids=["rounded", "unused tensor", "plan", "unused field"],
+)
+def test_a_saved_model_that_changes_fails(change, seen, check, monkeypatch, only):
+    only("cached = uncached: logits", "another plan and back = itself", *SAVED)
+    save_changed(monkeypatch, change)
+    assert failed(check()) == seen
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_model_that_cannot_be_saved_fails_and_the_others_go_on(check, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(IIETForCausalLM, "save_pretrained", full)
+    found = check()
+    assert failed(found) == SAVED
+    assert note(found, "saved = reloaded: logits") == "OSError: [Errno 28] No space left on device"
+    assert outcomes(found)["loaded with own plan = itself"] == "passed"
+
+
+def save_and_then(monkeypatch, change):
+    save = IIETForCausalLM.save_pretrained
+
+    def saved(self, folder, *args, **kwargs):
+        save(self, folder, *args, **kwargs)
+        change(folder)
+
+    monkeypatch.setattr(IIETForCausalLM, "save_pretrained", saved)
+
+
+@pytest.mark.slow
+def test_saved_code_that_needs_iiad_fails_where_iiad_is_not(check, monkeypatch, only):
+    only("saved = reloaded: logits", "remote code = native")
+
+    def add_import(folder):
+        with (folder / "solvers.py").open("a") as file:
+            file.write("\nfrom iiad.errors import InputError\n")
+
+    save_and_then(monkeypatch, add_import)
+    found = check()
+    assert failed(found) == {"remote code = native"}
+    assert "iiad" in note(found, "remote code = native")
+
+
+def test_what_stops_the_process_without_iiad_is_told(check, monkeypatch, only, tmp_path):
+    only("remote code = native")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nraise ImportError('no such thing')"
+    )
+    monkeypatch.setattr(saving, "SCRIPT", script)
+    found = note(check(), "remote code = native")
+    assert found == "RuntimeError: without iiad: ImportError: no such thing"
+
+
+def test_an_auto_map_without_every_auto_class_fails(check, monkeypatch, only):
+    only("remote code = native")
+
+    def forget(folder):
+        config = json.loads((folder / "config.json").read_text())
+        del config["auto_map"]["AutoModel"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    save_and_then(monkeypatch, forget)
+    assert note(check(), "remote code = native").endswith("config.json: found no AutoModel")
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
+    set_num_iterations = IterativeLayer.set_num_iterations
+
+    def only_fewer(self, num_iterations, *others):
+        least = min(getattr(self, "num_iterations", num_iterations), num_iterations)
+        set_num_iterations(self, least, *others)
+
+    monkeypatch.setattr(IterativeLayer, "set_num_iterations", only_fewer)
+    found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
+    assert {"another plan and back = itself", "full plan = teacher"} <= failed(found)
+    assert "teacher loaded = set to the plan" not in failed(found)
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_a_plan_that_is_not_heeded_when_loading_fails(pair, monkeypatch):
+    monkeypatch.setattr(IIETForCausalLM, "set_num_iterations", lambda self, plan: None)
+    found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
+    assert failed(found) == {"full plan = teacher", "teacher loaded = set to the plan"}
+
+
+@pytest.mark.usefixtures("without_remote_code")
+def test_logits_that_are_no_numbers_fail_and_can_be_written_down(check, monkeypatch, tmp_path):
+    forward = IIETModel.forward
+
+    def overflowing(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state * float("inf")
+        return out
+
+    monkeypatch.setattr(IIETModel, "forward", overflowing)
+    found = check()
+    assert not found.passed
+    assert "NaN or infinity" in note(found, "cached = uncached: logits")
+    assert "passed" not in set(outcomes(found).values()) - {
+        outcomes(found)["saved = reloaded: weights, config"]
+    }
+    found.save(tmp_path / "check.json")

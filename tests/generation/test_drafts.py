@@ -1,0 +1,177 @@
+"""Self-drafts share the teacher's memory and nothing else; drafts that cannot follow are refused in one line."""
+
+from itertools import chain
+
+import psutil
+import pytest
+import torch
+
+from iiad import InputError
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import identify_model
+from iiad.data import train_tokenizer
+from iiad.generation.drafts import (
+    Draft,
+    candidate_plans,
+    check_draft,
+    check_draft_options,
+    load_draft,
+    require_same_vocabulary,
+    self_draft,
+)
+from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.planning import Plan
+from tests.conftest import VARIANTS, make_iiet, make_pcformer
+from tests.evaluation.folders import make_llama
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_self_draft_is_the_teachers_tensors_under_another_plan(name):
+    teacher = VARIANTS[name]()
+    before, tokens = teacher.config.to_dict(), torch.arange(3, 12)[None]
+    wanted = teacher(tokens).logits
+    draft = self_draft(teacher)
+    own, theirs = (
+        {key: tensor.data_ptr() for key, tensor in chain(model.named_parameters(), model.named_buffers())}
+        for model in (teacher, draft)
+    )
+    assert own == theirs
+    assert draft.config.iterations == [0, 0, 0]
+    assert draft.config is not teacher.config
+    assert draft.model.layers[0].self_attn.config is draft.config
+    assert not any(set(map(id, a.slots)) & set(map(id, b.slots)) for a, b in slot_pairs(teacher, draft))
+    assert {**draft.config.to_dict(), "num_iterations": before["num_iterations"]} == before
+    assert teacher.config.to_dict() == before
+    assert torch.equal(teacher(tokens).logits, wanted)
+    found = draft(tokens).logits
+    teacher.set_num_iterations(0)
+    assert torch.equal(found, teacher(tokens).logits)
+
+
+def slot_pairs(teacher, draft):
+    return [(a.self_attn, b.self_attn) for a, b in zip(teacher.model.layers, draft.model.layers, strict=True)]
+
+
+def test_a_self_draft_takes_no_memory():
+    config = IIETConfig(vocab_size=2000, hidden_size=1024, intermediate_size=2048, num_layers=3)
+    teacher = IIETForCausalLM(config).eval()
+    size = sum(parameter.nbytes for parameter in teacher.parameters())
+    assert size > 100 * 2**20
+    process = psutil.Process()
+    before = process.memory_info().rss
+    draft = self_draft(teacher)
+    assert process.memory_info().rss - before < size / 20
+    with torch.no_grad():
+        teacher.model.norm.weight.fill_(2.0)
+    assert draft.model.norm.weight[0] == 2.0
+
+
+def test_candidates_go_from_no_iterations_to_one_in_every_layer():
+    plans = candidate_plans(make_iiet(num_layers=6, num_iterations=[3, 0, 2, 1, 1, 1]))
+    assert plans == [[0] * 6, [1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1]]
+    assert candidate_plans(make_pcformer()) == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert candidate_plans(make_iiet(num_iterations=[1, 0, 0])) == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("make", [make_llama, lambda: make_iiet(num_iterations=0, max_num_iterations=2)])
+def test_a_teacher_without_iterations_has_no_draft_of_its_own(make):
+    for refused in (self_draft, candidate_plans):
+        with pytest.raises(InputError, match="runs no iterations that its own draft could leave out"):
+            refused(make())
+
+
+def test_a_plan_that_the_teacher_cannot_run_is_refused():
+    teacher = make_iiet(num_iterations=1)
+    with pytest.raises(InputError, match=r"draft plan: num_iterations\[0\] must be from 0 to 1"):
+        self_draft(teacher, 2)
+    with pytest.raises(InputError, match="draft plan: num_iterations must be an int or a list of num_layers"):
+        self_draft(teacher, [0])
+
+
+def test_a_plan_for_another_teacher_is_refused():
+    teacher, other = make_iiet(num_iterations=2), make_iiet(num_iterations=2, hidden_size=64)
+    plan = Plan.explicit([1, 0, 0], identify_model(other, "other"))
+    identity: ModelIdentity = identify_model(teacher, "teacher")
+    with pytest.raises(InputError, match="plan: was made for teacher other"):
+        load_draft("self", teacher, identity, plan=plan)
+    fitting = Plan.explicit([1, 0, 0], identity)
+    assert load_draft("self", teacher, identity, plan=fitting).model.config.iterations == [1, 0, 0]
+    auto = load_draft("auto", teacher, identity, length=3)
+    assert (auto.length, auto.plans) == (3, candidate_plans(teacher))
+
+
+def test_another_vocabulary_is_refused_with_its_first_difference():
+    text = "one two three four five six seven eight nine ten " * 3
+    one, other, longer = (
+        train_tokenizer([text], 262),
+        train_tokenizer([text.upper()], 262),
+        train_tokenizer([text], 264),
+    )
+    require_same_vocabulary(one, train_tokenizer([text], 262), "a", "b")
+    with pytest.raises(
+        InputError, match=r"^draft: b has another tokenizer than a: token 257 is '.+' there and"
+    ):
+        require_same_vocabulary(one, other, "a", "b")
+    with pytest.raises(InputError, match=r"token 262 is '.+' there and missing here; accepted"):
+        require_same_vocabulary(one, longer, "a", "b")
+
+
+def test_a_draft_that_cannot_follow_is_refused():
+    teacher = make_iiet(num_iterations=1)
+    check_draft(teacher, Draft(self_draft(teacher)), 128)
+    with pytest.raises(InputError, match="found a vocabulary of 98; accepted: 97, the teacher's"):
+        check_draft(teacher, Draft(make_llama(vocab_size=98)), 10)
+    with pytest.raises(InputError, match="found 41 together; accepted: at most 40, the draft's positions"):
+        check_draft(teacher, Draft(make_llama(max_position_embeddings=40)), 41)
+    with pytest.raises(InputError, match="draft length: found 0; accepted: at least 1"):
+        check_draft(teacher, Draft(make_llama(), 0), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.2),
+        ("bad_words_ids", [[5]]),
+        ("min_new_tokens", 4),
+        ("guidance_scale", 0.0),  # no guidance is 1
+        ("token_healing", True),
+        ("penalty_alpha", 0.6),
+        ("encoder_no_repeat_ngram_size", 2),
+    ],
+)
+def test_settings_that_a_draft_cannot_follow_are_refused(name, value):
+    teacher = make_iiet(num_iterations=1)
+    setattr(teacher.generation_config, name, value)
+    with pytest.raises(InputError, match=f"generation_config: found {name} .*; accepted with a draft: "):
+        check_draft(teacher, Draft(make_llama()), 10)
+    setattr(teacher.generation_config, name, None)
+    check_draft(teacher, Draft(make_llama()), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bad_words_ids", []),
+        ("stop_strings", []),
+        ("sequence_bias", {}),
+        ("guidance_scale", 1.0),
+        ("repetition_penalty", 1.0),
+        ("min_p", 0.0),
+        ("penalty_alpha", 0.0),
+        ("token_healing", False),
+    ],
+)
+def test_settings_that_change_nothing_are_taken(name, value):
+    teacher = make_iiet(num_iterations=1)
+    setattr(teacher.generation_config, name, value)
+    check_draft(teacher, Draft(make_llama()), 10)
+
+
+def test_options_that_do_not_go_together_are_refused():
+    check_draft_options("teacher", "self", has_plan=True, length=1)
+    with pytest.raises(InputError, match="draft plan: found with draft auto; accepted: with the draft self"):
+        check_draft_options("teacher", "auto", has_plan=True)
+    with pytest.raises(InputError, match="draft length: found 0; accepted: at least 1"):
+        check_draft_options("teacher", "self", length=0)
+    with pytest.raises(InputError, match="nowhere/at/all: no such model folder"):
+        check_draft_options("teacher", "nowhere/at/all")

@@ -1,0 +1,228 @@
+"""Plans on the untrained teacher, against the whole model run under each plan."""
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from cli.plan import plan as command
+from iiad.checkpoints import save_checkpoint
+from iiad.errors import InputError
+from iiad.evaluation.plan_trials import measure_truncations, verify_plans
+from iiad.influence import measure_influence, profile_model
+from iiad.models.layers import IterativeLayer
+from iiad.planning import Plan
+from iiad.planning.verification import Candidate, Verification, candidates
+from tests.conftest import VARIANTS, make_iiet
+from tests.influence.naive import naive_kl, naive_nll
+
+
+@pytest.mark.usefixtures("norms_in_float64")
+@pytest.mark.parametrize("kind", ["history-full", "plain", "pcformer-rk2"])
+@torch.no_grad()
+def test_what_a_plan_costs_is_that_of_the_whole_model_under_it(kind, tokens):
+    model = VARIANTS[kind]().double()
+    own = list(model.config.iterations)
+    plans = [[max(0, r - 1) for r in own], [0, 0, 0], own, [0, 0, 0]]
+    loss, found = measure_truncations(model, [tokens], plans)
+    full = model(tokens).logits
+    assert loss == pytest.approx(naive_nll(full, tokens), rel=1e-12)
+    for plan, harm in zip(plans, found, strict=True):
+        model.set_num_iterations(plan)
+        logits = model(tokens).logits
+        assert harm["kl"] == pytest.approx(naive_kl(full, logits), rel=1e-8, abs=1e-13)
+        assert harm["loss"] == pytest.approx(naive_nll(logits, tokens) - loss, rel=1e-8, abs=1e-12)
+        assert harm["kl_error"] is harm["loss_error"] is None
+    assert (found[2]["kl"], found[2]["loss"]) == (0, 0)
+
+
+def test_the_model_keeps_its_plan_and_a_plan_that_is_there_twice_is_run_once(tokens):
+    model = make_iiet(num_iterations=[2, 1, 0])
+    runs = []
+    model.model.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    _, found = measure_truncations(model, [tokens, tokens[:1]], [[1, 0, 0], [0, 0, 0], [1, 0, 0]])
+    assert found[0] == found[2]
+    assert len(runs) == 2 * 3
+    assert model.config.num_iterations == [2, 1, 0]
+    with pytest.raises(ValueError, match="num_iterations"):
+        measure_truncations(model, [tokens], [[3, 0, 0]])
+    assert model.config.num_iterations == [2, 1, 0]
+
+
+def test_a_plan_that_cuts_one_layer_costs_what_its_scores_predict(tokens):
+    model = make_iiet(num_iterations=3)
+    [record] = profile_model(model, [tokens], ["kl", "loss"])
+    _, [found] = measure_truncations(model, [tokens], [[3, 1, 3]])
+    for metric in ("kl", "loss"):
+        assert found[metric] == pytest.approx(sum(record.scores[metric][1][1:]), rel=1e-3, abs=1e-6)
+
+
+def test_several_batches_have_standard_errors(tokens):
+    _, [found] = measure_truncations(make_iiet(), [tokens[:1], tokens[1:]], [[0, 0, 0]])
+    assert found["kl_error"] > 0
+    assert found["loss_error"] > 0
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(InputError, match="batches: found none"):
+        measure_truncations(make_iiet(), [], [[0, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A teacher's folder, a text and its profile."""
+    from iiad.data import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("verified")
+    text = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
+    (folder / "text.txt").write_text(text)
+    tokenizer = train_tokenizer([text], vocab_size=300)
+    model = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32)
+    save_checkpoint(model, folder / "model", tokenizer=tokenizer)
+    other = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32, rms_norm_eps=1e-5)
+    save_checkpoint(other, folder / "other", tokenizer=tokenizer)
+    options = {"max_tokens": 640, "cache_dir": folder / "cache", "metrics": ["kl", "loss", "cosine"]}
+    return folder, measure_influence(folder / "model", [str(folder / "text.txt")], **options)
+
+
+def verify(world, plans, model="model", metric="kl", **options):
+    folder, profile = world
+    return verify_plans(
+        folder / model,
+        [str(folder / "text.txt")],
+        profile,
+        metric,
+        plans,
+        cache_dir=folder / "cache",
+        **options,
+    )
+
+
+def test_a_verification_holds_every_kind_of_plan_and_comes_back_from_its_file(world, tmp_path):
+    _, profile = world
+    plans = candidates(profile, "kl", [1, 0, 1], num_random=3)
+    made = verify(world, plans)
+    assert made.plans[0].num_iterations == [1, 0, 1]
+    assert {plan.kind for plan in made.plans} >= {"plan", "threshold", "metric", "baseline"}
+    ruled = [plan.num_iterations for plan in made.plans if plan.kind == "threshold"]
+    assert not [plan for plan in made.plans if plan.kind == "front" and plan.num_iterations in ruled]
+    assert {plan.name for plan in made.plans if plan.kind == "metric"} == {"by loss", "by cosine"}
+    assert made.settings.max_tokens == profile.settings.max_tokens
+    assert made.model == profile.model
+    for plan in made.plans:
+        dropped = [layer[r:] for layer, r in zip(profile.scores["kl"], plan.num_iterations, strict=True)]
+        assert plan.predicted == pytest.approx(sum(map(sum, dropped)))
+        assert plan.overhead_cut == pytest.approx(1 - sum(plan.num_iterations) / 5)
+        assert plan.kl > 0
+    made.save(tmp_path / "verification.json")
+    assert Verification.load(tmp_path / "verification.json") == made
+
+
+def test_on_the_profiles_own_blocks_a_cut_of_one_layer_costs_exactly_what_was_predicted(world):
+    [found] = verify(world, [Candidate(kind="plan", name="plan", num_iterations=[2, 0, 1])]).plans
+    assert found.kl == pytest.approx(found.predicted, rel=1e-4)
+    found = verify(
+        world, [Candidate(kind="plan", name="plan", num_iterations=[2, 0, 1])], metric="loss"
+    ).plans[0]
+    assert found.loss == pytest.approx(found.predicted, rel=1e-3)
+
+
+def test_another_model_than_the_profiled_one_is_refused(world):
+    plans = [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])]
+    with pytest.raises(InputError, match="accepted: the one that was profiled") as caught:
+        verify(world, plans, model="other")
+    assert "\n" not in str(caught.value)
+
+
+def fail_to_allocate(*_, **__):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes.")
+
+
+def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypatch):
+    folder, _ = world
+    monkeypatch.setattr(IterativeLayer, "evaluate", fail_to_allocate)
+    size = "out of memory, asked for 4.0 GiB more; batch 8 x 32 tokens, 8 evaluations, weights of "
+    helps = "; what helps: a smaller batch, shorter blocks or bfloat16"
+    with pytest.raises(InputError) as caught:
+        verify(world, [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])])
+    assert str(caught.value).startswith(f"verifying model on cpu: {size}")
+    assert str(caught.value).endswith(helps)
+    with pytest.raises(InputError) as caught:
+        measure_influence(folder / "model", [str(folder / "text.txt")], memory=1, cache_dir=folder / "cache")
+    assert str(caught.value).startswith(f"profiling model on cpu: {size}")
+    assert str(caught.value).endswith(
+        helps.replace(" or bf", ", bf") + " or less memory for the pass (memory_gib)"
+    )
+
+
+def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
+    _, profile = world
+    found = candidates(profile, "kl", num_points=3, num_random=2)
+    assert found[0].kind == "threshold"
+    assert sum(candidate.kind == "threshold" for candidate in found) <= 3
+    counts = {sum(candidate.num_iterations) for candidate in found if candidate.kind == "baseline"}
+    assert len(counts) == 1
+    assert profile.model.num_iterations not in [candidate.num_iterations for candidate in found]
+
+
+@pytest.fixture
+def plan_command(world, tmp_path, monkeypatch):
+    """`iiad plan` on the world's profile, with errors raised."""
+    folder, profile = world
+    monkeypatch.setenv("IIAD_CACHE", str(folder / "cache"))
+    profile.save(tmp_path / "profile.json")
+    app = typer.Typer()
+    app.command()(command)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, [str(tmp_path / "profile.json"), *map(str, arguments)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
+    folder, _ = world
+    verify = [
+        "--verify",
+        folder / "model",
+        "--data",
+        folder / "text.txt",
+        "--verification",
+        tmp_path / "v.json",
+    ]
+    arguments = ["--overhead-cut", 0.5, "--output", tmp_path / "plan.json", "--plot", tmp_path / "pictures"]
+    result = plan_command(*arguments, *verify, "--max-tokens", 320)
+    assert "chosen without influence" in result.stdout
+    found = Verification.load(tmp_path / "v.json")
+    assert found.plans[0].kind == "plan"
+    assert found.plans[0].num_iterations == Plan.load(tmp_path / "plan.json").num_iterations
+    assert sum(part.num_tokens for part in found.data) == 320
+    names = {"curve.png", "curve.svg", "verification.png", "verification.svg"}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == names
+
+
+def test_the_curve_is_verified_without_a_plan(plan_command, world):
+    folder, _ = world
+    verify = ["--verify", folder / "model", "--data", folder / "text.txt", "--max-tokens", 64]
+    assert "points of the threshold's curve" in plan_command("--curve", *verify).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verify", "model"], "verify: --verify and --data go together"),
+        (["--data", "text.txt"], "verify: --verify and --data go together"),
+        (["--verification", "v.json"], "--verification needs both"),
+        (["--max-tokens", "64"], "verify: found none; accepted with --max-tokens"),
+        (["--text-field", "body"], "verify: found none; accepted with --max-tokens and --text-field"),
+        (["--verify", "nowhere", "--data", "nothing.txt"], "nothing.txt"),
+        (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
+    ],
+)
+def test_half_a_verification_is_one_line(arguments, message, plan_command):
+    with pytest.raises(InputError, match=message) as caught:
+        plan_command("--curve", *arguments)
+    assert "\n" not in str(caught.value)

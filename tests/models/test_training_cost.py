@@ -1,0 +1,243 @@
+"""What training an iterated model costs beside a Llama with as many layers as it has evaluations; recomputation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from iiad.evaluation.activation_memory import saved_bytes
+from iiad.models import IIETConfig, IIETModel
+from iiad.models.operators import RMSNorm
+from tests.conftest import VARIANTS, make_iiet
+
+WIDE = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 2}
+
+
+def saved_by(model, tokens, autocast):
+    def work():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return model(tokens, use_cache=False).last_hidden_state
+
+    return saved_bytes(work, model)
+
+
+def ratio(autocast=False, attention="sdpa", recompute="none", **fields):
+    ours = IIETModel(IIETConfig(**WIDE, num_layers=4, **fields, attn_implementation=attention)).train()
+    depth = ours.config.num_hidden_layers
+    llama = LlamaModel(LlamaConfig(**WIDE, num_hidden_layers=depth, attn_implementation=attention)).train()
+    ours.set_recompute(recompute)
+    tokens = torch.randint(50, (2, 64))
+    return saved_by(ours, tokens, autocast) / saved_by(llama, tokens, autocast)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_iterations": 3},
+        {"num_iterations": [3, 0, 1, 2]},
+        {"num_iterations": 0},
+        {"num_iterations": 3, "history": False},
+        {"num_iterations": 3, "history": False, "relaxation": True},
+    ],
+    ids=["history", "plan", "no-iterations", "plain", "relaxed"],
+)
+def test_a_step_saves_no_more_than_a_llamas_of_as_many_evaluations(fields, autocast, attention):
+    assert ratio(autocast, attention, **fields) <= 1.01
+
+
+@pytest.mark.parametrize("history", [True, False])
+@pytest.mark.parametrize(
+    ("recompute", "autocast", "bound"),
+    [
+        ("layer", False, 0.05),
+        ("layer", True, 0.07),
+        ("evaluation", False, 0.1),
+        ("evaluation", True, 0.13),  # what is kept stays in float32, while half of the Llama's is bfloat16
+    ],
+)
+def test_recomputation_saves_a_small_part(recompute, autocast, bound, history):
+    assert ratio(autocast, recompute=recompute, num_iterations=3, history=history) <= bound
+
+
+def gradients(model, tokens, autocast=False):
+    model.zero_grad()
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        # Recomputation goes without a cache, which under autocast would keep bfloat16 values in float32.
+        loss = model(tokens, labels=tokens, use_cache=False).loss
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("recompute", ["layer", "evaluation"])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_recomputation_changes_no_gradient_dropout_and_changes_of_plan_included(
+    kind, recompute, autocast, tokens
+):
+    model = VARIANTS[kind]().train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    for plan in (model.config.num_iterations, [0, 1, 0], [1, 1, 1]):
+        model.set_num_iterations(plan)
+        model.set_recompute("none")
+        wanted = gradients(model, tokens, autocast)
+        model.set_recompute(recompute)
+        found = gradients(model, tokens, autocast)
+        assert wanted.keys() == found.keys()
+        for name, gradient in wanted.items():
+            assert torch.equal(found[name], gradient), name
+
+
+def test_an_evaluation_is_run_once_more_and_one_after_the_other(tokens):
+    model = make_iiet(num_iterations=[2, 0, 1], max_num_iterations=3).train()
+    runs = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: runs.append("forward"))
+        layer.mlp.register_full_backward_hook(lambda *_: runs.append("backward"))
+    model.set_recompute("evaluation")
+    loss = model(tokens, labels=tokens).loss
+    assert runs == ["forward"] * 6
+    runs.clear()
+    loss.backward()
+    assert runs == ["forward", "backward"] * 6
+
+
+def test_the_switch_is_transformers_own_and_not_in_the_configuration(tokens):
+    model = make_iiet(num_iterations=1)
+    assert model.recompute == model.model.recompute == "none"
+    before = model.config.to_dict()
+    for unit in ("evaluation", "layer", "evaluation"):
+        model.set_recompute(unit)
+        assert model.recompute == model.model.recompute == unit
+    assert model.config.to_dict() == before
+    assert model.train()(tokens, use_cache=True).past_key_values is None
+    assert model.eval()(tokens, use_cache=True).past_key_values is not None
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+    assert model.recompute == "layer"
+    model.set_recompute("evaluation")
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+    assert model.recompute == "none"
+    with pytest.raises(ValueError, match="recompute must be 'none', 'layer' or 'evaluation', got 'block'"):
+        model.set_recompute("block")
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@pytest.mark.slow  # the gate compiles whole training steps in the training room
+@pytest.mark.parametrize("recompute", ["none", "evaluation"])
+def test_training_compiles_as_one_graph(recompute, tokens):
+    model = make_iiet(num_iterations=1).train()
+    wanted = torch.autograd.grad(model(tokens, use_cache=False).logits.square().mean(), [*model.parameters()])
+    model.set_recompute(recompute)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(
+        compiled(tokens, use_cache=False).logits.square().mean(), [*model.parameters()]
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+SHAPES = st.sampled_from([(1, 8), (2, 3, 16), (2, 7, 33), (1, 5, 4, 8)])
+TYPES = [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.bfloat16, torch.float32)]
+
+
+@settings(max_examples=40)
+@given(
+    shape=SHAPES, types=st.sampled_from(TYPES), scale=st.sampled_from([1e-3, 1.0, 30.0]), seed=st.integers(0)
+)
+def test_rms_norm_is_llamas_to_the_last_bit_of_value_and_gradient(shape, types, scale, seed):
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    x, direction = (scale * torch.randn(shape, generator=generator) for _ in range(2))
+    weight = torch.randn(shape[-1], generator=generator)
+    results = []
+    for norm in (LlamaRMSNorm(shape[-1]), RMSNorm(shape[-1])):
+        norm.weight.data = weight.to(types[1])
+        point = x.to(types[0]).requires_grad_()
+        value = norm(point)
+        results.append((value, *torch.autograd.grad(value, [point, norm.weight], direction.to(value.dtype))))
+    for theirs, ours in zip(*results, strict=True):
+        assert theirs.dtype == ours.dtype
+        assert torch.equal(theirs, ours)
+
+
+@settings(max_examples=25)
+@given(shape=SHAPES, seed=st.integers(0))
+def test_rms_norm_has_the_gradients_of_its_formula_in_float64(shape, seed):
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    x, direction = (torch.randn(shape, generator=generator) for _ in range(2))
+    norm = RMSNorm(shape[-1], eps=1e-6)
+    point = x.clone().requires_grad_()
+    found = torch.autograd.grad(norm(point), [point, norm.weight], direction)
+    x, weight = x.double().requires_grad_(), torch.ones(shape[-1]).double().requires_grad_()
+    formula = weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    wanted = torch.autograd.grad(formula, [x, weight], direction.double())
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_norm_without_gradients_and_with_a_frozen_weight():
+    norm = RMSNorm(8)
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        assert not norm(x).requires_grad
+    norm.weight.requires_grad_(False)
+    assert not norm(x).requires_grad
+    point = x.clone().requires_grad_()
+    norm(point).sum().backward()
+    assert point.grad is not None
+    assert norm.weight.grad is None
+
+
+def test_rms_norm_can_be_differentiated_twice():
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    results = []
+    for norm in (LlamaRMSNorm(8), RMSNorm(8)):
+        point = x.clone().requires_grad_()
+        inputs = [point, norm.weight]
+        first = torch.autograd.grad(norm(point).pow(3).sum(), inputs, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-4)  # sums of hundreds, in float32
+
+
+WEIGHT = torch.nn.Parameter(torch.randn(6, 4))
+INPUT = torch.randn(5, 4)  # 80 bytes
+
+
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (lambda: INPUT @ WEIGHT.T, 80),  # the input, for the weight's gradient; the weight is none
+        (lambda: (INPUT @ WEIGHT.T).exp(), 80 + 120),  # and exp's result
+        (lambda: (INPUT[1:] @ WEIGHT.T, INPUT.view(20)[:4] * WEIGHT[0]), 80),  # views of one storage
+        (lambda: (INPUT @ WEIGHT.T).detach().exp(), 80),
+        (lambda: checkpoint(lambda x: (x @ WEIGHT.T).exp().exp(), INPUT, use_reentrant=False), 80),
+        (lambda: INPUT + WEIGHT[:5], 0),
+        (lambda: (WEIGHT * 2).exp(), 96),
+    ],
+)
+def test_saved_bytes_are_those_that_one_can_count_by_hand(work, expected):
+    assert saved_bytes(work) == expected
+    with torch.no_grad():
+        assert saved_bytes(work) == expected
+
+
+def test_saved_bytes_leave_out_copies_of_weights_and_what_belongs_to_a_module():
+    linear = torch.nn.Linear(4, 6, bias=False)
+
+    def work():
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear(INPUT)
+
+    assert saved_bytes(work) == 40  # the input in bfloat16
+    linear.weight.requires_grad_(False)
+    point = INPUT.clone().requires_grad_()
+    assert saved_bytes(lambda: linear(point * 2)) == 96
+    assert saved_bytes(lambda: linear(point * 2), linear) == 0

@@ -1,0 +1,439 @@
+"""Llama-family checkpoints as plain IIETs: the same logits to the last bit, ready to be trained on, or refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from iiad import InputError
+from iiad.checkpoints import identify_model, load_model, model_fingerprint, read_weights, save_checkpoint
+from iiad.conversion.released import convert
+from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.training.scoring import evaluate_model
+from tests.conftest import SHAPE, make_iiet, stir
+
+REFERENCE = Path(__file__).parents[1] / "data"
+SIZES = {name: value for name, value in SHAPE.items() if name != "num_layers"} | {"num_hidden_layers": 2}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama-biased": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": (LlamaForCausalLM, LlamaConfig, {"head_dim": 12, "tie_word_embeddings": True}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "mistral-wide-window": (MistralForCausalLM, MistralConfig, {"sliding_window": 128}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"hidden_act": "gelu"}),
+    "qwen2-tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16, "rms_norm_eps": 1e-5}),
+    "qwen3-biased": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8, "attention_bias": True}),
+}
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [2.0, 2.1, 2.2, 2.3],
+        "original_max_position_embeddings": 16,
+        "factor": 8.0,
+    },
+}
+
+
+def make_original(family, dtype=torch.float32, **fields):
+    """A small model of transformers' own class, all of its biases and norm weights away from where they start."""
+    model, config, own = FAMILIES[family]
+    return stir(model(config(**{**SIZES, **own, **fields}))).to(dtype)
+
+
+def upcycle(original, folder, num_iterations=2):
+    """The original, as transformers loads it from a folder, and what became of it."""
+    original.save_pretrained(folder / "original")
+    convert(folder / "original", folder / "converted", num_iterations)
+    return AutoModelForCausalLM.from_pretrained(folder / "original"), load_model(folder / "converted")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_logits_losses_and_hidden_states_are_the_originals_bit_for_bit(family, dtype, tokens, tmp_path):
+    original, converted = upcycle(make_original(family, dtype), tmp_path)
+    assert type(converted) is IIETForCausalLM
+    assert converted.dtype == dtype
+    assert converted.config.num_iterations == [2, 2]
+    for implementation in ("sdpa", "eager"):
+        original.set_attn_implementation(implementation)
+        converted.set_attn_implementation(implementation)
+        wanted = original(tokens, labels=tokens, output_hidden_states=True)
+        found = converted(tokens, labels=tokens, output_hidden_states=True)
+        assert torch.equal(found.logits, wanted.logits)
+        assert torch.equal(found.loss, wanted.loss)
+        assert len(found.hidden_states) == len(wanted.hidden_states)
+        assert all(map(torch.equal, found.hidden_states, wanted.hidden_states))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_cached_decoding_of_a_left_padded_batch_is_the_originals_bit_for_bit(family, tokens, tmp_path):
+    original, converted = upcycle(make_original(family), tmp_path)
+    padded = torch.cat([torch.zeros(2, 5, dtype=torch.long), tokens], 1)
+    mask = (padded != 0).long()
+    mask[1, :5] = 1  # one row is shorter than the other
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def run(model):
+        cache, logits = DynamicCache(config=model.config), []
+        for part in (slice(0, 9), slice(9, 10), slice(10, 16), slice(16, 22)):
+            inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
+            logits.append(model(padded[:, part], **inputs, past_key_values=cache, use_cache=True).logits)
+        return torch.cat(logits, 1), model(padded, attention_mask=mask, position_ids=positions).logits
+
+    assert all(map(torch.equal, run(converted), run(original)))
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    wanted, found = original.generate(padded, **options), converted.generate(padded, **options)
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert all(map(torch.equal, found.logits, wanted.logits))
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@torch.no_grad()
+def test_every_kind_of_rotary_embedding_is_kept(rope, tokens, tmp_path):
+    # 17 tokens are more than the 16 of the kinds that tell short contexts from long ones
+    original = make_original("llama", rope_parameters={"rope_theta": 5000.0, **ROPES[rope]})
+    plain = make_original("llama", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
+    if rope == "dynamic":
+        original = make_original(
+            "llama", rope_parameters=original.config.rope_parameters, max_position_embeddings=16
+        )
+    original, converted = upcycle(original, tmp_path)
+    wanted = original(tokens).logits
+    assert not torch.equal(wanted, plain(tokens).logits)
+    assert torch.equal(converted(tokens).logits, wanted)
+    longer = torch.cat([tokens, tokens], 1)  # the frequencies of some kinds follow the length seen last
+    assert torch.equal(converted(longer).logits, original(longer).logits)
+    assert torch.equal(converted(tokens).logits, original(tokens).logits)
+
+
+def test_theta_and_scaling_in_the_older_way_of_writing_them_are_read(tokens, tmp_path):
+    rope = {"rope_theta": 700.0, "rope_type": "linear", "factor": 3.0}
+    original = make_original("mistral", rope_parameters=rope)
+    original.save_pretrained(tmp_path / "original")
+    rewrite(tmp_path / "original", rope_parameters=None, rope_theta=700.0, torch_dtype="float32", dtype=None)
+    rewrite(tmp_path / "original", rope_scaling={"type": "linear", "factor": 3.0})
+    convert(tmp_path / "original", tmp_path / "converted")
+    converted = load_model(tmp_path / "converted")
+    assert converted.config.num_iterations == [3, 3]  # the default
+    assert torch.equal(converted(tokens).logits, original(tokens).logits)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
+    bias=st.booleans(),
+    num_key_value_heads=st.sampled_from([1, 2, 4]),
+    tied=st.booleans(),
+    head_dim=st.sampled_from([4, 8, 14]),
+    width=st.sampled_from([32, 34]),  # 34 is no multiple of 4 heads
+    num_iterations=st.integers(0, 3),
+)
+def test_any_shape_converts_exactly(
+    family, bias, num_key_value_heads, tied, head_dim, width, num_iterations, tmp_path_factory
+):
+    fields = {"num_key_value_heads": num_key_value_heads, "tie_word_embeddings": tied, "head_dim": head_dim}
+    if family != "llama":  # which itself wants a multiple
+        fields["hidden_size"] = width
+    if family in ("llama", "qwen3"):
+        fields["attention_bias"] = bias
+    original, converted = upcycle(
+        make_original(family, **fields), tmp_path_factory.mktemp("shape"), num_iterations
+    )
+    tokens = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(head_dim))
+    with torch.no_grad():
+        assert torch.equal(converted(tokens).logits, original(tokens).logits)
+    assert ("lm_head.weight" in read_weights(converted.config.name_or_path)) is not tied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@torch.no_grad()
+def test_a_relaxation_of_zero_keeps_the_iterate_however_large_the_step(dtype, tokens, tmp_path):
+    original = make_original("qwen2", dtype)
+    for layer in original.model.layers:
+        layer.self_attn.o_proj.weight *= 1e15
+        layer.mlp.down_proj.weight *= 1e15
+    original, converted = upcycle(original, tmp_path)
+    wanted = original(tokens, output_hidden_states=True)
+    assert wanted.hidden_states[1].abs().max() > 1e13
+    assert wanted.logits.isfinite().all()
+    assert torch.equal(converted(tokens).logits, wanted.logits)
+
+
+@pytest.mark.parametrize("family", ["llama-biased", "mistral", "qwen2", "qwen3"])
+def test_training_goes_on_from_the_converted_model(family, tokens, tmp_path):
+    converted = upcycle(make_original(family), tmp_path)[1].train()
+    before = converted(tokens, labels=tokens).loss
+    before.backward()
+    for name, parameter in converted.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+        if "relaxation" in name:
+            assert parameter.grad.all(), name
+    with torch.no_grad():
+        for parameter in converted.parameters():
+            parameter -= 1e-3 * parameter.grad
+    after = converted(tokens, labels=tokens).loss
+    assert after < before
+    assert any(layer.corrector.relaxation.abs().sum() > 0 for layer in converted.model.layers)
+
+
+@pytest.mark.usefixtures("norms_in_float64")
+def test_the_gradient_to_the_relaxation_is_that_of_finite_differences(tokens, tmp_path):
+    converted = upcycle(make_original("qwen3"), tmp_path)[1].double()
+    relaxation = converted.model.layers[0].corrector.relaxation
+
+    def loss():
+        return cross_entropy(converted(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    loss().backward()
+    losses = []
+    for a in (1e-5, -1e-5):
+        with torch.no_grad():
+            relaxation[1] = a
+            losses.append(loss().item())
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(relaxation.grad[1].item(), rel=1e-6)
+
+
+def test_companions_travel_and_shards_are_read(tokens, tmp_path):
+    original = make_original("qwen2")
+    original.generation_config = GenerationConfig(eos_token_id=[2, 7], do_sample=True, temperature=0.6)
+    folder = tmp_path / "original"
+    original.save_pretrained(folder, max_shard_size="30KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    for name in ("tokenizer.json", "merges.txt", "chat_template.jinja", "README.md", "LICENSE"):
+        (folder / name).write_text(name)
+    save_file(
+        {"layers.0.foreign": torch.ones(2)}, folder / "consolidated.safetensors"
+    )  # Mistral's own format
+    said = convert(folder, tmp_path / "converted", 1)
+    assert "qwen2, 2 layers, float32" in said
+    converted = load_model(tmp_path / "converted")
+    assert torch.equal(converted(tokens).logits, original(tokens).logits)
+    assert converted.generation_config.eos_token_id == [2, 7]
+    assert converted.generation_config.temperature == 0.6
+    for name in ("tokenizer.json", "merges.txt", "chat_template.jinja", "README.md", "LICENSE"):
+        assert (tmp_path / "converted" / name).read_text() == name
+    next(folder.glob("model-0*.safetensors")).unlink()
+    with pytest.raises(InputError, match="which is not there"):
+        convert(folder, tmp_path / "again")
+
+
+def test_a_dtype_that_the_config_names_is_the_one_that_transformers_would_load(tokens, tmp_path):
+    make_original("llama").save_pretrained(tmp_path / "original")
+    rewrite(tmp_path / "original", dtype="bfloat16")
+    convert(tmp_path / "original", tmp_path / "converted")
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "original")
+    assert original.dtype == torch.bfloat16
+    assert torch.equal(load_model(tmp_path / "converted")(tokens).logits, original(tokens).logits)
+
+
+def test_rotary_frequencies_of_old_checkpoints_are_left_out(tokens, tmp_path):
+    original = make_original("llama")
+    original.save_pretrained(tmp_path / "original")
+    path = tmp_path / "original" / "model.safetensors"
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(load_file(path) | frequencies, path, metadata={"format": "pt"})
+    convert(tmp_path / "original", tmp_path / "converted")
+    assert torch.equal(load_model(tmp_path / "converted")(tokens).logits, original(tokens).logits)
+
+
+@pytest.mark.slow  # an interpreter of its own; saved folders in general are tested in the gate
+def test_converted_folders_load_with_remote_code_where_iiad_is_not_importable(tokens, tmp_path):
+    for family in ("qwen2", "qwen3"):
+        wanted = upcycle(make_original(family), tmp_path / family)[1](tokens).logits.detach()
+        torch.save((tokens, wanted), tmp_path / family / "wanted.pt")
+    script = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "iiad":
+            raise ImportError("iiad is not installed here")
+sys.meta_path.insert(0, Block())
+import torch
+from transformers import AutoModelForCausalLM
+for family in ("qwen2", "qwen3"):
+    folder = {str(tmp_path)!r} + "/" + family
+    tokens, wanted = torch.load(folder + "/wanted.pt")
+    model = AutoModelForCausalLM.from_pretrained(folder + "/converted", trust_remote_code=True)
+    assert torch.equal(model(tokens).logits, wanted)
+print("loaded")
+"""
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "loaded", done.stderr[-2000:]
+
+
+@torch.no_grad()
+def test_the_model_is_identified_scored_and_planned_like_any_iiet(tokens, tmp_path):
+    original, converted = upcycle(make_original("qwen3"), tmp_path)
+    ours, theirs = identify_model(converted, "a"), identify_model(original, "b")
+    assert ours.num_iterations == [2, 2]
+    assert ours.shape == theirs.shape.model_copy(update={"relaxation": True})
+    assert evaluate_model(converted, [tokens]) == evaluate_model(original, [tokens])
+    converted.set_num_iterations([0, 1])
+    save_checkpoint(converted, tmp_path / "student")
+    assert torch.equal(load_model(tmp_path / "student")(tokens).logits, original(tokens).logits)
+    with pytest.raises(InputError, match="has no form in the released code"):
+        convert(tmp_path / "converted", tmp_path / "back")
+
+
+def test_a_transformer_of_the_released_code_is_upcycled_too(tmp_path):
+    convert(REFERENCE / "transformer", tmp_path / "converted", 2)
+    outputs = np.load(REFERENCE / "transformer" / "outputs.npz")
+    with torch.no_grad():
+        logits = load_model(tmp_path / "converted")(torch.tensor(outputs["input_ids"])).logits
+    np.testing.assert_allclose(logits.numpy(), outputs["logits"], atol=2e-6, rtol=0)
+
+
+def test_models_without_the_new_parts_are_what_they_were():
+    model = make_iiet(num_iterations=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    before = (
+        "50f075ace9bb3682"  # when the configuration had no such fields: profiles of then know their teacher
+    )
+    assert model_fingerprint(model).startswith(before)
+    names = IIETForCausalLM(IIETConfig(**SHAPE, attention_bias=True)).state_dict().keys()
+    assert "model.layers.0.self_attn.o_proj.bias" in names  # attention_bias alone means what it does in Llama
+    assert not any("q_norm" in name for name in names)
+    with_norms = IIETForCausalLM(IIETConfig(**SHAPE, qk_norm=True))
+    assert model_fingerprint(with_norms) != model_fingerprint(model)
+
+
+def rewrite(folder, **fields):
+    """Change fields of a config.json; None removes one."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+SLIDING = ["full_attention", "sliding_attention"]
+REFUSALS = [
+    ("llama", {"model_type": "gemma2"}, "model_type is 'gemma2'; accepted: llama, mistral, qwen2, qwen3"),
+    ("llama", {"model_type": "mixtral"}, "model_type is 'mixtral'"),
+    ("llama", {"model_type": "gpt2"}, "model_type is 'gpt2'"),
+    ("llama", {"model_type": None}, "model_type is None"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "is quantized"),
+    ("llama", {"auto_map": {"AutoModel": "m.M"}}, "brings code of its own"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ("llama", {"pretraining_tp": 2}, "pretraining_tp is 2"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("llama", {"residual_multiplier": 0.22}, "residual_multiplier (0.22) is no field of llama"),
+    ("llama", {"attention_multiplier": 1.0}, "attention_multiplier (1.0)"),
+    ("llama", {"logit_scale": 0.1}, "logit_scale (0.1)"),
+    ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ("llama", {"num_local_experts": 8}, "num_local_experts"),
+    ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
+    ("llama", {"is_causal": False}, "is_causal is false"),
+    ("llama", {"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "mrope"),
+    ("llama", {"hidden_act": "sillu"}, "sillu"),
+    ("llama", {"hidden_size": "wide"}, "hidden_size"),
+    ("llama", {"intermediate_size": 57}, "has shape"),
+    ("llama", {"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
+    ("llama", {"num_hidden_layers": 1}, "is not part of the model"),
+    ("llama", {"tie_word_embeddings": True}, "lm_head.weight differs"),
+    ("llama", {"dtype": "int8"}, "dtype"),
+    ("mistral", {"attention_bias": True}, "attention_bias (True) is no field of mistral"),
+    ("mistral", {"sliding_window": 64}, "sliding_window is 64, narrower than max_position_embeddings (128)"),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window is true"),
+    ("qwen3", {"layer_types": SLIDING}, "layer_types has 'sliding_attention'"),
+]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Folders of one model each of the families."""
+    folder = tmp_path_factory.mktemp("originals")
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        make_original(family).save_pretrained(folder / family)
+    return folder
+
+
+def refused(source, destination):
+    with pytest.raises(InputError) as error:
+        convert(source, destination)
+    assert "\n" not in str(error.value)
+    assert str(source) in str(error.value)
+    assert not destination.exists()
+    assert not list(destination.parent.glob(".*"))  # nor anything half-written beside it
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"), REFUSALS, ids=[str(case[1])[:40] for case in REFUSALS]
+)
+def test_what_would_not_compute_the_same_is_refused_in_one_line(family, fields, message, originals, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors").symlink_to(originals / family / "model.safetensors")
+    (source / "config.json").write_text((originals / family / "config.json").read_text())
+    rewrite(source, **fields)
+    assert message in refused(source, tmp_path / "converted")
+
+
+def test_fields_that_change_no_logit_are_passed_over(originals, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors").symlink_to(originals / "qwen2" / "model.safetensors")
+    (source / "config.json").write_text((originals / "qwen2" / "config.json").read_text())
+    rewrite(source, unsloth_fixed=True, use_mrope=False, temperature=0.7, tokenizer_class="Qwen2Tokenizer")
+    assert "plain IIET, 3 iterations" in convert(source, tmp_path / "converted")
+
+
+def test_other_dtypes_adapters_nan_and_other_models_are_refused(originals, tmp_path):
+    def source(name, changes=None, config=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        weights = load_file(originals / "llama" / "model.safetensors")
+        save_file(weights | (changes or {}), folder / "model.safetensors", metadata={"format": "pt"})
+        text = config.to_json_string() if config else (originals / "llama" / "config.json").read_text()
+        (folder / "config.json").write_text(text)
+        return folder
+
+    name, there = "model.norm.weight", tmp_path / "converted"
+    assert "dtype torch.int8" in refused(source("int8", {name: torch.ones(32, dtype=torch.int8)}), there)
+    assert "holds NaN" in refused(source("nan", {name: torch.full((32,), float("nan"))}), there)
+    assert "model_type is 'gpt2'" in refused(source("gpt2", config=GPT2Config()), there)
+    adapted = source("adapted")
+    (adapted / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refused(adapted, there)

@@ -1,0 +1,101 @@
+"""The cost model, against counts made another way."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiad.errors import InputError
+from iiad.planning import cost_of
+from tests.influence.profiles import SHAPE, make_profile
+from tests.planning.latencies import make_table
+
+TEACHER = make_profile(num_iterations=(2, 0, 3)).model
+PLANS = st.tuples(st.integers(0, 2), st.just(0), st.integers(0, 3)).map(list)
+PLAIN = SHAPE.model_copy(update={"history": False, "relaxation": True})
+
+
+def teacher_with(shape):
+    return TEACHER.model_copy(update={"shape": shape})
+
+
+def head(batch_size=1):
+    return batch_size * 2 * SHAPE.hidden_size * SHAPE.vocab_size
+
+
+@given(PLANS, st.integers(1, 40), st.integers(1, 3))
+def test_a_prefill_is_all_the_steps_that_would_decode_it_less_their_heads(plan, context, batch_size):
+    prefill = cost_of(TEACHER, plan, context, batch_size).prefill_flops
+    # The first token attends to itself alone: what no step after a context of 1 or more does.
+    later = [cost_of(TEACHER, plan, seen, batch_size).decode_flops for seen in range(1, context)]
+    first = cost_of(TEACHER, plan, 1, batch_size).prefill_flops
+    assert prefill == first + sum(later) - len(later) * head(batch_size)
+
+
+def test_one_evaluation_is_counted_as_its_matrices_are():
+    shape = PLAIN.model_copy(update={"relaxation": False})
+    d, f, n, k, e = 32, 56, 4, 2, 8
+    block = 2 * (d * n * e + 2 * d * k * e + n * e * d + 3 * d * f)
+    attention = 2 * 2 * n * e  # for each token attended to
+    cost = cost_of(teacher_with(shape), [1, 0, 0], 100)  # 4 evaluations
+    assert cost.decode_flops == 4 * (block + 101 * attention) + head()
+    assert cost.prefill_flops == 4 * (100 * block + 5050 * attention) + head()
+
+
+def test_the_history_adds_each_sum_once_a_layer():
+    plain = cost_of(teacher_with(PLAIN), [2, 0, 1], 100).decode_flops
+    terms = (
+        (2 + 1 + 2) + 3 + (4 + 3 + 1)
+    )  # output, then prefix and own state of each iteration where there are any
+    assert cost_of(TEACHER, [2, 0, 1], 100).decode_flops - plain == 2 * 32 * terms
+
+
+@given(PLANS, st.integers(1, 40), st.integers(1, 3))
+def test_evaluations_and_cache_follow_the_plan(plan, context, batch_size):
+    cost = cost_of(TEACHER, plan, context, batch_size)
+    assert cost.num_iterations == sum(plan)
+    assert cost.num_evaluations == sum(plan) + 3
+    assert cost.cache_bytes_per_token == 100 * cost.num_evaluations
+    assert cost.cache_bytes == cost.cache_bytes_per_token * context * batch_size
+
+
+@pytest.mark.parametrize(
+    ("shape", "plan", "unused"),
+    [
+        (SHAPE, [2, 0, 3], 0),
+        (SHAPE, [1, 0, 1], 0),
+        (
+            SHAPE,
+            [0, 0, 1],
+            64 + 2,
+        ),  # layer 1: a LayerNorm of 32 weights and 32 biases, and w of H_0 and its own
+        (SHAPE, [0, 0, 0], 64 + 2 + 64 + 4),  # layer 2 had none to lose
+        (PLAIN, [1, 0, 1], 3),
+        (PLAIN.model_copy(update={"relaxation": False}), [0, 0, 0], 0),
+        (None, [0, 0, 0], None),
+    ],
+)
+def test_parameters_that_a_plan_leaves_without_use(shape, plan, unused):
+    assert cost_of(teacher_with(shape), plan).unused_parameters == unused
+
+
+def test_an_unknown_shape_leaves_flops_unknown():
+    cost = cost_of(teacher_with(None), [1, 0, 1])
+    assert (cost.prefill_flops, cost.decode_flops) == (None, None)
+    assert cost.cache_bytes_per_token == 500
+
+
+def test_seconds_and_settings_come_from_the_table():
+    table = make_table(TEACHER)
+    cost = cost_of(TEACHER, [1, 0, 1], latency=table)
+    assert cost.decode_seconds == pytest.approx(0.006)
+    assert cost.prefill_seconds == pytest.approx(0.051)
+    assert (cost.context, cost.batch_size) == (256, 2)
+    without = cost_of(TEACHER, [1, 0, 1])
+    assert (without.decode_seconds, without.prefill_seconds) == (None, None)
+    assert (without.context, without.batch_size) == (1024, 1)
+
+
+@pytest.mark.parametrize("name", ["context", "batch_size"])
+def test_no_tokens_and_no_sequences_are_refused(name):
+    with pytest.raises(InputError, match=f"{name}: found 0; accepted: a whole number from 1"):
+        cost_of(TEACHER, [1, 0, 1], **{name: 0})

@@ -1,0 +1,229 @@
+"""`iiad plan`, and plans and their trade-off as tables."""
+
+import re
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.plan import plan as command
+from iiad.errors import InputError
+from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
+from iiad.planning.stability import keep_frequency
+from iiad.reporting.plan_tables import CurveReport, PlanReport
+from tests.influence.profiles import make_profile
+from tests.planning.latencies import make_table
+from tests.printing import printed
+
+PROFILE = make_profile({"kl": [[0.5, 0.1], [], [0.9, 0.05, 0.3]]}, (2, 0, 3))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the command on a profile, TABLE being a latency table; returns the result, with errors raised."""
+    app = typer.Typer()
+    app.command()(command)
+    PROFILE.save(tmp_path / "profile.json")
+    make_table(PROFILE.model).save(tmp_path / "latency.json")
+
+    def invoke(*arguments, output=True):
+        given = [
+            str(tmp_path / "profile.json"),
+            *(["--output", str(tmp_path / "plan.json")] if output else []),
+        ]
+        named = [
+            str(tmp_path / "latency.json") if argument == "TABLE" else argument for argument in arguments
+        ]
+        result = CliRunner().invoke(app, [*given, *named], env={"COLUMNS": "110"})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+def test_the_command_writes_the_plan_and_prints_it(run, tmp_path):
+    result = run("--threshold", "0.4")
+    assert result.exit_code == 0
+    assert "■□□" in result.stdout
+    assert "plan written to" not in result.stdout  # a remark, for stderr
+    assert Plan.load(tmp_path / "plan.json").num_iterations == [1, 0, 1]
+    with pytest.raises(InputError, match="exists already"):
+        run("--threshold", "0")
+    run("--threshold", "0", "--overwrite")
+    assert Plan.load(tmp_path / "plan.json").num_iterations == [2, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--threshold", "0.25", "--normalize", "layer"], [1, 0, 3]),
+        (["--threshold", "0.4", "--min-iterations", "2"], [2, 0, 2]),
+        (["--threshold", "0.4", "--pin", "1=2", "--pin", "3=0"], [2, 0, 0]),
+        (["--overhead-cut", "0.55"], [1, 0, 1]),
+        (["--compute-cut", "0.4"], [0, 0, 1]),
+        (["--max-evaluations", "7"], [1, 0, 3]),
+        (["--max-cache-bytes", "650", "--max-iterations", "2"], [2, 0, 1]),
+        (["--max-score", "0.11"], [1, 0, 3]),
+        (["--max-latency-ms", "6", "--latency", "TABLE"], [1, 0, 1]),
+        (["--speedup", "1.5", "--latency", "TABLE", "--device", "cpu", "--dtype", "float32"], [1, 0, 1]),
+        (
+            ["--max-latency-ms", "52", "--phase", "prefill", "--latency", "TABLE", "--context", "256"],
+            [1, 0, 1],
+        ),
+        (["--overhead-cut", "0.2", "--speedup", "1.1", "--latency", "TABLE", "--curve"], [1, 0, 3]),
+    ],
+)
+def test_each_way_to_ask_gives_its_plan(arguments, wanted, run, tmp_path):
+    result = run(*arguments)
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.num_iterations == wanted
+    assert plan.explanation in " ".join(result.stdout.split())
+
+
+def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
+    result = run("--curve", output=False)
+    assert result.exit_code == 0
+    assert "trade-off by kl" in result.stdout
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "-1"], "threshold: found -1.0"),
+        (["--threshold", "nan"], "threshold: found nan"),
+        (["--threshold", "0.1", "--metric", "cosine"], "metric 'cosine': .*accepted: kl"),
+        ([], "found neither a threshold nor a target; accepted: --threshold, .*--curve"),
+        (["--threshold", "0.1", "--speedup", "2"], "threshold: found beside speedup; accepted"),
+        (["--overhead-cut", "1.2"], "overhead_cut: found 1.2; accepted: a share from 0 to 1"),
+        (
+            ["--overhead-cut", "0.9", "--pin", "3=3"],
+            "overhead_cut: found 0.9; accepted: at most 0.4 within the bo",
+        ),
+        (["--speedup", "2"], "speedup: found no latency table"),
+        (
+            ["--overhead-cut", "0.5", "--device", "cuda"],
+            "device: found cuda without a latency table; accepted with",
+        ),
+        (["--overhead-cut", "0.5", "--phase", "prefill"], "phase: found prefill without a latency table"),
+        (["--speedup", "2", "--latency", "TABLE", "--device", "cuda"], "measured for device cpu; found cuda"),
+        (
+            ["--speedup", "2", "--latency", "TABLE", "--dtype", "bfloat16"],
+            "measured for dtype float32; found bf",
+        ),
+        (["--speedup", "2", "--latency", "TABLE", "--context", "8"], "measured for context 256; found 8"),
+        (
+            ["--speedup", "2", "--latency", "TABLE", "--phase", "x"],
+            "phase: found 'x'; accepted: decode, prefill",
+        ),
+        (["--speedup", "2", "--latency", "none.json"], "none.json: no such file"),
+        (
+            ["--threshold", "0.1", "--normalize", "rank"],
+            "normalize: found 'rank'; accepted: none, layer, model",
+        ),
+        (["--threshold", "0.1", "--pin", "3:2"], "pin: found '3:2'; accepted: LAYER=ITERATIONS"),
+        (["--threshold", "0.1", "--context", "0"], "context: found 0; accepted"),
+        (["--curve"], "output: found with --curve alone"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, message, run, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        run(*arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_plan_without_an_output_is_refused(run):
+    with pytest.raises(InputError, match="output: found none; accepted: a file"):
+        run("--threshold", "0.1", output=False)
+
+
+def test_help_shows_an_example(run):
+    assert "iiad plan profile.json --threshold 0.01 --output plan.json" in run("--help").stdout
+
+
+def test_the_table_names_which_cut_is_meant_and_what_the_teacher_costs():
+    text = printed(PlanReport(Plan.explicit([1, 0, 1], make_profile().model)))
+    assert "■□□" in text
+    assert "5 → 2" in text
+    assert "60.0% overhead cut" in text
+    assert "8 → 5" in text
+    assert "37.5% compute cut" in text
+    assert "800 → 500" in text
+    assert "Written by hand for teacher teacher." in text
+    assert "1 sequence of 1,024 tokens" in text
+    assert "prefill FLOPs" in text
+    assert "decode FLOPs" in text
+    assert "Predicted loss" not in text
+    assert "resamples" not in text
+
+
+def test_the_table_survives_an_ascii_terminal():
+    plan = plan_by_threshold(PROFILE, 0.4)
+    for report in (PlanReport(plan, PROFILE), CurveReport(PROFILE)):
+        printed(report, encoding="ascii").encode("ascii")
+    text = printed(PlanReport(plan), encoding="ascii")
+    assert "#.." in text
+    assert "5 -> 2" in text
+    assert "+-" in text
+
+
+def test_a_threshold_plan_shows_how_often_each_iteration_is_kept():
+    scores = {"kl": [[0.5, 0.105], [], [0.9, 0.05, 0.3]]}
+    profile = make_profile(scores, (2, 0, 3))  # batches 10 % to both sides: 0.105 is near the threshold
+    text = printed(PlanReport(plan_by_threshold(profile, 0.1), profile))
+    share = keep_frequency(profile, "kl", 0.1)[0][1]
+    assert 0 < share < 1
+    assert re.search(rf"100% +{share:.0%}", text)
+    pinned = plan_by_threshold(profile, 0.1, bounds=Bounds(pins={1: 1}))
+    assert re.search(r"100% +0%", printed(PlanReport(pinned, profile)))
+    one = make_profile(scores, (2, 0, 3), errors=False)
+    for report in (
+        PlanReport(plan_by_threshold(one, 0.1), one),
+        PlanReport(plan_by_target(profile, Targets(overhead_cut=0.5)), profile),
+    ):
+        assert "kept in" not in printed(report)
+
+
+def test_the_report_says_what_is_lost_and_how_far_to_trust_the_clock():
+    table = make_table(PROFILE.model)
+    plan = plan_by_target(PROFILE, Targets(speedup=1.5), latency=table)
+    text = " ".join(printed(PlanReport(plan, PROFILE, table)).split())
+    assert "a speedup of decode of at least 1.5" in text
+    assert "Predicted loss by kl: 0.45 ± 0.017 nats per token, if the layers add up." in text
+    assert "9 → 6 ms" in text
+    assert "1.50x, table off by up to 5.0%" in text
+    assert "table off by up to 2.0%" in text
+    assert "cpu (a CPU), float32" in text
+    assert "2 sequences of 256 tokens" in text
+    bare = plan_by_threshold(PROFILE, 100.0)
+    assert "134 parameters of the teacher have no use under the plan" in printed(PlanReport(bare))
+    bytes_and_loss = printed(PlanReport(bare, context=2048, batch_size=4))
+    assert "6.55 MB → 2.46 MB" in bytes_and_loss
+
+
+def test_the_curve_shows_the_front_beside_thresholds_with_their_knees():
+    text = printed(CurveReport(PROFILE, latency=make_table(PROFILE.model)))
+    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["8", "7", "6", "5", "4", "3"]
+    assert rows[3] == ["5", "60.0%", "0.45 ◄", "6", "0.39 ◄", "0.45"]
+    assert rows[2] == ["6", "40.0%", "0.35", "7"]  # no threshold gives so many
+    flat = " ".join(text.split())
+    assert "of all plans, --max-evaluations 5: 60.0% overhead cut for 0.45;" in flat
+    assert "of thresholds, --threshold 0.39: 60.0% for 0.45." in flat
+    assert "off by up to 5.0%" in flat
+    assert "Thinned" not in flat
+
+
+def test_a_long_curve_is_thinned_and_says_so():
+    scores = [[1 / (1 + t + 3 * i) for i in range(3)] for t in range(24)]
+    profile = make_profile({"kl": scores}, (3,) * 24)
+    report = CurveReport(profile)
+    text = printed(report)
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    assert len(rows) == 40
+    assert "Thinned: 40 of 73 rows are shown." in text
+    assert text.count("◄") >= 2
+    assert rows[0].split("│")[1].strip() == "96"
+    assert rows[-1].split("│")[1].strip() == "24"

@@ -1,0 +1,220 @@
+"""Pictures: whole, readable files with labelled axes; the same from the same numbers; refused in one line."""
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from iiad.errors import InputError
+from iiad.reporting.pictures import _linear_part, _number, draw_curve, draw_influence, draw_verification
+from tests.influence.profiles import make_profile
+
+MINUS = "\N{MINUS SIGN}"
+CURVE = {
+    "exact": [(0.0, 0.0), (0.5, 0.01), (0.25, 0.002), (1.0, 0.4)],
+    "thresholds": [(0.25, 0.003), (0.75, 0.2)],
+}
+POINTS = [
+    ("threshold", 0.01, 0.012, 0.001),
+    ("threshold", 0.4, 0.5, 0.02),
+    ("random", 0.1, 0.3, None),
+]
+
+
+def draw_all(folder):
+    profile = make_profile({"kl": [[0.5, 0.01], [], [0.1, 0.02, -0.003]]})
+    return [
+        *draw_influence(profile, "kl", folder),
+        *draw_curve(CURVE, folder, knee=(0.5, 0.01)),
+        *draw_verification(POINTS, folder),
+    ]
+
+
+def texts_of(path):
+    """The texts of an SVG: matplotlib draws them as outlines and notes each in a comment; formulas as they are."""
+    return [text.strip() for text in re.findall(r"<!--(.*?)-->", path.read_text(), flags=re.DOTALL)]
+
+
+def test_each_picture_is_a_png_for_print_and_an_svg(tmp_path):
+    paths = draw_all(tmp_path / "new" / "folder")
+    names = ("influence-kl", "curve", "verification")
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())
+    for path in paths:
+        if path.suffix == ".png":
+            pixels = imread(path)
+            assert pixels.shape[1] == 990  # 3.3 inches at 300 dpi
+            assert np.ptp(pixels[..., :3]) > 0.9
+            # Nothing touches the edge, where it would be cut off.
+            assert (pixels[[0, -1], :, :3] == 1).all()
+            assert (pixels[:, [0, -1], :3] == 1).all()
+        else:
+            root = ElementTree.parse(path).getroot()
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert root.get("width") == "237.6pt"
+
+
+def test_axes_are_labelled_with_units(tmp_path):
+    draw_all(tmp_path)
+    influence, curve, verification = (
+        texts_of(tmp_path / f"{name}.svg") for name in ("influence-kl", "curve", "verification")
+    )
+    assert {"layer", "iteration", "influence by KL (nats per token)", "hatched: below 0"} <= set(influence)
+    assert {"0.50", "0.010", f"{MINUS}0.0030"} <= set(influence)
+    assert {"overhead cut (%)", "predicted loss (nats per token)", "exact", "thresholds", "knee"} <= set(
+        curve
+    )
+    assert {
+        "predicted loss (nats per token)",
+        "true loss (nats per token)",
+        "threshold",
+        "random",
+        "predicted = true",
+    } <= set(verification)
+
+
+def test_hatching_is_explained_only_where_there_is_any(tmp_path):
+    draw_influence(make_profile(), "cosine", tmp_path)
+    assert not [text for text in texts_of(tmp_path / "influence-cosine.svg") if "hatched" in text]
+
+
+def test_the_same_numbers_give_the_same_files_whatever_the_user_has_set(tmp_path):
+    first = [path.read_bytes() for path in draw_all(tmp_path / "first")]
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
+        assert [path.read_bytes() for path in draw_all(tmp_path / "second")] == first
+    assert b"dc:date" not in first[1]
+
+
+def test_drawing_leaves_no_trace_in_matplotlib(tmp_path):
+    code = (
+        "import sys, matplotlib\n"
+        "before = {name: value for name, value in dict.items(matplotlib.rcParams)}\n"  # not resolving the backend
+        "from tests.reporting.test_pictures import draw_all\n"
+        "from pathlib import Path\n"
+        "draw_all(Path(sys.argv[1]))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert {name: value for name, value in dict.items(matplotlib.rcParams)} == before"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0])
+def test_a_large_model_and_values_over_many_decades_can_be_drawn(scale, tmp_path):
+    plan = [8, 3, 0, 5] * 12
+    scores = [[scale * (-1) ** i * 10.0 ** -(i + t / 24) for i in range(r)] for t, r in enumerate(plan)]
+    draw_influence(make_profile({"loss": scores}, plan), "loss", tmp_path)
+    points = [("a", -scale, 0.0, 0.0), ("b", scale * 1e-7, scale, scale), ("b", 0.0, -scale * 1e-3, None)]
+    draw_verification(points, tmp_path)
+    draw_curve({"a": [(0, 0), (0.5, -scale * 1e-7), (1, scale)]}, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_one_point_or_equal_scores_can_be_drawn(tmp_path):
+    draw_influence(make_profile({"kl": [[0.0]], "cosine": [[0.1]]}, (1,)), "kl", tmp_path)
+    draw_influence(make_profile({"kl": [[-1.0, -1.0]]}, (2,)), "kl", tmp_path)
+    draw_curve({"a": [(0.0, 0.0)], "none": []}, tmp_path)
+    draw_verification([("a", 0.1, 0.1, None)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.5, "0.50"),
+        (12.3, "12"),
+        (123.4, "123"),
+        (99.7, "100"),
+        (2345.0, "2.3e3"),
+        (0.001, "0.0010"),
+        (0.00098, f"9.8e{MINUS}4"),
+        (-0.0123, f"{MINUS}0.012"),
+        (1e-12, f"1.0e{MINUS}12"),
+    ],
+)
+def test_numbers_in_cells_have_two_digits(value, text):
+    assert _number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "threshold"),
+    [
+        ([], None),
+        ([0.0, 0.0], None),
+        ([1.0, 0.01], None),
+        ([0.0, -1.0, 0.02], None),
+        ([5.0, 0.004], 1e-3),
+        ([5.0, -0.04, 0.0], 1e-2),
+        ([1.0, 1e-30], 1e-5),
+    ],
+)
+def test_axes_are_logarithmic_where_values_span_more_than_two_decades(values, threshold):
+    assert _linear_part(values) == (None if threshold is None else pytest.approx(threshold))
+
+
+def test_a_missing_matplotlib_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (
+        lambda: draw_influence(make_profile(), "kl", tmp_path),
+        lambda: draw_curve(CURVE, tmp_path),
+        lambda: draw_verification(POINTS, tmp_path),
+    ):
+        with pytest.raises(InputError, match=r"^pictures need matplotlib: pip install 'iiad\[plot\]'$"):
+            draw()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("draw", "problem"),
+    [
+        (
+            lambda folder: draw_influence(make_profile(), "loss", folder),
+            "metric 'loss': this profile does not",
+        ),
+        (lambda folder: draw_curve({}, folder), "curve: found no point to draw; accepted: at least one"),
+        (
+            lambda folder: draw_curve({"a": [(0.1, float("nan"))]}, folder),
+            r"curve: found \(0.1, nan\); accepted",
+        ),
+        (lambda folder: draw_verification([], folder), "verification: found no point"),
+        (lambda folder: draw_verification([("a", 0.1, float("inf"), None)], folder), "verification: found"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_and_nothing_written(draw, problem, tmp_path):
+    with pytest.raises(InputError, match=problem):
+        draw(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "pictures").write_text("mine")
+    with pytest.raises(InputError, match="pictures: pictures cannot be written: File exists"):
+        draw_curve(CURVE, tmp_path / "pictures")
+    assert (tmp_path / "pictures").read_text() == "mine"
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    paths = draw_curve(CURVE, tmp_path)
+    before = [path.read_bytes() for path in paths]
+
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        draw_curve({"a": [(0.0, 1.0)]}, tmp_path)
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(tmp_path.iterdir()) == sorted(paths)

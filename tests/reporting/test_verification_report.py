@@ -1,0 +1,91 @@
+"""A verification as a table, in words and as a picture."""
+
+import pytest
+
+from iiad.planning.verification import Verification, VerificationSettings, additivity, candidates, verified
+from iiad.reporting.verification_tables import VerificationReport, draw_predictions, verification_remarks
+from tests.influence.profiles import make_profile
+from tests.printing import printed
+
+SETTINGS = VerificationSettings(
+    block_size=64, batch_size=8, max_tokens=4096, seed=0, dtype="float32", device="cpu"
+)
+SCORES = {"kl": [[0.4, 0.1], [], [0.3, 0.05, 0.01]], "cosine": [[0.1, 0.4], [], [0.01, 0.05, 0.3]]}
+
+
+def make_verification(true_share=1.0, metric="kl", plan=(1, 0, 1), shift=0.0, scores=SCORES):
+    """Plans whose true loss is `true_share` of what is predicted; baselines lose `shift` more."""
+    profile = make_profile(scores)
+    plans = []
+    for candidate in candidates(profile, metric, plan, num_random=2):
+        predicted = verified(
+            candidate, profile, metric, kl=0, kl_error=None, loss=0, loss_error=None
+        ).predicted
+        loss = true_share * predicted + (shift if candidate.kind == "baseline" else 0)
+        plans.append(
+            verified(candidate, profile, metric, kl=loss, kl_error=0.001, loss=loss, loss_error=None)
+        )
+    return Verification(
+        model=profile.model,
+        data=profile.data,
+        settings=SETTINGS,
+        metric=metric,
+        profile_fingerprint=profile.fingerprint,
+        loss=3.0,
+        plans=plans,
+    )
+
+
+def test_the_table_shows_every_kind_of_plan_predicted_beside_true():
+    text = printed(VerificationReport(make_verification()), width=120)
+    for words in ("the plan", "points of the threshold's curve", "best plans by other metrics", "by cosine"):
+        assert words in text
+    for words in ("last layers first", "random 2", "perplexity 20.09 in full", "101", "0.1600 ±0.0010"):
+        assert words in text
+
+
+def test_a_narrow_terminal_gets_several_tables_and_whole_words():
+    lines = printed(VerificationReport(make_verification()), width=60, encoding="ascii").splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith("last layers first") for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (1.0, "1.00: scores add up"),
+        (1.5, "1.50: scores are not additive: together, iterations are worth more than one by one"),
+        (0.5, "0.50: scores are not additive: together, iterations are worth less than one by one"),
+    ],
+)
+def test_additivity_is_said_in_words(share, words):
+    made = make_verification(share)
+    assert additivity(made) == pytest.approx(share)
+    assert words in verification_remarks(made)[0]
+
+
+def test_scores_that_are_no_losses_are_compared_by_rank_alone():
+    made = make_verification(metric="cosine")
+    assert additivity(made) is None
+    assert "Rank correlation of predicted and true loss" in verification_remarks(made)[0]
+
+
+def test_whether_influence_beats_other_choices_is_said_with_names():
+    assert "smaller KL than all" in verification_remarks(make_verification(shift=0.5))[-1]
+    worse = verification_remarks(make_verification(shift=-5.0))[-1]
+    assert "better: " in worse
+    assert "random 1" in worse
+    assert "it is the same as: uniform" in verification_remarks(make_verification(shift=0.5))[-1]
+
+
+def test_the_picture_is_drawn(tmp_path):
+    assert [path.suffix for path in draw_predictions(make_verification(1.2), tmp_path)] == [".png", ".svg"]
+
+
+def test_the_plan_comes_first():
+    made = make_verification()
+    assert made.plans[0] == made.points[0]
+    with pytest.raises(ValueError, match="found the plan itself behind others"):
+        Verification.model_validate(
+            {**made.model_dump(), "plans": [p.model_dump() for p in made.plans[::-1]]}
+        )

@@ -1,0 +1,197 @@
+"""Checkpoints: whole whenever a kill comes, the newest and the best pointed to, with all that they need."""
+
+import copy
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iiad import InputError
+from iiad.training import RunRecord, TrainRecipe, train
+from iiad.training import teacher as teacher_module
+from iiad.training.checkpointing import Checkpoints, latest_checkpoint, read_notes
+from iiad.training.scoring import TokenScore
+
+FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "trainer_state.json": "{}"}
+
+
+class Killed(BaseException):
+    """What a kill -9 is here: from its moment on, no file operation is done any more."""
+
+
+class Disk:
+    """Counts file operations and, from the fatal one on, does none; of a deletion it does a part before it dies."""
+
+    def __init__(self, monkeypatch, fatal=None):
+        self.fatal, self.count = fatal, 0
+        for module, name in ((os, "replace"), (os, "fsync"), (os, "mkdir"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, self.wrap(getattr(module, name), name == "rmtree"))
+
+    def wrap(self, operation, deletes):
+        def wrapped(*args, **kwargs):
+            self.count += 1
+            if self.fatal is not None and self.count >= self.fatal:
+                if deletes and self.count == self.fatal:
+                    for path in sorted(Path(args[0]).glob("*.pt")):
+                        path.unlink()
+                raise Killed
+            return operation(*args, **kwargs)
+
+        return wrapped
+
+
+def save(folder, step, best_step=None, limit=1):
+    with Checkpoints(folder, limit).saving(step, best_step) as staging:
+        for name, text in FILES.items():
+            (staging / f"checkpoint-{step}" / name).write_text(text)
+
+
+def files_of(checkpoint):
+    return {path.name: path.read_text() for path in checkpoint.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints 2, the best, and 4."""
+    folder = tmp_path / "run"
+    save(folder, 2, best_step=2)
+    save(folder, 4, best_step=2)
+    return folder
+
+
+def count_operations(folder, step, best_step, monkeypatch):
+    shutil.copytree(folder, folder.with_name("counted"))
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        save(folder.with_name("counted"), step, best_step)
+    return disk.count
+
+
+# A new one, a new one that is the best, and one that is there and made anew.
+@pytest.mark.parametrize(("step", "best_step"), [(6, 2), (6, 6), (4, 2)])
+def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_alone(step, best_step, folder, monkeypatch):
+    number = count_operations(folder, step, best_step, monkeypatch)
+    assert number > 10
+    for fatal in range(1, number + 1):
+        run = folder.with_name(f"run-{fatal}")
+        shutil.copytree(folder, run)
+        with monkeypatch.context() as patch:
+            Disk(patch, fatal)
+            with pytest.raises(Killed):
+                save(run, step, best_step)
+        newest = latest_checkpoint(run)
+        assert newest.name in ("checkpoint-2", "checkpoint-4", f"checkpoint-{step}")
+        assert step == 4 or newest.name != "checkpoint-2"
+        for checkpoint in Checkpoints(run).all():
+            assert files_of(checkpoint) == FILES
+        for pointer in ("LATEST", "BEST"):
+            assert step == 4 or (run / (run / pointer).read_text().strip()).is_dir()
+        # The resumed run comes to the same step, and nothing of the kill is left.
+        save(run, step, best_step)
+        assert latest_checkpoint(run).name == f"checkpoint-{step}"
+        assert (run / "LATEST").read_text() == f"checkpoint-{step}\n"
+        left = {path.name for path in run.iterdir()}
+        assert left == {"LATEST", "BEST", f"checkpoint-{step}", f"checkpoint-{best_step}"}
+
+
+def test_the_newest_and_the_best_are_kept(folder):
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-2", "checkpoint-4", "LATEST", "BEST"}
+    save(folder, 6, best_step=6)
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-6", "LATEST", "BEST"}
+    assert (folder / "BEST").read_text() == (folder / "LATEST").read_text() == "checkpoint-6\n"
+
+
+def test_other_names_are_no_checkpoints(folder):
+    (folder / "checkpoint-best").mkdir()
+    (folder / "checkpoint-10.bak").mkdir()
+    (folder / ".checkpoint-12-deleted").mkdir()
+    assert [path.name for path in Checkpoints(folder).all()] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_what_cannot_be_written_is_one_line_that_names_the_last_whole_checkpoint(folder):
+    def fill_the_disk():
+        with Checkpoints(folder).saving(6, None) as staging:
+            (staging / "checkpoint-6" / "model.safetensors").write_text("wei")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"checkpoint-6: cannot be saved: .*No space.*checkpoint-4$"):
+        fill_the_disk()
+    assert not (folder / ".saving").exists()
+
+
+@pytest.fixture(scope="module")
+def watched(recipe_fields, tmp_path_factory):
+    """A run of 12 steps whose second validation, at step 6, finds the best model."""
+    fields = copy.deepcopy(recipe_fields)
+    fields["training"] |= {"max_steps": 12, "save_steps": 3, "eval_steps": 3, "save_total_limit": 1}
+    fields["training"] |= {"logging_steps": 1}
+    found = iter([5.0, 3.0, 4.0, 4.0, 4.0])
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    seen = []
+
+    def remember(self, *args):
+        seen.append(sorted(path.name for path in folder.glob("checkpoint-*")))
+        return TokenScore(100, next(found), 0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_module.Corpora, "_score", remember)
+        train(TrainRecipe.model_validate(fields), folder)
+    return folder, seen
+
+
+def test_the_best_checkpoint_outlives_newer_ones(watched):
+    folder, seen = watched
+    assert (folder / "BEST").read_text() == "checkpoint-6\n"
+    assert (folder / "LATEST").read_text() == "checkpoint-12\n"
+    assert seen == [
+        [],
+        ["checkpoint-3"],
+        ["checkpoint-6"],
+        ["checkpoint-6", "checkpoint-9"],
+        ["checkpoint-12", "checkpoint-6"],
+    ]
+    assert read_notes(folder / "checkpoint-12")["best"] == {"step": 6, "eval_loss": 3.0}
+
+
+def test_a_checkpoint_is_a_model_with_tokenizer_and_card(watched):
+    folder, _ = watched
+    for checkpoint in Checkpoints(folder).all():
+        step = checkpoint.name.rpartition("-")[2]
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        assert len(AutoTokenizer.from_pretrained(checkpoint)) == model.config.vocab_size
+        card = (checkpoint / "README.md").read_text()
+        assert f"- iterations per layer (the plan): {model.config.num_iterations}" in card
+        assert f"- step: {step}\n" in card
+        assert "- stage: train\n" in card
+        assert "- best: step 6, eval loss 3.0000\n" in card
+        assert re.search(r"- loss: \d\.\d{4}\n", card)
+        assert f"- eval loss: {3 if step == '6' else 4}.0000\n" in card
+        for name, value in RunRecord.load(folder / "run.json").inputs.items():
+            assert f"- {name}: `{value[:16]}` (sha256)" in card
+
+
+def test_every_logged_step_has_its_figures(watched):
+    entries = [json.loads(line) for line in (watched[0] / "log.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in entries if "loss" in entry]
+    assert steps == list(range(1, 13))  # also where the step was validated
+    names = {"stage", "step", "loss", "ce", "learning_rate", "grad_norm", "skipped_steps", "seconds", "epoch"}
+    names |= {"tokens_per_second", "memory_bytes", "evaluations_per_token"}
+    for entry in entries:
+        if "loss" in entry:
+            assert set(entry) == names
+            assert entry["tokens_per_second"] > 0
+            assert entry["memory_bytes"] > 1e7
+    assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6, 9, 12]
+
+
+def test_a_better_model_is_saved_where_validation_is_rarer_than_saving(recipe_fields, tmp_path):
+    """Validated at steps that are saved by no other rule: BEST would never be there."""
+    fields = copy.deepcopy(recipe_fields)
+    fields["training"] |= {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "warmup_steps": 0}
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    assert (tmp_path / "run" / "BEST").read_text() == "checkpoint-3\n"
+    assert (tmp_path / "run" / "LATEST").read_text() == "checkpoint-5\n"
