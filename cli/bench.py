@@ -87,7 +87,7 @@ def bench(
     """
     from rich.console import Console
 
-    from iiad.artefacts import require_new_file
+    from iiad.files import require_new_file
     from iiad.loading import require_cache_policy
 
     if output is not None:
@@ -131,11 +131,11 @@ def bench(
         made.save(output)
     console.print(bench_table(made, console.width))
     if plot is not None:
-        from iiad.progress import say
+        from iiad.progress import print_status
         from iiad.reporting.bench_pictures import draw_bench
 
         for path in draw_bench(made, plot):
-            say(f"drawn: {path}")
+            print_status(f"drawn: {path}")
 
 
 def _refuse_with_layers(models: list[str], grid: dict[str, list[int]], **others: Any) -> None:

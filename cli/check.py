@@ -45,7 +45,7 @@ def check(
     """
     from rich.console import Console
 
-    from iiad.artefacts import require_new_file
+    from iiad.files import require_new_file
 
     if output is not None:
         require_new_file(output, overwrite)

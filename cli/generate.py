@@ -70,7 +70,7 @@ def generate(
         text_streamer,
     )
     from iiad.loading import require_cache_policy
-    from iiad.progress import say
+    from iiad.progress import print_status
 
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     text = read_prompt(prompt, prompt_file)
@@ -111,7 +111,7 @@ def generate(
         if num_samples > 1:
             print(f"--- sample {number} of {num_samples} ---")
         print(sample)
-    say(f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s")
+    print_status(f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s")
     for found in (generation.speculation, generation.choice):
         if found is not None:
-            say(str(found))
+            print_status(str(found))

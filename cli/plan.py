@@ -166,11 +166,11 @@ def plan(
     """
     from rich.console import Console
 
-    from iiad.artefacts import require_new_file
     from iiad.errors import InputError
+    from iiad.files import require_new_file
     from iiad.influence.profile import Profile
     from iiad.planning import Bounds, Targets, candidates, load_latency, make_plan, read_pins
-    from iiad.progress import say
+    from iiad.progress import print_status
     from iiad.reporting.plan_tables import CurveReport, PlanReport
 
     if output is not None and output == verification:
@@ -245,7 +245,7 @@ def plan(
         )
     if made is not None and output is not None:  # last, so that nothing is written where something was wrong
         made.save(output)
-        say(f"plan written to {output}")
+        print_status(f"plan written to {output}")
 
 
 def _verify(

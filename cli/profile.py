@@ -70,15 +70,15 @@ def profile(
     """
     from rich.console import Console
 
-    from iiad.artefacts import require_new_file
     from iiad.errors import InputError
-    from iiad.influence.partial_profile import require_no_journal
+    from iiad.files import require_new_file
+    from iiad.influence.partial_profile import require_no_partial
 
     for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
         if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"{name}: found {value}; accepted: a number from 0")
     require_new_file(output, overwrite)
-    require_no_journal(output, resume or overwrite)
+    require_no_partial(output, resume or overwrite)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 
@@ -103,9 +103,9 @@ def profile(
     )
     Console().print(InfluenceReport(measured, threshold, seed))
     if plot is not None:
-        from iiad.progress import say
+        from iiad.progress import print_status
         from iiad.reporting.pictures import draw_influence
 
         for metric_name in measured.scores:
             for path in draw_influence(measured, metric_name, plot):
-                say(f"drawn: {path}")
+                print_status(f"drawn: {path}")

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
+from .files import append_line, write_text
 
 __all__ = [
     "Artefact",
     "DataIdentity",
+    "Journal",
     "ModelIdentity",
     "ModelShape",
     "Record",
     "describe_problems",
     "require_iterations_to_plan",
-    "require_new_file",
-    "write_whole",
 ]
 
 
@@ -112,7 +112,7 @@ class Artefact(Record):
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all. Raises InputError where it cannot be written."""
-        write_whole(path, self._text())
+        write_text(path, self._text())
 
     def _text(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
@@ -154,39 +154,68 @@ def describe_problems(error: ValidationError) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """Show a value in at most 60 characters, a hash by its first 12."""
+    text = value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def require_new_file(path: str | Path, overwrite: bool = False) -> Path:
-    """The path, if a file can be written there. Raises InputError for a file that exists, a folder, no folder."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; name another file, or pass --overwrite")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{path}: {there} cannot be written to")
-    return path
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file so that it is there whole or, whatever happens, as it was before."""
-    path = Path(path)
-    stage = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as file:
-            stage = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(stage, 0o644)
-        os.replace(stage, path)
-    except OSError as error:
-        if stage is not None:
-            Path(stage).unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+class Journal(Generic[RecordT]):
+    """Finished records of a run, each on disk before the next begins, so that a killed run loses one at most.
+
+    The first line is the heading: what the records belong to. A line that was cut off, which only the last one can
+    be, is dropped.
+    """
+
+    def __init__(self, path: Path, heading: dict[str, Any], record_type: type[RecordT]):
+        self.path = path
+        self.heading: dict[str, Any] = json.loads(json.dumps(heading))
+        self.record_type = record_type
+
+    def read(self) -> list[RecordT]:
+        """Return the records on disk, none where there is no journal.
+
+        Raises InputError where the journal belongs to something else, naming the fields that differ.
+        """
+        if not self.path.exists():
+            return []
+        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        try:
+            found = json.loads(first)
+        except ValueError:
+            return []  # killed before the first line was whole
+        differences = list(_differences(found, self.heading)) if isinstance(found, dict) else ["the whole"]
+        if differences:
+            raise InputError(f"{self.path}: cannot be resumed: {'; '.join(differences)}")
+        records = []
+        for line in lines:
+            try:
+                records.append(self.record_type.model_validate_json(line))
+            except ValidationError:
+                break  # cut off; nothing whole comes after it
+        return records
+
+    def start(self, records: Sequence[RecordT] = ()) -> None:
+        """Write the heading and these records, in place of what is there."""
+        lines = [json.dumps(self.heading), *(record.model_dump_json() for record in records)]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+
+    def append(self, record: RecordT) -> None:
+        """Put a finished record on disk. Raises InputError where that fails; those before it stay."""
+        advice = "; the work before it is saved: make room and go on with --resume"
+        append_line(self.path, record.model_dump_json(), advice)
+
+    def remove(self) -> None:
+        """Delete the journal: its run is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name} was {_short(old)}, now {_short(new)}"

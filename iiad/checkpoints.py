@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .artefacts import ModelIdentity, ModelShape
 from .errors import InputError, one_line
+from .files import atomic_folder
 
 __all__ = [
     "identify_model",
@@ -28,9 +26,7 @@ __all__ = [
     "read_config",
     "read_weights",
     "require_finite",
-    "require_new_folder",
     "save_checkpoint",
-    "staged_folder",
     "weight_files",
 ]
 
@@ -200,40 +196,6 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def require_new_folder(folder: str | Path) -> None:
-    """Raise InputError if the folder already holds anything."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists already and is not empty; nothing was overwritten")
-
-
-@contextmanager
-def staged_folder(destination: str | Path) -> Iterator[Path]:
-    """A temporary folder beside the destination that takes its name when the block ends, and only then.
-
-    Raises InputError where something cannot be written, a full disk for one; nothing is left behind then.
-    """
-    destination = Path(destination)
-    stage = None
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-        yield stage
-        stage.chmod(0o755)
-        if destination.is_dir():
-            destination.rmdir()  # empty, or this raises
-        os.replace(stage, destination)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors have their own for a full disk
-        raise InputError(f"{destination}: cannot be written: {one_line(error)}") from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-
-
 def save_checkpoint(
     model: PreTrainedModel, folder: str | Path, *, tokenizer: Any = None, files_from: str | Path | None = None
 ) -> None:
@@ -242,7 +204,7 @@ def save_checkpoint(
     tokenizer: saved along, or, without one, the tokenizer files of the folder `files_from` are copied. Its
     generation settings, README and licence are in any case.
     """
-    with staged_folder(folder) as stage:
+    with atomic_folder(folder) as stage:
         model.save_pretrained(stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)

@@ -23,7 +23,7 @@ from .evaluation.bench_artefact import Bench
 from .evaluation.speed import bench_models
 from .influence import Profile, measure_influence
 from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
-from .progress import say
+from .progress import print_status
 from .training import DistillRecipe, RunRecord, TrainRecipe, load_recipe, train
 
 __all__ = ["Demo", "run_demo"]
@@ -72,7 +72,7 @@ class _Clock:
         left = ""
         if self.worked:
             left = f" (about {(1 - self.done) * self.minutes / self.worked:.1f} minutes left in all)"
-        say(f"\n[{self.stage}/{len(MODELS) + len(SHARES)}] {title}{left}")
+        print_status(f"\n[{self.stage}/{len(MODELS) + len(SHARES)}] {title}{left}")
 
     def end(self, share: float, ran: bool) -> None:
         self.done += share
@@ -93,7 +93,7 @@ def run_demo(output_dir: str | Path, show: Callable[[Artefact], None]) -> Demo:
     _require_demo_folder(folder)
     bf16 = _bf16_as_before(folder)
     dtype = "bfloat16" if bf16 else "float32"
-    say(f"everything goes to {folder}; matrix products are done in {dtype}, the faster one here")
+    print_status(f"everything goes to {folder}; matrix products are done in {dtype}, the faster one here")
     common = [f"training.bf16={str(bf16).lower()}"]
     clock, tokens = _Clock(), {}
     for name, (changes, share) in MODELS.items():
@@ -115,7 +115,7 @@ def run_demo(output_dir: str | Path, show: Callable[[Artefact], None]) -> Demo:
     show(profile)
     threshold, explanation = choose_threshold(threshold_curve(profile))
     plan, _ = _kept(Plan, folder / "plan.json", lambda: plan_by_threshold(profile, threshold))
-    say(explanation)
+    print_status(explanation)
     show(plan)
 
     clock.begin("distil the teacher into a student of that plan")
@@ -189,7 +189,7 @@ def _unless_finished(folder: Path, make: Callable[..., dict[str, Any]]) -> tuple
     if begun:
         record = RunRecord.load(folder / "run.json")
         if record.finished:
-            say(f"{folder}: finished before; not run again")
+            print_status(f"{folder}: finished before; not run again")
             return record.results, False
     return make(folder, resume=begun), True
 
@@ -201,7 +201,7 @@ def _kept(kind: type[Kind], path: Path, make: Callable[[], Kind]) -> tuple[Kind,
             kept = kind.load(path)
         except InputError as error:
             raise InputError(f"{error}; delete the file to have it made again") from None
-        say(f"{path}: made before; not made again")
+        print_status(f"{path}: made before; not made again")
         return kept, False
     made = make()
     made.save(path)

@@ -1,4 +1,4 @@
-"""Models to be run and compared: where and in which precision, who they are, what to call them, which plan."""
+"""Load models to run or compare: device, precision, identity, labels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ from .artefacts import ModelIdentity
 from .checkpoints import identify_model, is_hub_name, load_model, read_config, weight_files
 from .errors import InputError, one_line
 from .memory import memory_explained
-from .planning import Plan, check_plan
 
 __all__ = [
     "DTYPES",
     "choose_device",
     "choose_dtype",
-    "identify_rows",
     "label_models",
     "load_identified",
     "read_limits",
-    "read_plan",
     "require_cache_policy",
-    "truncated_identity",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,27 +126,3 @@ def label_models(models: Sequence[str | Path]) -> list[str]:
         counts[name] = counts.get(name, 0) + 1
         labels.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
     return labels
-
-
-def read_plan(plan: Plan | str | Path | None) -> Plan | None:
-    """A plan, read from its file if it is not one already; None stays None. Raises InputError as Plan.load."""
-    if not isinstance(plan, str | Path):
-        return plan
-    return Plan.load(plan)
-
-
-def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
-    """The same model under the plan. Raises InputError where the plan is not one for this model."""
-    check_plan(plan, identity)
-    return identity.model_copy(update={"num_iterations": list(plan.num_iterations)})
-
-
-def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> list[tuple[str, ModelIdentity]]:
-    """The rows that one model makes in a comparison: itself and, with a plan, itself truncated to that.
-
-    Each is a label, and the model under the plan that the row runs. Raises InputError as `truncated_identity`.
-    """
-    rows = [(label, identity)]
-    if plan is not None:
-        rows.append((f"{label}, truncated", truncated_identity(identity, plan)))
-    return rows

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-__all__ = ["console", "progress", "say"]
+__all__ = ["Progress", "console", "print_status", "progress", "report_progress"]
 
 # Progress and remarks go to stderr, so that stdout holds nothing but results.
 # Of several processes that train one model, the first one speaks.
@@ -18,9 +19,12 @@ console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0"
 
 SECONDS_BETWEEN_LINES = 15.0
 
+Progress = bool | Callable[[int, int], None]
+"""True to show progress, False not to, or a function called with the bytes done and the bytes in all."""
 
-def say(message: str) -> None:
-    """One remark on what is going on."""
+
+def print_status(message: str) -> None:
+    """Print a remark on what is going on, on stderr."""
     console.print(message, markup=False, soft_wrap=True)
 
 
@@ -45,8 +49,27 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
         yield _line_printer(description, total, unit)
 
 
-def _bar() -> Progress:
-    return Progress(
+@contextmanager
+def report_progress(task: str, total: int, progress_to: Progress) -> Iterator[Callable[[int], None]]:
+    """Report on `task`, of `total` bytes: yields a function to be called with the bytes done so far."""
+    if callable(progress_to):
+        yield lambda done: progress_to(done, total)
+    elif not progress_to:
+        yield lambda done: None
+    else:
+        with progress(task, total, "B") as advance:
+            before = 0
+
+            def report(done: int) -> None:
+                nonlocal before
+                advance(done - before)
+                before = done
+
+            yield report
+
+
+def _bar() -> Bar:
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
@@ -82,6 +105,6 @@ def _line_printer(description: str, total: float, unit: str) -> Callable[..., No
             last = now
             left = (now - started) * (total - done) / done
             parts = [f"{100 * done / total:.0f} %", _rate(done, started, unit), f"{left:.0f} s left", note]
-            say(f"{description}: {', '.join(filter(None, parts))}")
+            print_status(f"{description}: {', '.join(filter(None, parts))}")
 
     return advance

@@ -21,11 +21,10 @@ from iiad.checkpoints import (
     load_model,
     read_config,
     read_weights,
-    require_new_folder,
     save_checkpoint,
-    staged_folder,
 )
 from iiad.errors import InputError, one_line
+from iiad.files import atomic_folder, require_new_folder
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 
 from .upcycling import upcycle
@@ -188,7 +187,7 @@ def _write_released(source: Path, destination: Path) -> str:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight")
-    with staged_folder(destination) as folder:
+    with atomic_folder(destination) as folder:
         save_file(
             to_released(weights, config.num_layers), folder / "model.safetensors", metadata={"format": "pt"}
         )

@@ -1,29 +1,26 @@
-"""The cache folder: files that appear whole or not at all, and remembered content hashes of sources."""
+"""The cache folder, and remembered content hashes of sources."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from iiad.errors import InputError
+from iiad.files import atomic_file, file_sha256
+from iiad.progress import Progress, report_progress
 
-from .progress import Progress, report_progress
 from .sources import Source
 
-__all__ = ["FileState", "HashedSource", "default_cache_dir", "hash_sources", "written_whole"]
+__all__ = ["ADVICE", "FileState", "HashedSource", "default_cache_dir", "hash_sources"]
 
 HASHES_FILE = "hashes.json"
 SETTLED_NS = 2_000_000_000
-READ_BYTES = 1 << 20
+ADVICE = "; name another folder with cache_dir or IIAD_CACHE"
 SHOWN_FROM = 1 << 30  # hash in silence below this many bytes: it takes about a second
 
 FileState = tuple[int, int, int, int]
@@ -56,34 +53,6 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iiad"
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at `path` only when whole and on disk.
-
-    It is written under a name of this process's own and renamed at the end; on any error it is removed. What a
-    killed process leaves is called `*.tmp`, is never read, and may be deleted.
-
-    Raises:
-        InputError: naming the folder: it cannot be made or written to, or the disk is full.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            advice = "name another folder with cache_dir or IIAD_CACHE"
-            found = f"cannot be written: {error.strerror or error}"
-            raise InputError(f"cache_dir: {path.parent}: {found}; {advice}") from error
-        raise
-
-
 def hash_sources(sources: Sequence[Source], folder: Path, progress: Progress = False) -> list[HashedSource]:
     """Hash the content of every source, or remember the hash from `folder` if the file's state is as it was.
 
@@ -103,7 +72,7 @@ def hash_sources(sources: Sequence[Source], folder: Path, progress: Progress = F
             sha256 = remembered.get((_place(source), state))
             if sha256 is None:
                 started = time.time_ns()
-                sha256 = _sha256(source)
+                sha256 = file_sha256(source.path)
                 done += state[0]
                 advance(done)
                 # A file written to a moment ago may change again without its clock ticking: do not trust that.
@@ -129,17 +98,6 @@ def _state(source: Source) -> FileState:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _sha256(source: Source) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(source.path, "rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def _remembered(folder: Path) -> dict[tuple[str, FileState], str]:
     """The hashes that `folder` remembers; none if its file is missing or damaged."""
     try:
@@ -156,5 +114,5 @@ def _remember(folder: Path, hashes: dict[tuple[str, FileState], str]) -> None:
     """Add to what is remembered, one hash a file. Of two processes at once one may be forgotten: harmless."""
     merged = {**_remembered(folder), **hashes}
     entries = {place: [*state, sha256] for (place, state), sha256 in merged.items()}
-    with written_whole(folder / HASHES_FILE) as file:
+    with atomic_file(folder / HASHES_FILE, ADVICE) as file:
         file.write(json.dumps(entries).encode())

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .cache import written_whole
+from iiad.files import atomic_file
+
+from .cache import ADVICE
 
 __all__ = ["TokenCorpus", "open_corpus", "record_path", "tokens_path", "write_record"]
 
@@ -57,7 +59,7 @@ def record_path(folder: Path, fingerprint: str) -> Path:
 
 def write_record(folder: Path, fingerprint: str, record: dict[str, Any]) -> None:
     """Commit the corpus: `dtype`, `num_tokens`, `num_documents`, `num_bytes`, and what else is good to know."""
-    with written_whole(record_path(folder, fingerprint)) as file:
+    with atomic_file(record_path(folder, fingerprint), ADVICE) as file:
         file.write((json.dumps({"format": FORMAT, **record}, indent=2) + "\n").encode())
 
 

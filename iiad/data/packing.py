@@ -13,11 +13,12 @@ import numpy as np
 
 from iiad.data import corpus as store
 from iiad.errors import InputError
+from iiad.files import atomic_file
+from iiad.progress import Progress, report_progress
 
-from .cache import HashedSource, default_cache_dir, hash_sources, written_whole
+from .cache import ADVICE, HashedSource, default_cache_dir, hash_sources
 from .corpus import TokenCorpus
 from .documents import PIECE_CHARS, read_documents
-from .progress import Progress, report_progress
 from .sources import Source
 from .tokenizers import tokenizer_fingerprint
 
@@ -123,7 +124,7 @@ def _build(
     counts = _Counts()
     total = sum(item.size for item in hashed)
     with (
-        written_whole(store.tokens_path(folder, fingerprint)) as file,
+        atomic_file(store.tokens_path(folder, fingerprint), ADVICE) as file,
         report_progress("tokenizing", total, progress) as advance,
     ):
         pieces = _marked_pieces(hashed, recipe["text_field"], recipe["piece_chars"], advance)

@@ -13,12 +13,13 @@ from torch import Tensor
 from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.errors import InputError
+from iiad.files import lock_folder
 from iiad.loading import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
-from iiad.progress import progress, say
+from iiad.progress import print_status, progress
 from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge
 
-from .capture_journal import CaptureJournal, require_signal_folder, sole_writer
+from .capture_journal import CaptureJournal, remove_leftovers, require_signal_folder
 from .signal_record import COMPRESSIONS, ShardRecord, SignalLayout, SignalRecord, shard_name
 from .signal_shards import ShardWriter, encode_gaps, encode_ids, encode_states
 from .teacher_outputs import TeacherOutputs
@@ -110,8 +111,11 @@ def capture_signals(
     with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
         score, held = measure_knowledge(teacher, blocks.corpus, T, batch_size, dtype)
         naive = naive_scores(blocks.corpus.tokens, held, vocab_size)
-        say(require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None))
-        with sole_writer(folder):
+        print_status(
+            require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None)
+        )
+        with lock_folder(folder):
+            remove_leftovers(folder)
             return _capture_shards(outputs, blocks, CaptureJournal(folder, record), batch_size, device)
 
 
@@ -123,12 +127,12 @@ def _capture_shards(
     journal.begin()
     missing = [index for index in range(record.num_shards) if index not in journal.shards]
     T = record.layout.block_size
-    say(
+    print_status(
         f"{record.num_tokens:,} tokens at {record.layout.bytes_per_token:,.0f} bytes each, "
         f"in {record.num_shards} shards"
     )
     if len(missing) < record.num_shards:
-        say(f"{record.num_shards - len(missing)} shards were captured before")
+        print_status(f"{record.num_shards - len(missing)} shards were captured before")
     left = sum(len(record.blocks_of(index)) for index in missing) * T
     with progress("capturing", left, "tokens") as advance:
         for index in missing:

@@ -13,7 +13,7 @@ from iiad.data import load_tokenizer
 from iiad.errors import InputError
 from iiad.loading import choose_device, load_identified
 from iiad.planning import Plan, check_plan
-from iiad.progress import say
+from iiad.progress import print_status
 from iiad.training.engine import blocks_per_step, check_stage
 from iiad.training.processes import num_processes
 from iiad.training.recipes import DistillRecipe
@@ -86,7 +86,7 @@ class Distillation:
             where = "data.train"
         naive = naive_scores(corpora.training.tokens, held, self.teacher_config.vocab_size)
         override = "distillation.check_teacher=false" if section.check_teacher else None
-        say(require_knowledge(score.nll, naive, where, override))
+        print_status(require_knowledge(score.nll, naive, where, override))
         if section.retain is not None and not score.accuracy:
             raise InputError("distillation.retain: the teacher predicts no token of data.validation rightly")
         return {"teacher_nll": score.nll, "unigram_nll": naive.unigram, "uniform_nll": naive.uniform}

@@ -20,9 +20,8 @@ place that holds up to a thousandth of E_p|log(p / q)|, since each probability i
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiad.errors import InputError, one_line
+from iiad.files import atomic_file
 
 from .signal_record import Compression
 
@@ -150,17 +149,5 @@ class ShardWriter:
 
         Raises InputError where it cannot be written, a full disk for one; what was written of it is removed then.
         """
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                yield cls(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink()
-            if isinstance(error, OSError):
-                reason = error.strerror or one_line(error)
-                raise InputError(f"{path}: cannot be written: {reason}; {HOW_TO_GO_ON}") from None
-            raise
+        with atomic_file(path, f"; {HOW_TO_GO_ON}") as file:
+            yield cls(file)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from iiad.planning import Plan
-from iiad.progress import say
+from iiad.progress import print_status
 from iiad.training.engine import RunContext, announce, blocks_per_step, run_stage
 from iiad.training.interruption import TimeLimit
 from iiad.training.learner import LanguageModelling, Objective
@@ -64,7 +64,7 @@ def distill(
         inputs["signals"] = work.stored.record.fingerprint
     results = work.check_teacher()
     if work.stored is not None and not run.record.inputs:  # once a run: it reads them all
-        say(f"{recipe.distillation.signals}: comparing hashes")
+        print_status(f"{recipe.distillation.signals}: comparing hashes")
         from_first_process(work.stored.verify)
     run.begin(inputs)
     context = RunContext(
@@ -105,10 +105,10 @@ def _run_stage(work: Distillation, context: RunContext, number: int, name: str) 
     blocks: Any = work.corpora.blocks
     if name == "layerwise":
         if not changed:
-            say("layerwise: no layer runs fewer evaluations than the teacher's; left out")
+            print_status("layerwise: no layer runs fewer evaluations than the teacher's; left out")
             return 0, False
         if training.torch_compile:
-            say("layerwise: layers are run one by one, not compiled")
+            print_status("layerwise: layers are run one by one, not compiled")
         objective = LearnLayers(work.live_teacher(), changed)
     elif name == "distill":
         teacher = _teacher(work)

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from iiad.artefacts import ModelIdentity
 from iiad.data import TokenBlocks
 from iiad.errors import InputError
+from iiad.files import file_sha256
 
-from .capture_journal import JOURNAL, file_sha256
+from .capture_journal import JOURNAL
 from .signal_record import RECORD, SignalRecord, shard_name
 from .signal_shards import decode_gaps, decode_ids, decode_states
 

@@ -17,11 +17,12 @@ from transformers import DynamicCache
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
-from iiad.loading import DTYPES, identify_rows, load_identified, read_limits
+from iiad.loading import DTYPES, load_identified, read_limits
 from iiad.memory import cache_bytes, describe_run, format_size, memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.model_costs import Cost, block_shape
-from iiad.progress import say
+from iiad.planning.plan import identify_rows
+from iiad.progress import print_status
 
 from .activation_memory import peaks_in_turn
 from .compiled import CompiledDecoder
@@ -94,7 +95,7 @@ def load_rows(
                 other = quantized_copy(loaded, kind, DTYPES[dtype])
                 rows.append(Row(f"{label}, {kind}", other, Cost(identity, shape), kind))
     held = {id(row.model): weight_bytes(row.model) for row in rows if not row.compiled}
-    say(f"models in memory at once: {len(held)}, {format_size(sum(held.values()))} of weights")
+    print_status(f"models in memory at once: {len(held)}, {format_size(sum(held.values()))} of weights")
     return rows
 
 

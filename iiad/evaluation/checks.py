@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from iiad.errors import InputError, one_line
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits, read_plan
+from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
+from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .check_artefact import Check, CheckResult, CheckSettings

@@ -24,11 +24,12 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits, read_plan
+from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan, check_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
+from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .machine import device_name

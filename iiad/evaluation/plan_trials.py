@@ -23,7 +23,7 @@ from iiad.loading import choose_device, choose_dtype, label_models, load_identif
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified
-from iiad.progress import progress, say
+from iiad.progress import print_status, progress
 
 __all__ = ["measure_truncations", "verify_plans"]
 
@@ -136,7 +136,7 @@ def verify_plans(
     origins = [k for k, part in enumerate(sets) for _ in range(-(-len(part.indices) // settings.batch_size))]
     num_tokens = sum(part.num_tokens for part in sets)
     num_plans = len({tuple(plan.num_iterations) for plan in plans})
-    say(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
+    print_status(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
     where = f"verifying {label_models([model])[0]} on {device}"
     size = (settings.batch_size, settings.block_size)
     remedies = ("a smaller batch", "shorter blocks", "bfloat16")

@@ -11,19 +11,11 @@ from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.loading import (
-    DTYPES,
-    choose_device,
-    choose_dtype,
-    identify_rows,
-    label_models,
-    load_identified,
-    read_limits,
-    read_plan,
-)
+from iiad.loading import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.planning import Plan
 from iiad.planning.model_costs import Cost, block_shape, compute_cut, overhead_cut
+from iiad.planning.plan import identify_rows, read_plan
 from iiad.progress import progress
 from iiad.training.scoring import TokenScore, evaluate_model
 

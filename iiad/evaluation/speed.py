@@ -13,10 +13,11 @@ from torch import Tensor
 
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, label_models, read_plan
+from iiad.loading import choose_device, choose_dtype, label_models
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.model_costs import compute_cut
+from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .bench_artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread

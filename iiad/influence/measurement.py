@@ -8,16 +8,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
-from iiad.progress import progress, say
+from iiad.progress import print_status, progress
 
 from .calibration import calibration_batches, sample_blocks
-from .partial_profile import Journal
+from .partial_profile import profile_journal
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
 
@@ -100,15 +100,18 @@ def measure_influence(
     teacher, identity = load_identified(model, device, dtype, cast=True)
     require_iterations(teacher)
     sets = draw_calibration(model, data, settings, text_field, cache_dir)
-    journal = None
+    journal, finished = None, []
     if output is not None:
-        journal = Journal.beside(output, identity, [part.identity for part in sets], settings, chosen)
-        journal.open(resume)
+        journal = profile_journal(output, identity, [part.identity for part in sets], settings, chosen)
+        if resume:
+            finished = journal.read()
+        else:
+            journal.remove()
     where = f"profiling {label_models([model])[0]} on {device}"
     remedies = ["a smaller batch", "shorter blocks", "bfloat16"]
     remedies += [] if memory is None else ["less memory for the pass (memory_gib)"]
     with memory_explained(where, teacher, batch_size, block_size, cached=False, remedies=remedies):
-        records = _run(teacher, identity, sets, chosen, batch_size, memory, journal)
+        records = _run(teacher, identity, sets, chosen, batch_size, memory, journal, finished)
     profile = Profile.of(records, identity, [part.identity for part in sets], settings)
     if output is not None and journal is not None:
         profile.save(output)
@@ -158,26 +161,28 @@ def _run(
     metrics: Sequence[str],
     batch_size: int,
     memory: int | None,
-    journal: Journal | None,
+    journal: Journal[BatchRecord] | None,
+    finished: Sequence[BatchRecord],
 ) -> list[BatchRecord]:
-    """The records of all batches of all sets, those that the journal holds not measured again."""
-    records = list(journal.records) if journal is not None else []
-    finished = len(records)
+    """Return the records of all batches of all sets; the finished ones are not measured again."""
+    records = list(finished)
     total = sum(part.num_tokens for part in sets)
     times = num_profile_evaluations(identity, metrics) / identity.num_evaluations
-    say(f"{total:,} tokens, at the cost of {times:.1f} forward passes")
+    print_status(f"{total:,} tokens, at the cost of {times:.1f} forward passes")
     if finished:
-        say(f"{finished} batches were finished before")
+        print_status(f"{len(finished)} batches were finished before")
     batches = ((number, batch) for number, part in enumerate(sets) for batch in part.batches(batch_size))
     left = total - sum(record.num_tokens for record in records)
     with progress("profiling", left, "tokens") as advance:
         for index, (number, batch) in enumerate(batches):
-            if index < finished:
+            if index < len(finished):
                 continue
             where = f"batch {index + 1}"
             record = profile_batch(teacher, batch, metrics, data=number, memory=memory, where=where)
-            if journal is not None:
-                journal.add(record)
             records.append(record)
+            if journal is not None and index == len(finished):
+                journal.start(records)  # without a last line that was cut off
+            elif journal is not None:
+                journal.append(record)
             advance(record.num_tokens)
     return records

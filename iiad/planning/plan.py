@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -13,7 +14,7 @@ from iiad.errors import InputError
 from .bounds import Bounds
 from .targets import Targets
 
-__all__ = ["Plan", "check_plan"]
+__all__ = ["Plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
 
 
 _REQUIRED: dict[str, set[str]] = {
@@ -137,6 +138,30 @@ def check_plan(plan: Plan, identity: ModelIdentity) -> None:
         _require_fit(plan.num_iterations, identity)
     except InputError as error:
         raise InputError(f"plan: num_iterations: {error}") from None
+
+
+def read_plan(plan: Plan | str | Path | None) -> Plan | None:
+    """A plan, read from its file if it is not one already; None stays None. Raises InputError as Plan.load."""
+    if not isinstance(plan, str | Path):
+        return plan
+    return Plan.load(plan)
+
+
+def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
+    """The same model under the plan. Raises InputError where the plan is not one for this model."""
+    check_plan(plan, identity)
+    return identity.model_copy(update={"num_iterations": list(plan.num_iterations)})
+
+
+def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> list[tuple[str, ModelIdentity]]:
+    """The rows that one model makes in a comparison: itself and, with a plan, itself truncated to that.
+
+    Each is a label, and the model under the plan that the row runs. Raises InputError as `truncated_identity`.
+    """
+    rows = [(label, identity)]
+    if plan is not None:
+        rows.append((f"{label}, truncated", truncated_identity(identity, plan)))
+    return rows
 
 
 def _require_fit(num_iterations: Sequence[int], teacher: ModelIdentity) -> None:

@@ -268,7 +268,7 @@ def draw_trade_off(
     profile: Profile, metric: str, normalize: str, bounds: Bounds | None, folder: str | Path
 ) -> list[Path]:
     """The Pareto front and what thresholds give, with the front's knee, as a picture. Errors as of `draw_curve`."""
-    from iiad.progress import say
+    from iiad.progress import print_status
 
     from .pictures import draw_curve
 
@@ -284,5 +284,5 @@ def draw_trade_off(
         knee=(knee.overhead_cut, knee.predicted_loss),
         unit=LOSS_UNITS[metric],
     )
-    say(f"drawn: {', '.join(map(str, paths))}")
+    print_status(f"drawn: {', '.join(map(str, paths))}")
     return paths

@@ -12,7 +12,7 @@ from rich.text import Text
 from iiad.influence.agreement import rank_correlation
 from iiad.planning.prediction import LOSS_UNITS
 from iiad.planning.verification import Verification, VerifiedPlan, additivity
-from iiad.progress import say
+from iiad.progress import print_status
 
 from .evaluation_tables import format_share, stacked_tables
 from .pictures import draw_verification
@@ -140,7 +140,7 @@ def draw_predictions(verification: Verification, folder: str | Path) -> list[Pat
         for plan in sorted(verification.plans, key=lambda plan: plan.kind == "plan")  # on top of the others
     ]
     paths = draw_verification(points, folder, unit=LOSS_UNITS[verification.metric])
-    say(f"drawn: {', '.join(map(str, paths))}")
+    print_status(f"drawn: {', '.join(map(str, paths))}")
     return paths
 
 

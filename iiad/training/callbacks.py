@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from iiad.artefacts import write_whole
-from iiad.progress import progress, say
+from iiad.files import write_text
+from iiad.progress import print_status, progress
 
 from .checkpointing import notes_of
 from .processes import any_process, is_first_process
@@ -47,7 +47,7 @@ class StageLog(TrainerCallback):
                 continue  # a kill in the middle of a line
             if entry["stage"] != self.stage or entry["step"] <= state.global_step:
                 kept.append(line + "\n")
-        write_whole(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any
@@ -135,7 +135,9 @@ class Validation(TrainerCallback):
             # Decided together: one process that stops alone would leave the others waiting for ever.
             if self.retain is not None and any_process(retained >= self.retain):
                 notes["stopped"] = f"retains {100 * logs['retained']:.2f} % of the teacher's accuracy"
-                say(f"step {state.global_step}: {notes['stopped']}; {100 * self.retain:g} % were asked for")
+                print_status(
+                    f"step {state.global_step}: {notes['stopped']}; {100 * self.retain:g} % were asked for"
+                )
                 control.should_save = control.should_training_stop = True
         improved = found.nll < notes.get("best", {}).get("eval_loss", float("inf"))
         # The best of the checkpoints; made for it alone only where that is no more often than others are made.

@@ -14,8 +14,8 @@ import torch
 import torch.distributed
 from safetensors import SafetensorError
 
-from iiad.artefacts import write_whole
 from iiad.errors import InputError, one_line
+from iiad.files import write_text
 
 from .processes import barrier, is_first_process
 
@@ -102,10 +102,10 @@ class Checkpoints:
             _remove(final)
         os.replace(made, final)
         _flush(self.folder, whole=False)
-        write_whole(self.folder / LATEST, final.name + "\n")
+        write_text(self.folder / LATEST, final.name + "\n")
         best = self.folder / f"checkpoint-{best_step}"
         if best_step is not None and best.is_dir():
-            write_whole(self.folder / BEST, best.name + "\n")
+            write_text(self.folder / BEST, best.name + "\n")
         for old in self.all()[: -self.limit] if self.limit else []:
             if old != best:
                 _remove(old)

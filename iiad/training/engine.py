@@ -20,7 +20,7 @@ from transformers.integrations import get_available_reporting_integrations
 from iiad.checkpoints import read_weights
 from iiad.errors import InputError, Unfinished, one_line
 from iiad.memory import memory_explained
-from iiad.progress import say
+from iiad.progress import print_status
 
 from .averaging import AveragedWeights, load_average
 from .callbacks import StageLog, StepProgress, Validation
@@ -96,7 +96,7 @@ def check_stage(model: PreTrainedModel, blocks: Blocks, optimization: Optimizati
 def announce(optimization: OptimizationSection) -> None:
     """Say what of a recipe will have no effect."""
     if optimization.fsdp and num_processes() == 1:
-        say("training.fsdp: there is one process, so nothing is sharded")
+        print_status("training.fsdp: there is one process, so nothing is sharded")
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
@@ -193,7 +193,7 @@ def _load_finished(
 ) -> tuple[int, bool]:
     """Give the model what a stage ended with; what `run_stage` returns."""
     stopped = "stopped" in read_notes(checkpoint)
-    say(f"{name}: {'stopped early' if stopped else 'all steps were made'} before; not run again")
+    print_status(f"{name}: {'stopped early' if stopped else 'all steps were made'} before; not run again")
     model.load_state_dict(read_weights(checkpoint), strict=False)  # without a tied head, which follows
     if optimization.ema_decay is not None:
         load_average(model, checkpoint)

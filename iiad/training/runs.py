@@ -16,10 +16,11 @@ from pydantic import Field, JsonValue
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from iiad.artefacts import Artefact, write_whole
+from iiad.artefacts import Artefact
 from iiad.checkpoints import require_finite
 from iiad.errors import InputError, one_line
-from iiad.progress import say
+from iiad.files import write_text
+from iiad.progress import print_status
 
 from .processes import barrier, is_first_process
 
@@ -76,7 +77,7 @@ class RunFolder:
     def _check(self, resume: bool, command: str, settings: dict[str, Any]) -> RunRecord | None:
         if not self.path.exists():
             if resume:
-                say(f"{self.path}: nothing to resume; starting afresh")
+                print_status(f"{self.path}: nothing to resume; starting afresh")
             return None
         if not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; name a folder")
@@ -125,7 +126,7 @@ class RunFolder:
         self.record.save(self.path / RECORD)  # first: it is what makes the folder a run
         # What else is in the settings, teacher and plan for one, is no part of a recipe.
         sections = {name: value for name, value in self.record.settings.items() if isinstance(value, dict)}
-        write_whole(self.path / RECIPE, yaml.safe_dump(sections, sort_keys=False))
+        write_text(self.path / RECIPE, yaml.safe_dump(sections, sort_keys=False))
 
     def finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         """Put the finished model into the folder, and only then call the run finished."""

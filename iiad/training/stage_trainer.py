@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from iiad.errors import InputError
-from iiad.progress import say
+from iiad.progress import print_status
 
 from .averaging import AveragedWeights
 from .checkpointing import Checkpoints, latest_checkpoint, notes_of
@@ -134,7 +134,9 @@ class StageTrainer(Trainer):
                 f"last good checkpoint: {last or 'none yet in this stage'}; "
                 "try a lower learning rate or a longer warm-up"
             )
-        say(f"step {step}: loss or gradient is NaN or infinite; skipped ({notes['skipped_steps']} so far)")
+        print_status(
+            f"step {step}: loss or gradient is NaN or infinite; skipped ({notes['skipped_steps']} so far)"
+        )
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Put the losses in, apart, averaged over steps since the last time and over processes."""

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback, set_seed
 
-from iiad.checkpoints import load_model, model_fingerprint, staged_folder
+from iiad.checkpoints import load_model, model_fingerprint
 from iiad.data import (
     Source,
     TokenBlocks,
@@ -24,8 +24,9 @@ from iiad.data import (
     train_tokenizer,
 )
 from iiad.errors import InputError, one_line
+from iiad.files import atomic_folder
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
-from iiad.progress import progress, say
+from iiad.progress import print_status, progress
 
 from .engine import RunContext, announce, blocks_per_step, check_stage, run_stage
 from .interruption import TimeLimit
@@ -95,7 +96,7 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
         "rope_parameters": {"rope_type": "default", "rope_theta": section.rope_theta},
     }
     for unused in section.unused_fields():
-        say(f"model.{unused} is not used by solver {section.solver}")
+        print_status(f"model.{unused} is not used by solver {section.solver}")
     try:
         if section.solver == "transformer":
             return LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=section.num_layers))
@@ -135,7 +136,7 @@ def train(
     phases = _phases(recipe, model)
     run.begin({**corpora.fingerprints, **inputs})
     if not kept.is_dir() and is_first_process():
-        with staged_folder(kept) as stage:
+        with atomic_folder(kept) as stage:
             tokenizer.save_pretrained(stage)
     context = RunContext(
         run.path,

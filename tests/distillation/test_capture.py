@@ -14,10 +14,10 @@ import torch
 from iiad import InputError
 from iiad.checkpoints import identify_model, load_model
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
-from iiad.distillation.capture_journal import sole_writer
 from iiad.distillation.signal_record import SignalRecord
 from iiad.distillation.stored_signals import StoredSignals
 from iiad.distillation.teacher_outputs import TeacherOutputs
+from iiad.files import lock_folder
 from iiad.models.layers import IterativeLayer
 
 from .conftest import BLOCKS_PER_SHARD, LAYERS, NUM_BLOCKS, T, files_of
@@ -253,7 +253,7 @@ def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupt
 
 
 def test_a_folder_is_written_by_one_capture_at_a_time(interrupted, capture):
-    with sole_writer(interrupted), pytest.raises(InputError, match="is being written by another capture"):
+    with lock_folder(interrupted), pytest.raises(InputError, match="is being written by another process"):
         capture(interrupted, resume=True)
     capture(interrupted, resume=True)
 

@@ -97,7 +97,7 @@ def test_several_samples_or_a_short_context_are_refused(loaded):
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_the_command_shows_what_the_draft_did(folders, wanted, command, monkeypatch, stream):
     said = []
-    monkeypatch.setattr("iiad.progress.say", said.append)
+    monkeypatch.setattr("iiad.progress.print_status", said.append)
     options = ("--prompt", PROMPT, "--max-new-tokens", 24, "--device", "cpu", stream)
     done = command(folders.teacher, "--draft", folders.student, "--draft-length", 4, *options)
     assert done.exit_code == 0, done.output

@@ -16,7 +16,7 @@ from iiad.checkpoints import save_checkpoint
 from iiad.errors import InputError
 from iiad.influence import METRICS, Profile, measure_influence
 from iiad.influence import measurement as room
-from iiad.influence.partial_profile import Journal
+from iiad.influence.partial_profile import partial_path
 from tests.conftest import make_iiet
 
 TEXT = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
@@ -181,7 +181,7 @@ def test_an_interrupted_profile_goes_on_from_its_finished_batches_and_equals_the
         with pytest.raises(InterruptionError):
             measure()
     assert not (tmp_path / "p.json").exists()
-    partial = Journal.path_of(tmp_path / "p.json")
+    partial = partial_path(tmp_path / "p.json")
     partial.write_text(partial.read_text() + '{"data": 0, "num_tok')  # killed while it wrote a line
     measured = interrupt_after(5, monkeypatch)
     assert measure(resume=True) == unbroken == Profile.load(tmp_path / "p.json")
@@ -213,7 +213,7 @@ def test_batches_of_another_measurement_are_not_gone_on_from(change, message, me
         interrupt_after(2, broken)
         with pytest.raises(InterruptionError):
             measure()
-    before = Journal.path_of(tmp_path / "p.json").read_bytes()
+    before = partial_path(tmp_path / "p.json").read_bytes()
     if change == {"seed": 1}:
         message = "holds batches of other settings"
     if "max_tokens" in change:
@@ -221,18 +221,18 @@ def test_batches_of_another_measurement_are_not_gone_on_from(change, message, me
     with pytest.raises(InputError, match=message) as caught:
         measure(resume=True, **change)
     assert "\n" not in str(caught.value)
-    assert Journal.path_of(tmp_path / "p.json").read_bytes() == before
+    assert partial_path(tmp_path / "p.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x00\xff\n"])
 def test_a_journal_that_was_killed_before_its_first_line_is_begun_anew(content, measure, tmp_path):
-    Journal.path_of(tmp_path / "p.json").write_bytes(content)
+    partial_path(tmp_path / "p.json").write_bytes(content)
     assert measure(resume=True) == measure(output=None)
 
 
 @pytest.mark.parametrize("content", [b"null\n", b"[1]\n{}", b'{"kind": "profile"}\n'])
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(content, measure, tmp_path):
-    partial = Journal.path_of(tmp_path / "p.json")
+    partial = partial_path(tmp_path / "p.json")
     partial.write_bytes(content)
     with pytest.raises(InputError, match="holds batches of other"):
         measure(resume=True)

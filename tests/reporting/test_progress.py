@@ -58,5 +58,5 @@ def test_an_error_inside_passes_through(screen):
 
 def test_remarks_keep_square_brackets(screen):
     file = screen(terminal=False)
-    reporting.say("plan [0, 1, 2] [bold]kept[/bold]")
+    reporting.print_status("plan [0, 1, 2] [bold]kept[/bold]")
     assert file.getvalue() == "plan [0, 1, 2] [bold]kept[/bold]\n"
