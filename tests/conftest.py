@@ -19,67 +19,14 @@ from hypothesis import settings
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cli import main
-from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.models import IIETForCausalLM
 from iiad.models.operators import RMSNorm
 from iiad.training import TrainRecipe, train
+from tests.helpers import SHAPE, VARIANTS
 
 # Properties are checked, not speed: a busy machine would miss the deadline of an example now and then.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
-
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-
-def stir(model: torch.nn.Module, seed: int = 0, scale: float = 0.15) -> torch.nn.Module:
-    """Move every parameter away from its initial value, so that nothing is zero, one or linear by chance."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter.dtype)
-            parameter.add_(scale * noise)
-    return model.eval()
-
-
-def make_model(kind: type[IIETForCausalLM], config: IIETConfig) -> Any:
-    """A model with stirred weights, the same every time; the random state is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return stir(kind(config))
-
-
-def make_iiet(**fields: object) -> IIETForCausalLM:
-    """A small IIET with stirred weights."""
-    return make_model(IIETForCausalLM, IIETConfig(**{**SHAPE, **fields}))
-
-
-def make_pcformer(**fields: object) -> PCformerForCausalLM:
-    """A small PCformer with stirred weights."""
-    return make_model(PCformerForCausalLM, PCformerConfig(**{**SHAPE, **fields}))
-
-
-VARIANTS = {
-    "history": lambda: make_iiet(num_iterations=[0, 2, 1], max_num_iterations=3),
-    "history-full": lambda: make_iiet(num_iterations=3),
-    "plain": lambda: make_iiet(num_iterations=[1, 0, 2], history=False),
-    "relaxed": lambda: make_iiet(num_iterations=[1, 2, 0], history=False, relaxation=True),
-    "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
-    "plain-shared": lambda: make_iiet(num_iterations=[1, 0, 2], history=False, cache_policy="shared"),
-    "untied": lambda: make_iiet(num_iterations=1, tie_word_embeddings=False),
-    "pcformer-rk2": lambda: make_pcformer(),
-    "pcformer-shared": lambda: make_pcformer(cache_policy="shared"),
-    "pcformer-rk4-fixed": lambda: make_pcformer(predictor_order=4, coefficients="fixed"),
-}
 
 
 @pytest.fixture(autouse=True)

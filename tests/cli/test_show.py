@@ -10,8 +10,7 @@ from cli import main
 from cli.show import show
 from iiad.errors import InputError
 from iiad.planning import plan_by_threshold
-from tests.influence.profiles import make_profile
-from tests.planning.latencies import make_table
+from tests.helpers import make_profile, make_table
 from tests.reporting.test_verification_report import make_verification
 
 

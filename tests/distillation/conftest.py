@@ -9,7 +9,7 @@ from iiad.data import train_tokenizer
 from iiad.distillation import StoredSignals, capture_signals, distill
 from iiad.planning import Plan
 from iiad.training import DistillRecipe
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 OFF = {"max_steps": 0}
 

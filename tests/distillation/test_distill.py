@@ -16,7 +16,7 @@ from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord
 from iiad.training.learner import LanguageModelling, Learner
 from iiad.training.student_sections import DistillationSection
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 ROOT = Path(__file__).parents[2]
 

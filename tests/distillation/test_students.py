@@ -15,7 +15,7 @@ from iiad.distillation import distill
 from iiad.distillation.students import changed_layers, freeze_unused, learning_only, make_student
 from iiad.training import RunRecord
 from iiad.training.student_sections import StudentSection
-from tests.conftest import make_iiet, make_pcformer
+from tests.helpers import make_iiet, make_pcformer
 
 
 def weights_of(folder):

@@ -12,8 +12,7 @@ from iiad.evaluation import checks as runner
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.checks import check_model
 from iiad.planning import Plan
-from tests.conftest import VARIANTS, make_iiet, stir
-from tests.evaluation.folders import Folders, make_llama, write_folders
+from tests.helpers import VARIANTS, Folders, make_iiet, make_llama, stir, write_folders
 
 QUICK = {"prompt_tokens": 8, "new_tokens": 5, "compile": False}
 BUDGET = [0, 2, 1]

@@ -13,7 +13,7 @@ from iiad.evaluation import speed as room
 from iiad.evaluation.bench_artefact import Bench, Spread
 from iiad.evaluation.speed import bench_models
 from iiad.evaluation.timing import Timing, random_prompts, time_model
-from tests.evaluation.folders import BUDGET, make_llama
+from tests.helpers import BUDGET, make_llama
 
 QUICK = {"prompt_tokens": 9, "new_tokens": 5, "repeats": 2, "device": "cpu"}
 

@@ -10,8 +10,7 @@ from iiad.evaluation import breakdown, timing
 from iiad.evaluation.bench_artefact import PARTS, Breakdown
 from iiad.evaluation.breakdown import can_be_watched, summarise_calls, watch_run
 from iiad.evaluation.timing import time_model
-from tests.conftest import make_iiet, make_pcformer
-from tests.evaluation.folders import make_llama
+from tests.helpers import make_iiet, make_llama, make_pcformer
 
 # How to make each, its evaluations, and how often it projects keys and values.
 MODELS = {

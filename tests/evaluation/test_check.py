@@ -20,8 +20,7 @@ from iiad.evaluation.claims import (
     logit_difference,
     worst,
 )
-from tests.conftest import make_iiet, make_pcformer
-from tests.evaluation.folders import make_llama
+from tests.helpers import make_iiet, make_llama, make_pcformer
 
 from .conftest import BUDGET, KINDS, failed, note, outcomes, quick_check
 

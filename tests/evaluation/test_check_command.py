@@ -5,7 +5,7 @@ import pytest
 from iiad.evaluation.check_artefact import Check
 from iiad.models import IIETForCausalLM
 from iiad.reporting.check_tables import check_table
-from tests.printing import printed
+from tests.helpers import printed
 
 QUICK = ["--no-compile", "--prompt-tokens", "8", "--new-tokens", "5"]
 

@@ -21,8 +21,7 @@ from iiad.planning import Plan
 from iiad.planning.model_costs import Cost, compute_cut, overhead_cut
 from iiad.reporting.evaluation_tables import evaluation_table, format_share, stacked_tables
 from iiad.training.scoring import evaluate_model
-from tests.conftest import make_iiet
-from tests.evaluation.folders import BUDGET
+from tests.helpers import BUDGET, make_iiet
 
 
 @pytest.fixture(scope="module")

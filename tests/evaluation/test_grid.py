@@ -15,7 +15,7 @@ from iiad.evaluation.bench_artefact import PARTS, Bench, Breakdown
 from iiad.evaluation.speed import bench_models
 from iiad.reporting.bench_pictures import draw_bench
 from iiad.reporting.bench_tables import bench_table, explain_losses
-from tests.printing import printed
+from tests.helpers import printed
 
 QUICK = {"new_tokens": 3, "repeats": 1, "device": "cpu"}
 

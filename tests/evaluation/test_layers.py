@@ -18,9 +18,7 @@ from iiad.models.layers import IterativeLayer
 from iiad.planning import Plan
 from iiad.planning.latency import LatencyTable, PhaseLatency
 from iiad.reporting.latency_tables import latency_table
-from tests.conftest import make_iiet, make_pcformer
-from tests.evaluation.folders import BUDGET
-from tests.printing import printed
+from tests.helpers import BUDGET, make_iiet, make_pcformer, printed
 
 QUICK = {"prompt_tokens": 9, "new_tokens": 2, "repeats": 1, "device": "cpu"}
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from iiad.evaluation.activation_memory import peaks_in_turn
 from iiad.evaluation.timing import random_prompts, run_calls
 from iiad.memory import cache_bytes
-from tests.conftest import make_iiet, make_pcformer
+from tests.helpers import make_iiet, make_pcformer
 
 LONG = {"max_position_embeddings": 8200}
 CONTEXT, BATCH = 8192, 64

@@ -11,8 +11,7 @@ from iiad.checkpoints import save_checkpoint
 from iiad.evaluation import bench_rows as room
 from iiad.evaluation.speed import bench_models
 from iiad.memory import cache_bytes, format_size, is_out_of_memory, memory_explained
-from tests.conftest import make_iiet, make_pcformer
-from tests.evaluation.folders import make_llama
+from tests.helpers import make_iiet, make_llama, make_pcformer
 
 IMPOSSIBLE = 1 << 50  # bytes: more than any machine's address space lets a process have
 

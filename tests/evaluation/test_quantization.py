@@ -23,7 +23,7 @@ from iiad.conversion.quantization import (
 )
 from iiad.evaluation import evaluate_models
 from iiad.memory import tensor_bytes, weight_bytes
-from tests.conftest import make_iiet, make_pcformer
+from tests.helpers import make_iiet, make_pcformer
 
 MODELS = {
     "iiet": lambda: make_iiet(num_iterations=[0, 2, 1], max_num_iterations=3, intermediate_size=64),

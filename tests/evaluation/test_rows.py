@@ -13,8 +13,7 @@ from iiad.evaluation.timing import random_prompts, time_model
 from iiad.loading import require_cache_policy
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import bench_table
-from tests.conftest import make_iiet
-from tests.printing import printed
+from tests.helpers import make_iiet, printed
 
 QUICK = {"new_tokens": 3, "repeats": 1, "device": "cpu", "prompt_tokens": 8}
 

@@ -11,8 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from iiad import InputError
 from iiad.evaluation.quality_artefact import bits_per_byte, perplexity
 from iiad.training.scoring import evaluate_model
-from tests.conftest import VARIANTS, make_iiet, stir
-from tests.evaluation.folders import make_llama
+from tests.helpers import VARIANTS, make_iiet, make_llama, stir
 
 
 def make_gpt2():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.evaluation.folders import Folders, write_folders
+from tests.helpers import Folders, write_folders
 
 
 @pytest.fixture(scope="session")

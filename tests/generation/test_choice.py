@@ -9,8 +9,7 @@ from iiad.generation import draft_choice as choice
 from iiad.generation.draft_choice import choose_draft
 from iiad.generation.drafts import Draft, candidate_plans, self_draft
 from iiad.generation.token_choice import Chooser
-from tests.conftest import make_iiet
-from tests.evaluation.folders import make_llama
+from tests.helpers import make_iiet, make_llama
 
 PROMPT = torch.tensor([[5, 9, 11, 30]])
 

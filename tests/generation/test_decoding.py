@@ -13,8 +13,7 @@ from iiad.generation.drafts import self_draft
 from iiad.generation.reader import Reader
 from iiad.generation.speculation import Speculation, _Run, speculate
 from iiad.generation.token_choice import Chooser
-from tests.conftest import SHAPE, VARIANTS, make_iiet, make_pcformer
-from tests.evaluation.folders import make_llama
+from tests.helpers import SHAPE, VARIANTS, make_iiet, make_llama, make_pcformer
 
 GREEDY = Chooser()
 

@@ -21,8 +21,7 @@ from iiad.generation.drafts import (
 )
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.planning import Plan
-from tests.conftest import VARIANTS, make_iiet, make_pcformer
-from tests.evaluation.folders import make_llama
+from tests.helpers import VARIANTS, make_iiet, make_llama, make_pcformer
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -11,7 +11,7 @@ from iiad import InputError
 from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer
 from iiad.generation.text import generate_text, load_generator, read_prompt, text_streamer
-from tests.evaluation.folders import BUDGET
+from tests.helpers import BUDGET
 
 PROMPT = "def push(self"
 

@@ -10,7 +10,7 @@ from cli.generate import generate
 from iiad import InputError
 from iiad.generation.drafts import Draft, self_draft
 from iiad.generation.text import generate_text, load_drafted_generator, load_generator, text_streamer
-from tests.evaluation.folders import BUDGET
+from tests.helpers import BUDGET
 
 PROMPT = "def push(self"
 

@@ -13,7 +13,7 @@ from iiad.generation.draft_choice import choose_draft
 from iiad.generation.drafts import Draft, self_draft
 from iiad.generation.speculation import speculate
 from iiad.generation.token_choice import Chooser, verify
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 VOCABULARY, RUNS = 4, 1500
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from iiad.errors import InputError
 from iiad.influence.agreement import Agreement, agreements, rank_agreement, rank_correlation
-from tests.influence.profiles import make_profile
+from tests.helpers import make_profile
 
 
 def naive_spearman(first, second):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iiad.influence.diagnostics import advice, diagnose
 from iiad.influence.profile import FixedPoint
-from tests.influence.profiles import make_fixed_point, make_profile
+from tests.helpers import make_fixed_point, make_profile
 
 CONVERGED = FixedPoint(residuals=[0.3, 0.005, 0.001], contractions=[0.02, 0.2], turns=[0, 0])
 SLOW = make_fixed_point(3, contraction=0.5)

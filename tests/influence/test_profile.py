@@ -10,8 +10,7 @@ from iiad.errors import InputError
 from iiad.influence import Profile, rank_agreement
 from iiad.influence.averages import average
 from iiad.reporting.profile_tables import InfluenceReport
-from tests.influence.profiles import make_profile
-from tests.printing import printed
+from tests.helpers import make_profile, printed
 
 
 def test_a_profile_comes_back_from_its_file_as_it_was(tmp_path):

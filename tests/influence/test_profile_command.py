@@ -17,7 +17,7 @@ from iiad.errors import InputError
 from iiad.influence import METRICS, Profile, measure_influence
 from iiad.influence import measurement as room
 from iiad.influence.partial_profile import partial_path
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 TEXT = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
 

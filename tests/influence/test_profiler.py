@@ -21,7 +21,7 @@ from iiad.influence import (
     sample_blocks,
 )
 from iiad.influence.pass_memory import MemoryPlan, free_bytes
-from tests.conftest import SHAPE, VARIANTS, make_iiet, make_pcformer
+from tests.helpers import SHAPE, VARIANTS, make_iiet, make_pcformer
 from tests.influence.naive import TruncatedRuns, naive_gradients, naive_nll, naive_scores
 
 DATA = DataIdentity(names=["made.txt"], fingerprint="d" * 64, num_tokens=34)

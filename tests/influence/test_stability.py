@@ -13,7 +13,7 @@ from iiad.errors import InputError
 from iiad.influence.profile import Profile
 from iiad.planning.stability import _resample, keep_frequency, measure_stability
 from iiad.planning.threshold import normalize_scores, plan_by_threshold, threshold_budget
-from tests.influence.profiles import make_profile
+from tests.helpers import make_profile
 
 
 def noisy_profile(seed=0, num_iterations=(2, 0, 3), num_batches=12, num_sets=1, noise=0.5, metrics=("kl",)):

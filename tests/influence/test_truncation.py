@@ -13,7 +13,7 @@ from iiad.influence import measure_influence, profile_model
 from iiad.models.layers import IterativeLayer
 from iiad.planning import Plan
 from iiad.planning.verification import Candidate, Verification, candidates
-from tests.conftest import VARIANTS, make_iiet
+from tests.helpers import VARIANTS, make_iiet
 from tests.influence.naive import naive_kl, naive_nll
 
 

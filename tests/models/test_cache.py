@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 ATOL = 1e-5
 

@@ -11,8 +11,7 @@ from iiad.models import IIETConfig
 from iiad.planning import Plan
 from iiad.planning.costs import cost_of
 from iiad.reporting.plan_tables import PlanReport
-from tests.conftest import make_iiet, make_pcformer
-from tests.printing import printed
+from tests.helpers import make_iiet, make_pcformer, printed
 
 PLAN = [2, 0, 1]
 

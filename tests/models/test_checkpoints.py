@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from iiad import InputError
 from iiad.checkpoints import load_model, model_fingerprint, save_checkpoint
-from tests.conftest import VARIANTS, make_iiet
+from tests.helpers import VARIANTS, make_iiet
 
 
 def test_a_saved_model_loads_with_auto_classes_and_computes_the_same(variant, tokens, tmp_path):

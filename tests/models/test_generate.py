@@ -7,7 +7,7 @@ import torch
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
-from tests.conftest import make_iiet, make_pcformer
+from tests.helpers import make_iiet, make_pcformer
 
 NEW = 10
 OPTIONS = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": -1, "pad_token_id": 0}

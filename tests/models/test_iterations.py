@@ -16,7 +16,7 @@ from iiad.models.solvers import (
     solve,
     weighted_sums,
 )
-from tests.conftest import SHAPE, make_iiet, make_pcformer, stir
+from tests.helpers import SHAPE, make_iiet, make_pcformer, stir
 
 
 def llama_twin(model: IIETForCausalLM, **fields: object) -> LlamaForCausalLM:

@@ -9,8 +9,7 @@ import pytest
 
 from iiad.checkpoints import save_checkpoint
 from iiad.data.tokenizers import train_tokenizer
-from tests.conftest import make_iiet, make_pcformer
-from tests.influence.profiles import make_profile
+from tests.helpers import make_iiet, make_pcformer, make_profile
 
 ROOT = Path(__file__).parents[2]
 LOAD = (

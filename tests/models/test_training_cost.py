@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from iiad.evaluation.activation_memory import saved_bytes
 from iiad.models import IIETConfig, IIETModel
 from iiad.models.operators import RMSNorm
-from tests.conftest import VARIANTS, make_iiet
+from tests.helpers import VARIANTS, make_iiet
 
 WIDE = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 2}
 

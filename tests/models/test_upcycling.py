@@ -32,7 +32,7 @@ from iiad.checkpoints import identify_model, load_model, model_fingerprint, read
 from iiad.conversion.released import convert
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.training.scoring import evaluate_model
-from tests.conftest import SHAPE, make_iiet, stir
+from tests.helpers import SHAPE, make_iiet, stir
 
 REFERENCE = Path(__file__).parents[1] / "data"
 SIZES = {name: value for name, value in SHAPE.items() if name != "num_layers"} | {"num_hidden_layers": 2}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iiad.errors import InputError
 from iiad.planning import baseline_plans
-from tests.influence.profiles import make_profile
+from tests.helpers import make_profile
 
 TEACHERS = st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any)
 

@@ -4,7 +4,7 @@ import pytest
 
 from iiad.errors import InputError
 from iiad.planning import Bounds, read_pins
-from tests.influence.profiles import make_profile
+from tests.helpers import make_profile
 
 TEACHER = make_profile().model  # runs 2, 0 and 3 iterations
 

@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 
 from iiad.errors import InputError
 from iiad.planning import cost_of
-from tests.influence.profiles import SHAPE, make_profile
-from tests.planning.latencies import make_table
+from tests.helpers import BLOCK_SHAPE, make_profile, make_table
 
 TEACHER = make_profile(num_iterations=(2, 0, 3)).model
 PLANS = st.tuples(st.integers(0, 2), st.just(0), st.integers(0, 3)).map(list)
-PLAIN = SHAPE.model_copy(update={"history": False, "relaxation": True})
+PLAIN = BLOCK_SHAPE.model_copy(update={"history": False, "relaxation": True})
 
 
 def teacher_with(shape):
@@ -19,7 +18,7 @@ def teacher_with(shape):
 
 
 def head(batch_size=1):
-    return batch_size * 2 * SHAPE.hidden_size * SHAPE.vocab_size
+    return batch_size * 2 * BLOCK_SHAPE.hidden_size * BLOCK_SHAPE.vocab_size
 
 
 @given(PLANS, st.integers(1, 40), st.integers(1, 3))
@@ -61,14 +60,14 @@ def test_evaluations_and_cache_follow_the_plan(plan, context, batch_size):
 @pytest.mark.parametrize(
     ("shape", "plan", "unused"),
     [
-        (SHAPE, [2, 0, 3], 0),
-        (SHAPE, [1, 0, 1], 0),
+        (BLOCK_SHAPE, [2, 0, 3], 0),
+        (BLOCK_SHAPE, [1, 0, 1], 0),
         (
-            SHAPE,
+            BLOCK_SHAPE,
             [0, 0, 1],
             64 + 2,
         ),  # layer 1: a LayerNorm of 32 weights and 32 biases, and w of H_0 and its own
-        (SHAPE, [0, 0, 0], 64 + 2 + 64 + 4),  # layer 2 had none to lose
+        (BLOCK_SHAPE, [0, 0, 0], 64 + 2 + 64 + 4),  # layer 2 had none to lose
         (PLAIN, [1, 0, 1], 3),
         (PLAIN.model_copy(update={"relaxation": False}), [0, 0, 0], 0),
         (None, [0, 0, 0], None),

@@ -11,9 +11,7 @@ from iiad.errors import InputError
 from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
 from iiad.planning.stability import keep_frequency
 from iiad.reporting.plan_tables import CurveReport, PlanReport
-from tests.influence.profiles import make_profile
-from tests.planning.latencies import make_table
-from tests.printing import printed
+from tests.helpers import make_profile, make_table, printed
 
 PROFILE = make_profile({"kl": [[0.5, 0.1], [], [0.9, 0.05, 0.3]]}, (2, 0, 3))
 

@@ -24,8 +24,7 @@ from iiad.planning import (
     plan_by_threshold,
     threshold_curve,
 )
-from tests.influence.profiles import make_profile
-from tests.planning.latencies import make_table
+from tests.helpers import make_profile, make_table
 
 NUMBERS = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 0.25, 0.5, -0.5, 5e-324, 1e-300]))
 SCORES = st.lists(st.lists(NUMBERS, max_size=4), min_size=1, max_size=5).filter(any)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from iiad.errors import InputError
 from iiad.planning import Bounds, Plan, Targets, make_plan, plan_by_target
 from iiad.planning.exact import minimise
-from tests.influence.profiles import make_profile
-from tests.planning.latencies import make_table
+from tests.helpers import make_profile, make_table
 
 SCORE = st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 0.1, 0.2, 0.3, -0.1, 1e-9]))  # some make ties
 SECONDS = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.2, 0.3]))

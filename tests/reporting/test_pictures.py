@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from iiad.errors import InputError
 from iiad.reporting.pictures import _linear_part, _number, draw_curve, draw_influence, draw_verification
-from tests.influence.profiles import make_profile
+from tests.helpers import make_profile
 
 MINUS = "\N{MINUS SIGN}"
 CURVE = {

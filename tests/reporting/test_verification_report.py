@@ -4,8 +4,7 @@ import pytest
 
 from iiad.planning.verification import Verification, VerificationSettings, additivity, candidates, verified
 from iiad.reporting.verification_tables import VerificationReport, draw_predictions, verification_remarks
-from tests.influence.profiles import make_profile
-from tests.printing import printed
+from tests.helpers import make_profile, printed
 
 SETTINGS = VerificationSettings(
     block_size=64, batch_size=8, max_tokens=4096, seed=0, dtype="float32", device="cpu"

@@ -19,7 +19,7 @@ from iiad.training import teacher as teacher_module
 from iiad.training.checkpointing import latest_checkpoint
 from iiad.training.phases import TwoPhases, continue_without_a_jump
 from iiad.training.stage_trainer import StageTrainer
-from tests.conftest import make_iiet
+from tests.helpers import make_iiet
 
 ROOT = Path(__file__).parents[2]
 
