@@ -10,6 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from iiad.planning import Plan
+from iiad.planning.costs import compute_cut
 from iiad.progress import print_status
 from iiad.training.engine import RunContext, announce, blocks_per_step, run_stage
 from iiad.training.interruption import TimeLimit
@@ -144,7 +145,7 @@ def _teacher(work: Distillation) -> Teacher | None:
 def _results(work: Distillation, plan: Plan | None) -> dict[str, Any]:
     teacher, student = work.teacher_config, work.student.config
     results: dict[str, Any] = {
-        "compute_cut": 1 - student.num_evaluations / teacher.num_evaluations,
+        "compute_cut": compute_cut(student.num_evaluations, teacher.num_evaluations),
         "cache_cut": 1 - student.num_hidden_layers / teacher.num_hidden_layers,  # of its slots
     }
     if plan is not None:

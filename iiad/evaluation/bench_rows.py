@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from iiad.artefacts import ModelIdentity
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
 from iiad.loading import DTYPES, load_identified, read_limits
 from iiad.memory import cache_bytes, describe_run, format_size, memory_explained, weight_bytes
 from iiad.planning import Plan
-from iiad.planning.model_costs import Cost, block_shape
 from iiad.planning.plan import identify_rows
 from iiad.progress import print_status
 
@@ -37,13 +37,13 @@ class Row:
 
     label: str
     model: Any
-    cost: Cost
+    identity: ModelIdentity  # under the plan that the row runs
     quantization: str | None = None
     compiled: bool = False
 
     def follow(self) -> Any:
         """The model, now running the row's plan."""
-        plan = self.cost.identity.num_iterations
+        plan = self.identity.num_iterations
         # What is compiled stays so as long as nothing is set anew.
         if getattr(self.model.config, "num_iterations", plan) != plan:
             self.model.set_num_iterations(plan)
@@ -83,17 +83,16 @@ def load_rows(
         remedies = ("bfloat16", "fewer models at a time")
         with memory_explained(f"loading {model} on {device} in {dtype}", remedies=remedies):
             loaded, identity = load_identified(model, device, dtype, cast=True)
-            shape = block_shape(loaded.config)
             first = not rows
             for name, runs in identify_rows(label, identity, plan if first else None):
-                rows.append(Row(name, loaded, Cost(runs, shape)))
+                rows.append(Row(name, loaded, runs))
                 if compiled:
                     # Of its own modules: another row's plan would have them compiled again.
                     own = copy_sharing_tensors(loaded)
-                    rows.append(Row(f"{name}, compiled", own, Cost(runs, shape), compiled=True))
+                    rows.append(Row(f"{name}, compiled", own, runs, compiled=True))
             for kind in kinds if first else ():
                 other = quantized_copy(loaded, kind, DTYPES[dtype])
-                rows.append(Row(f"{label}, {kind}", other, Cost(identity, shape), kind))
+                rows.append(Row(f"{label}, {kind}", other, identity, kind))
     held = {id(row.model): weight_bytes(row.model) for row in rows if not row.compiled}
     print_status(f"models in memory at once: {len(held)}, {format_size(sum(held.values()))} of weights")
     return rows

@@ -14,7 +14,7 @@ from iiad.errors import InputError
 from iiad.loading import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.planning import Plan
-from iiad.planning.model_costs import Cost, block_shape, compute_cut, overhead_cut
+from iiad.planning.costs import compare_costs
 from iiad.planning.plan import identify_rows, read_plan
 from iiad.progress import progress
 from iiad.training.scoring import TokenScore, evaluate_model
@@ -31,7 +31,7 @@ class _Row:
     """A model under one plan that has been scored."""
 
     label: str
-    cost: Cost
+    identity: ModelIdentity  # under the plan that the row runs
     score: TokenScore
     corpus: TokenCorpus
     quantization: str | None
@@ -86,7 +86,7 @@ def evaluate_models(
     for model, label, corpus in zip(models, labels, corpora, strict=True):
         with memory_explained(f"loading {model} on {device}", remedies=["a smaller model"]):
             loaded, identity = load_identified(model, device, dtype, cast=False)
-        shape, first = block_shape(loaded.config), not rows
+        first = not rows
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
         ):
@@ -97,7 +97,7 @@ def evaluate_models(
             ):
                 windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
                 score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
-            rows.append(_Row(name, Cost(runs, shape), score, corpus, kind))
+            rows.append(_Row(name, runs, score, corpus, kind))
         del loaded, runner
     settings = EvaluationSettings(
         block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
@@ -160,10 +160,11 @@ def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> li
 def _describe(row: _Row, first: _Row) -> EvaluationResult:
     """A row as it is written down, compared with the first."""
     score = row.score
+    overhead_cut, compute_cut = compare_costs(row.identity, first.identity)
     comparable = row.corpus.fingerprint == first.corpus.fingerprint and first.score.accuracy > 0
     return EvaluationResult(
         label=row.label,
-        model=row.cost.identity,
+        model=row.identity,
         quantization=row.quantization,
         data=row.corpus.fingerprint,
         tokens=score.tokens,
@@ -171,9 +172,9 @@ def _describe(row: _Row, first: _Row) -> EvaluationResult:
         perplexity=perplexity(score.nll),
         bits_per_byte=bits_per_byte(score.nll, row.corpus.tokens_per_byte),
         accuracy=score.accuracy,
-        evaluations_per_token=row.cost.evaluations_per_token,
-        cache_bytes_per_token=row.cost.cache_bytes_per_token,
-        overhead_cut=overhead_cut(row.cost, first.cost),
-        compute_cut=compute_cut(row.cost, first.cost),
+        evaluations_per_token=row.identity.num_evaluations,
+        cache_bytes_per_token=row.identity.cache_bytes_per_token,
+        overhead_cut=overhead_cut,
+        compute_cut=compute_cut,
         retained=score.accuracy / first.score.accuracy if comparable else None,
     )

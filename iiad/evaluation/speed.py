@@ -16,7 +16,7 @@ from iiad.errors import InputError
 from iiad.loading import choose_device, choose_dtype, label_models
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
-from iiad.planning.model_costs import compute_cut
+from iiad.planning.costs import compare_costs
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
@@ -189,7 +189,7 @@ def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
     """What an evaluation says of the row's model under its plan, nothing where it has no such entry."""
     for result in scores.results if scores is not None else ():
         same = (result.model.fingerprint, result.model.num_iterations, result.quantization)
-        if same == (row.cost.identity.fingerprint, row.cost.identity.num_iterations, row.quantization):
+        if same == (row.identity.fingerprint, row.identity.num_iterations, row.quantization):
             return {"perplexity": result.perplexity, "accuracy": result.accuracy}
     return {}
 
@@ -205,13 +205,14 @@ def _explained(row: Row, prompts: Tensor, num_steps: int) -> Iterator[None]:
 def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tuple[int, int]) -> BenchResult:
     """A row as it is written down: own timings, and those of the first row in the same rounds."""
     batch_size, prompt_tokens = point
-    cut = None if row.quantization or row.compiled else compute_cut(row.cost, first.cost)
+    _, cut = compare_costs(row.identity, first.identity)
+    cut = None if row.quantization or row.compiled else cut
     predicted = None if cut is None else 1 / (1 - cut)
     cache, first_cache = own.timings[-1].cache_bytes, other.timings[-1].cache_bytes
     num_new = own.timings[-1].tokens.shape[1] - 1
     return BenchResult(
         label=row.label,
-        model=row.cost.identity,
+        model=row.identity,
         quantization=row.quantization,
         compiled=row.compiled,
         batch_size=batch_size,
@@ -219,9 +220,9 @@ def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tup
         prefill=_phase("prefill", batch_size * prompt_tokens, own, other, predicted),
         decode=_phase("decode", batch_size * num_new, own, other, predicted),
         predicted_speedup=predicted,
-        evaluations_per_token=row.cost.evaluations_per_token,
+        evaluations_per_token=row.identity.num_evaluations,
         weight_bytes=weight_bytes(row.model),
-        cache_bytes_per_token=row.cost.cache_bytes_per_token,
+        cache_bytes_per_token=row.identity.cache_bytes_per_token,
         cache_bytes=cache,
         cache_ratio=cache / first_cache,
     )

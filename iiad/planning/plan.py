@@ -12,6 +12,7 @@ from iiad.artefacts import Artefact, ModelIdentity
 from iiad.errors import InputError
 
 from .bounds import Bounds
+from .costs import compute_cut, overhead_cut
 from .targets import Targets
 
 __all__ = ["Plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
@@ -84,15 +85,12 @@ class Plan(Artefact):
 
         0 for a teacher without iterations.
         """
-        whole = sum(self.teacher.num_iterations)
-        return (whole - sum(self.num_iterations)) / whole if whole else 0.0
+        return overhead_cut(self.num_iterations, self.teacher.num_iterations)
 
     @property
     def compute_cut(self) -> float:
         """Block evaluations dropped / block evaluations of the teacher, in [0, 1)."""
-        # Subtracted first, so that 1 in 10 is 0.1 and not 0.09999999999999998.
-        whole = self.teacher.num_evaluations
-        return (whole - self.num_evaluations) / whole
+        return compute_cut(self.num_evaluations, self.teacher.num_evaluations)
 
     @property
     def num_evaluations(self) -> int:

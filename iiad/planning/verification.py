@@ -15,6 +15,7 @@ from iiad.influence.profile import Profile
 
 from .baselines import baseline_plans
 from .bounds import Bounds
+from .costs import overhead_cut
 from .curve import pareto_front, shortest_threshold, threshold_curve
 from .planner import plan_by_target
 from .prediction import predicted_loss
@@ -156,10 +157,9 @@ def additivity(verification: Verification) -> float | None:
 
 def verified(candidate: Candidate, profile: Profile, metric: str, **measured: float | None) -> VerifiedPlan:
     """A candidate with what was predicted of it and what was measured."""
-    whole = sum(profile.model.num_iterations)
     return VerifiedPlan(
         **candidate.model_dump(),
-        overhead_cut=1 - sum(candidate.num_iterations) / whole,
+        overhead_cut=overhead_cut(candidate.num_iterations, profile.model.num_iterations),
         predicted=predicted_loss(profile.scores_of(metric), candidate.num_iterations),
         **measured,
     )

@@ -11,14 +11,12 @@ from typer.testing import CliRunner
 
 from cli.evaluate import evaluate
 from iiad import InputError
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import identify_model, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
 from iiad.loading import label_models, load_identified
 from iiad.memory import format_size
 from iiad.planning import Plan
-from iiad.planning.model_costs import Cost, compute_cut, overhead_cut
 from iiad.reporting.evaluation_tables import evaluation_table, format_share, stacked_tables
 from iiad.training.scoring import evaluate_model
 from tests.helpers import BUDGET, make_iiet
@@ -113,30 +111,6 @@ def test_a_first_model_without_iterations_has_no_overhead_to_cut(folders):
     assert llama.overhead_cut is None
     assert teacher.overhead_cut is None
     assert teacher.compute_cut == pytest.approx(1 - 12 / 3)
-
-
-def make_cost(num_iterations, start=1, shape=(32, 56, 4, 2, 8)):
-    identity = ModelIdentity(
-        name="x",
-        fingerprint="f",
-        model_type="iiet",
-        num_layers=len(num_iterations),
-        num_iterations=num_iterations,
-        num_start_evaluations=start,
-        cache_bytes_per_slot=8,
-    )
-    return Cost(identity, shape)
-
-
-def test_cuts_are_none_where_they_would_mislead():
-    first = make_cost([3, 3])
-    wider = make_cost([1, 1], shape=(64, 56, 4, 2, 8))
-    assert (overhead_cut(wider, first), compute_cut(wider, first)) == (None, None)
-    deeper = make_cost([0, 0, 0, 0])
-    assert (overhead_cut(deeper, first), compute_cut(deeper, first)) == (None, 0.5)
-    predicted = make_cost([1, 1], start=2)
-    assert (overhead_cut(predicted, first), compute_cut(predicted, first)) == (None, 0.25)
-    assert overhead_cut(make_cost([1, 2]), first) == 0.5
 
 
 def test_bfloat16_halves_the_cache_and_is_recorded(folders, evaluation):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from iiad.errors import InputError
 from iiad.planning import cost_of
+from iiad.planning.costs import compare_costs
 from tests.helpers import BLOCK_SHAPE, make_profile, make_table
 
 TEACHER = make_profile(num_iterations=(2, 0, 3)).model
@@ -98,3 +99,25 @@ def test_seconds_and_settings_come_from_the_table():
 def test_no_tokens_and_no_sequences_are_refused(name):
     with pytest.raises(InputError, match=f"{name}: found 0; accepted: a whole number from 1"):
         cost_of(TEACHER, [1, 0, 1], **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "cuts"),
+    [
+        ({"num_iterations": [1, 0, 1]}, (0.6, 0.375)),
+        ({"num_iterations": [0, 0]}, (None, 0.75)),
+        ({"num_iterations": [2, 0, 1], "num_start_evaluations": 2}, (None, -0.125)),
+        ({"shape": BLOCK_SHAPE.model_copy(update={"hidden_size": 64})}, (None, None)),
+        ({"shape": BLOCK_SHAPE.model_copy(update={"vocab_size": 5, "history": False})}, (0, 0)),
+        ({"shape": None}, (None, None)),
+        ({"shape": None, "fingerprint": "a" * 64, "num_iterations": [2, 0, 2]}, (0.2, 0.125)),
+    ],
+)
+def test_cuts_between_models_are_none_where_they_would_mislead(change, cuts):
+    change = {"fingerprint": "b" * 64, "num_layers": len(change.get("num_iterations", "123")), **change}
+    assert compare_costs(TEACHER.model_copy(update=change), TEACHER) == cuts
+
+
+def test_a_first_model_without_iterations_has_no_overhead_to_cut():
+    plain = TEACHER.model_copy(update={"num_iterations": [0, 0, 0], "fingerprint": "b" * 64})
+    assert compare_costs(TEACHER, plain) == (None, (3 - 8) / 3)
