@@ -1,4 +1,4 @@
-"""check.json: what was claimed of a model, what was measured, and whether it holds. Needs no torch."""
+"""check.json: claims about a model, their figures and outcomes. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Check", "CheckResult", "CheckSettings"]
 
 
 class CheckSettings(Record):
-    """What was run, and on what."""
+    """Inputs, precision and machine of a check."""
 
     prompt_tokens: int = Field(ge=4, description="random tokens of each prompt")
     new_tokens: int = Field(ge=2, description="tokens of each sequence after its prompt")
@@ -29,7 +29,7 @@ class CheckSettings(Record):
 
 
 class CheckResult(Record):
-    """One claim: passed or failed by its figure, or skipped, or failed by an error, for the reason in `note`."""
+    """One claim: passed or failed by its figure, failed by an error or skipped, with the reason in `note`."""
 
     name: str = Field(description="the claim, unique in the check")
     outcome: Literal["passed", "failed", "skipped"]
@@ -55,7 +55,7 @@ class CheckResult(Record):
 
 
 class Check(Artefact):
-    """What was claimed of one model, and whether it holds."""
+    """The claims about one model and their outcomes."""
 
     kind: Literal["check"] = "check"
     model: ModelIdentity = Field(description="the model and the plan it ran; cache bytes in its dtype")
@@ -69,10 +69,10 @@ class Check(Artefact):
     results: list[CheckResult] = Field(min_length=1, description="one per claim, in the order checked")
 
     def count(self, outcome: str) -> int:
-        """How many claims came out so: passed, failed or skipped."""
+        """Number of claims with this outcome: passed, failed or skipped."""
         return sum(result.outcome == outcome for result in self.results)
 
     @property
     def passed(self) -> bool:
-        """Whether no claim failed and at least one was checked."""
+        """True if no claim failed and at least one passed."""
         return self.count("failed") == 0 < self.count("passed")

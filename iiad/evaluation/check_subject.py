@@ -1,4 +1,4 @@
-"""The model under check, loaded once, with what several claims need of it.
+"""A model under check, loaded once, with the inputs and logits that several claims need.
 
 Legend: B sequences, T tokens of one (prompt and new ones), V vocabulary.
 """
@@ -22,72 +22,50 @@ from iiad.planning import Plan
 
 from .check_artefact import CheckSettings
 
-__all__ = ["Subject", "Teacher", "align", "load_again"]
+__all__ = ["Subject", "logit_difference", "realign", "running_plan"]
 
 NUM_SEQUENCES = 2
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """What a model is compared with.
-
-    Attributes:
-        name: folder or hub name.
-        model: the loaded teacher, which runs its full plan.
-        identity: who it is.
-    """
-
-    name: str
-    model: Any
-    identity: ModelIdentity
-
-
-@dataclass(frozen=True)
 class Subject:
-    """A model under check. Claims leave it as they found it.
+    """A model under check, or its teacher. Claims leave it as they found it.
 
     Attributes:
-        name: folder or hub name.
         model: the loaded model, in evaluation mode.
-        identity: who it is, and the plan it runs.
+        identity: its name, weights and plan.
         settings: what to run.
-        folder: an empty folder for files, gone after the check.
-        teacher: what to compare it with, if given.
-        plan: the plan that the model should run, if given.
+        folder: an empty folder for files, removed after the check.
+        teacher: the model to compare with, if one was given.
+        plan: the plan that the model should run, if one was given.
     """
 
-    name: str
     model: Any
     identity: ModelIdentity
     settings: CheckSettings
     folder: Path
-    teacher: Teacher | None = None
+    teacher: Subject | None = None
     plan: Plan | None = None
-
-    @property
-    def iterated(self) -> bool:
-        """Whether the model follows a plan."""
-        return hasattr(self.model, "set_num_iterations")
 
     @cached_property
     def tokens(self) -> Tensor:
         """(B, T) random token ids, none of them one that transformers may take for padding or the end."""
-        return self._random_tokens(NUM_SEQUENCES, self.settings.seed)
+        return self._draw_tokens(NUM_SEQUENCES, self.settings.seed)
 
     @cached_property
     def training_tokens(self) -> Tensor:
         """(2 B, T) others, for losses."""
-        return self._random_tokens(2 * NUM_SEQUENCES, self.settings.seed + 1)
+        return self._draw_tokens(2 * NUM_SEQUENCES, self.settings.seed + 1)
 
     @property
     def prompts(self) -> Tensor:
-        """(B, prompt tokens), where the sequences begin."""
+        """(B, prompt tokens), the beginnings of the sequences."""
         return self.tokens[:, : self.settings.prompt_tokens]
 
     @cached_property
     def logits(self) -> Tensor:
-        """(B, T, V), without a cache. Raises ValueError where nothing can be compared with them."""
-        logits = self.forward(self.model, self.tokens)
+        """(B, T, V), without a cache. Raises ValueError for logits that nothing can be compared with."""
+        logits = self.forward()
         if not logits.isfinite().all():
             raise ValueError("its logits without a cache hold NaN or infinity")
         if not logits.std() > 0:
@@ -96,41 +74,33 @@ class Subject:
 
     @cached_property
     def deviation(self) -> float:
-        """Standard deviation of the logits, which differences are relative to."""
+        """Standard deviation of the logits."""
         return float(self.logits.double().std())
-
-    @property
-    def margin(self) -> float:
-        """How far below the likeliest token's logit another one may be and still be chosen for rounding alone.
-
-        Twice the bound, in logits: the one may be too high by the bound, and the other too low.
-        """
-        return 2 * self.settings.rounding_bound * self.deviation
 
     @cached_property
     def saved(self) -> Path:
-        """The model, saved once more."""
-        folder = self.folder / "saved"
-        self.model.save_pretrained(folder)
-        return folder
+        """The folder of the model, saved again."""
+        self.model.save_pretrained(self.folder / "saved")
+        return self.folder / "saved"
 
     @torch.no_grad()
-    def forward(self, model: Any, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V) of tokens (B, T), by one forward call without a cache."""
-        return model(input_ids=tokens, use_cache=False).logits
+    def forward(self, model: Any = None, tokens: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T) in one call without a cache; default: its model and tokens."""
+        tokens = self.tokens if tokens is None else tokens
+        return (model or self.model)(input_ids=tokens, use_cache=False).logits
 
-    @contextmanager
-    def following(self, num_iterations: list[int], model: Any = None) -> Iterator[None]:
-        """Let the model, or another one, run a plan for a while and its own again after it."""
-        model = self.model if model is None else model
-        before = list(model.config.num_iterations)
-        model.set_num_iterations(num_iterations)
-        try:
-            yield
-        finally:
-            model.set_num_iterations(before)
+    def compare(self, found: Tensor, wanted: Tensor | None = None) -> float:
+        """`logit_difference` from its logits, or from other ones of its model."""
+        return logit_difference(found, self.logits if wanted is None else wanted, self.deviation)
 
-    def _random_tokens(self, num_sequences: int, seed: int) -> Tensor:
+    def load_again(self, name: str | Path | None = None, **fields: Any) -> Any:
+        """Load its model, or a folder, by transformers' own means, with some fields of the configuration changed."""
+        model = AutoModelForCausalLM.from_pretrained(
+            str(name or self.identity.name), dtype=DTYPES[self.settings.dtype], use_safetensors=True, **fields
+        )
+        return realign(model).to(self.settings.device).eval()
+
+    def _draw_tokens(self, num_sequences: int, seed: int) -> Tensor:
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
         special: set[int] = set()
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -142,20 +112,31 @@ class Subject:
         return usual[drawn].to(self.settings.device)
 
 
-def load_again(name: str | Path, settings: CheckSettings, **fields: Any) -> Any:
-    """A model by transformers' own means, in evaluation mode; fields: of its configuration, to be other ones."""
-    model = AutoModelForCausalLM.from_pretrained(
-        str(name), dtype=DTYPES[settings.dtype], use_safetensors=True, **fields
-    )
-    align(model)
-    return model.to(settings.device).eval()
+def logit_difference(found: Tensor, wanted: Tensor, deviation: float) -> float:
+    """Largest |found - wanted| / deviation, the standard deviation of the model's logits; both of one shape."""
+    if found.shape != wanted.shape:
+        raise ValueError(f"expected shape {tuple(wanted.shape)}, got {tuple(found.shape)}")
+    # In float64, so that small differences of bfloat16 logits are not rounded away.
+    return float((found.double() - wanted.double()).abs().max()) / deviation
 
 
-def align(model: Any) -> None:
-    """Copy every parameter into memory of its own.
+@contextmanager
+def running_plan(model: Any, num_iterations: list[int]) -> Iterator[None]:
+    """Let a model run another plan in the block, and its own after it."""
+    before = list(model.config.num_iterations)
+    model.set_num_iterations(num_iterations)
+    try:
+        yield
+    finally:
+        model.set_num_iterations(before)
+
+
+def realign(model: Any) -> Any:
+    """Copy every parameter into memory of its own; return the model.
 
     Weights may lie in a mapped file, at an offset that differs between two files, and how a matrix product sums may
     depend on that: two copies of one model would differ in the last bit.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    return model

@@ -1,9 +1,10 @@
-"""All claims on one model, in turn; whatever happens to one, the others are still checked."""
+"""Check a model: measure every claim in turn, whatever happens to the others."""
 
 from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,16 @@ from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .check_artefact import Check, CheckResult, CheckSettings
-from .check_subject import NUM_SEQUENCES, Subject, Teacher, align
+from .check_subject import NUM_SEQUENCES, Subject, realign
 from .claims import Claim, Skipped
 from .decoding_claims import DECODING
+from .loading_claims import LOADING
 from .machine import device_name
-from .plan_claims import PLANS
-from .saving_claims import SAVING
 from .training_claims import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]
 
-CLAIMS = [*DECODING, *TRAINING, *SAVING, *PLANS]
+CLAIMS = (*DECODING, *TRAINING, *LOADING)
 
 ROUNDING_BOUNDS = {"float32": 1e-4, "bfloat16": 0.25}
 """Largest figures taken for rounding: measured up to 5e-6 and 0.075, with 3 to 24 layers of 1 to 5 evaluations."""
@@ -47,11 +47,12 @@ def check_model(
     device: str | None = "cpu",
     dtype: str | None = "float32",
     compile: bool = True,
+    claims: Sequence[Claim] = CLAIMS,
 ) -> Check:
     """Check what must hold for any checkpoint, each claim with the figure that decides.
 
-    A claim that an error stops has failed, with the error as its note, unless memory ran out, of which nothing
-    follows; one that does not apply to this model, or cannot be checked here, is skipped, with the reason.
+    A claim fails by its figure or by an error, which becomes its note; running out of memory ends the check instead.
+    A claim that does not apply to this model, or cannot be checked here, is skipped, with the reason.
 
     Args:
         model: folder or hub name of any causal language model.
@@ -60,10 +61,11 @@ def check_model(
         prompt_tokens: random tokens of each prompt.
         new_tokens: tokens of each sequence after its prompt.
         seed: of the tokens.
-        device: None: CUDA where there is one.
-        dtype: of weights and cache, "float32" or "bfloat16"; None: float32 on the CPU, bfloat16 elsewhere. In
-            bfloat16 rounding hides small faults.
+        device: default: CUDA where there is one.
+        dtype: of weights and cache, "float32" or "bfloat16", in which rounding hides small faults; None: float32 on
+            the CPU, bfloat16 elsewhere.
         compile: check the compiled model too, which takes a compiler and most of the time.
+        claims: to check; default: all.
 
     Raises:
         InputError: a model, a value or the plan cannot be used, or memory runs out. All that can be known without
@@ -73,28 +75,27 @@ def check_model(
     dtype = choose_dtype(dtype, device)
     settings = _settings(prompt_tokens, new_tokens, seed, device, dtype, compile)
     if plan is not None and teacher is None:
-        raise InputError("plan: found one without a teacher; accepted: both, as the plan is for a teacher")
-    budget = read_plan(plan)
+        raise InputError("plan: expected a teacher with it, got none")
+    plan = read_plan(plan)
     for name in (model, *([] if teacher is None else [teacher])):
-        _require_room(name, settings)
+        _require_positions(name, settings)
     with tempfile.TemporaryDirectory(prefix="iiad-check-") as folder:
-        subject = _load_subject(model, settings, Path(folder), teacher, budget)
-        results = []
+        subject = _load_subject(model, teacher, plan, settings, Path(folder))
+        where = f"{label_models([model])[0]} on {device}"
         # The most sequences that a claim runs at once are those of training.
         size = (2 * NUM_SEQUENCES, prompt_tokens + new_tokens)
+        results = []
         with (
-            progress("checking", len(CLAIMS), "claims") as advance,
-            memory_explained(
-                f"{label_models([model])[0]} on {device}", subject.model, *size, remedies=_REMEDIES
-            ),
+            progress("checking", len(claims), "claims") as advance,
+            memory_explained(where, subject.model, *size, remedies=_REMEDIES),
         ):
-            for claim in CLAIMS:
+            for claim in claims:
                 results.append(_check(claim, subject))
                 advance(1, claim.name)
     return Check(
         model=subject.identity,
         teacher=None if subject.teacher is None else subject.teacher.identity,
-        plan_fingerprint=None if budget is None else budget.fingerprint,
+        plan_fingerprint=None if plan is None else plan.fingerprint,
         settings=settings,
         results=results,
     )
@@ -109,7 +110,7 @@ def _settings(
         ("seed", seed, 0),
     ):
         if value < least:
-            raise InputError(f"{name}: found {value}; accepted: at least {least}")
+            raise InputError(f"{name}: expected at least {least}, got {value}")
     return CheckSettings(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -124,42 +125,37 @@ def _settings(
     )
 
 
-def _require_room(model: str | Path, settings: CheckSettings) -> None:
+def _require_positions(model: str | Path, settings: CheckSettings) -> None:
     limit, _ = read_limits(model)
     prompt, new = settings.prompt_tokens, settings.new_tokens
     if prompt + new > limit:
         raise InputError(
-            f"prompt_tokens + new_tokens: found {prompt} + {new}; accepted: at most {limit} together, the "
-            f"max_position_embeddings of {model}"
+            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, "
+            f"got {prompt} + {new}"
         )
 
 
 def _load_subject(
-    model: str | Path, settings: CheckSettings, folder: Path, teacher: str | Path | None, plan: Plan | None
+    model: str | Path, teacher: str | Path | None, plan: Plan | None, settings: CheckSettings, folder: Path
 ) -> Subject:
-    """Both models. Raises InputError where the teacher has no iterations or the plan is not one for it."""
+    """Load both models. Raises InputError for a teacher without iterations or a plan for another teacher."""
     other = None
     if teacher is not None:
-        loaded, identity = _load(teacher, settings)
+        loaded, identity = load_identified(teacher, settings.device, settings.dtype, cast=True)
         if not hasattr(loaded, "set_num_iterations"):
             raise InputError(
-                f"teacher: found {teacher}, a {identity.model_type}; accepted: a model with iterations"
+                f"teacher: expected a model with iterations, got {teacher}, a {identity.model_type}"
             )
-        other = Teacher(str(teacher), loaded, identity)
         if plan is not None:
             check_plan(plan, identity)
-    return Subject(str(model), *_load(model, settings), settings, folder, other, plan)
-
-
-def _load(model: str | Path, settings: CheckSettings) -> tuple[Any, Any]:
+        other = Subject(realign(loaded), identity, settings, folder)
     loaded, identity = load_identified(model, settings.device, settings.dtype, cast=True)
-    align(loaded)
-    return loaded, identity
+    return Subject(realign(loaded), identity, settings, folder, other, plan)
 
 
 def _check(claim: Claim, subject: Subject) -> CheckResult:
     bound = 0.0 if claim.exact else subject.settings.rounding_bound
-    known: Any = {"name": claim.name, "bound": bound, "unit": claim.unit}
+    known: dict[str, Any] = {"name": claim.name, "bound": bound, "unit": claim.unit}
     try:
         figure = float(claim.measure(subject))
     except Skipped as reason:

@@ -1,8 +1,7 @@
-"""What a claim is, and the figures that decide about it. All definitions here are ours.
+"""Claims about a model, and the figures that decide them. All definitions here are ours.
 
-Logits are compared by their largest difference, relative to the standard deviation of the model's logits: an absolute
-difference would say nothing about a model whose logits are large. Two exact ways to the same number differ by the
-order in which they sum, and a fault by much more: the bound on rounding (`runner.ROUNDING_BOUNDS`) lies between.
+Two exact ways to the same logits differ by the order in which they sum, a fault by much more: the bound on rounding
+(`checks.ROUNDING_BOUNDS`) lies between. Logit differences are relative to the standard deviation of the logits.
 
 Legend: B sequences, T tokens, V vocabulary.
 """
@@ -12,28 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .check_subject import Subject
 
-__all__ = [
-    "CONTENT",
-    "FIELDS",
-    "GRADIENT",
-    "LAYERS",
-    "LOGITS",
-    "TOKENS",
-    "Claim",
-    "Gradients",
-    "Skipped",
-    "count_unlikely_tokens",
-    "gradient_difference",
-    "logit_difference",
-    "worst",
-]
-
+__all__ = ["Claim", "Gradients", "Skipped", "count_unlikely_tokens", "gradient_difference", "worst"]
 
 LOGITS, GRADIENT = "of logits' std", "of gradient"
 TOKENS, CONTENT, LAYERS, FIELDS = "tokens", "tensors, fields", "layers", "fields"
@@ -46,13 +31,13 @@ class Skipped(Exception):  # noqa: N818  # nothing went wrong
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that must hold for a model.
+    """One property that must hold for a model.
 
     Attributes:
-        name: the claim itself, as "cached = uncached".
-        unit: what the figure is.
-        exact: whether the figure must be 0; otherwise it may reach the bound on rounding.
-        measure: gives the figure, 0 where the claim holds exactly. Raises Skipped where it does not apply; any
+        name: the property, as "cached = uncached".
+        unit: of the figure.
+        exact: the figure must be 0; otherwise it may reach the bound on rounding.
+        measure: returns the figure, 0 where the claim holds exactly. Raises Skipped where it does not apply; any
             other error means that the claim fails.
     """
 
@@ -62,33 +47,17 @@ class Claim:
     measure: Callable[[Subject], float]
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """A loss, and its gradient by each parameter that has one."""
 
     loss: float
     by_parameter: dict[str, Tensor]
 
-    def __add__(self, other: Gradients) -> Gradients:
-        summed = dict(self.by_parameter)
-        for name, gradient in other.by_parameter.items():
-            summed[name] = summed[name] + gradient if name in summed else gradient
-        return Gradients(self.loss + other.loss, summed)
-
-
-def logit_difference(found: Tensor, wanted: Tensor, deviation: float) -> float:
-    """Largest |found - wanted| / deviation, the standard deviation of the model's logits; both of one shape."""
-    if found.shape != wanted.shape:
-        raise ValueError(f"found shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
-    # In float64, so that small differences of bfloat16 logits are not rounded away.
-    return float((found.double() - wanted.double()).abs().max()) / deviation
-
 
 def count_unlikely_tokens(chosen: Tensor, logits: Tensor, margin: float) -> int:
-    """How many tokens were not the likeliest, by more than the margin.
+    """Count tokens whose logit is below the highest by more than the margin, or NaN.
 
-    chosen: (B, T); logits: (B, T, V) from which each should have been chosen. margin: where two logits lie closer
-    than that, either is the likeliest up to rounding.
+    chosen: (B, T); logits: (B, T, V) from which each should have been chosen.
     """
     logits = logits.double()
     behind = logits.amax(-1) - logits.gather(-1, chosen[..., None])[..., 0]  # (B, T)
@@ -113,5 +82,5 @@ def gradient_difference(found: Gradients, wanted: Gradients) -> float:
 
 
 def worst(figures: Iterable[float]) -> float:
-    """The largest, or NaN if there is any, of which max() may lose sight."""
+    """Return the largest figure, or NaN if there is any, which max() may miss."""
     return max(figures, key=lambda figure: (math.isnan(figure), figure))

@@ -1,10 +1,9 @@
-"""Claims about decoding: whatever a cache, a batch or a compiler does, the logits are those of the full forward.
+"""Claims about decoding: a cache, a batch or a compiler does not change the logits of the full forward.
 
-Greedy tokens and ties: two exact ways to the same logits differ by rounding, and where the two best tokens are closer
-than that, either way may take either. From there on the texts would differ for no fault. So the tokens that were
-decoded with a cache are read once by the model without one, and a token counts as different only if its logit there
-is below the highest by more than rounding explains (`Subject.margin`). By induction, a text without such a token is
-what the uncached model decodes, up to ties.
+Greedy tokens and ties: where the two best logits differ by less than rounding, either token is right, and the texts
+differ from there on. So tokens decoded with a cache are read once by the model without one, and a token counts as
+different only if its logit there is below the highest by more than twice the bound on rounding. By induction, a text
+without such a token is what the uncached model decodes, up to ties.
 
 Legend: B sequences, P prompt tokens, T tokens of a sequence, V vocabulary.
 """
@@ -13,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,98 +22,76 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from iiad.errors import InputError
 
+from .check_artefact import CheckSettings
 from .check_subject import Subject
-from .claims import LOGITS, TOKENS, Claim, Skipped, count_unlikely_tokens, logit_difference, worst
+from .claims import LOGITS, TOKENS, Claim, Skipped, count_unlikely_tokens, worst
 from .compiled import require_compiler
 
 __all__ = ["DECODING"]
 
 NUM_BEAMS = 4
-Forward = Callable[..., Any]
 
 
-def cached_logits(subject: Subject) -> float:
-    """The prompt in one call, then a token a call, through transformers' dynamic cache."""
-    logits = _run_pieces(subject, subject.tokens, _one_by_one(subject), _dynamic_cache(subject))
-    return logit_difference(logits, subject.logits, subject.deviation)
-
-
-def cached_tokens(subject: Subject) -> float:
-    """Greedy tokens of stock generate()."""
-    _require_cache(subject)
-    found = _generate(subject, subject.prompts, torch.ones_like(subject.prompts))
-    return _count_other_tokens(subject, found)
+def cached_logits(subject: Subject, cut: Callable[[CheckSettings], list[int]]) -> float:
+    """Read the sequences in calls of the sizes that `cut` gives, through a dynamic cache, against one call."""
+    return subject.compare(_run(subject, cut(subject.settings), _dynamic_cache(subject)))
 
 
 def padded_logits(subject: Subject) -> float:
-    """A batch with a short, left-padded sequence, from a cache; each against itself alone without one.
+    """Decode a batch with a short, left-padded sequence, each row against itself alone without a cache.
 
     The padding is random tokens: what they are must not matter.
     """
     mask = _left_padding(subject)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = _run_pieces(
-        subject, subject.tokens, _one_by_one(subject), _dynamic_cache(subject), mask=mask, positions=positions
+    logits = _run(subject, _one_by_one(subject.settings), _dynamic_cache(subject), mask=mask)
+    rows = zip(subject.tokens, logits, mask.bool(), strict=True)
+    return worst(
+        subject.compare(own[real], subject.forward(tokens=row[real][None])[0]) for row, own, real in rows
     )
-    figures = []
-    for row, own, real in zip(subject.tokens, logits, mask.bool(), strict=True):
-        alone = subject.forward(subject.model, row[real][None])[0]
-        figures.append(logit_difference(own[real], alone, subject.deviation))
-    return worst(figures)
 
 
-def padded_tokens(subject: Subject) -> float:
-    """Greedy tokens of that batch by stock generate(); each row against itself alone."""
+def greedy_tokens(subject: Subject, padded: bool) -> float:
+    """Decode greedily by stock generate(), each row against itself alone; padded: with that padding."""
     _require_cache(subject)
     mask = _left_padding(subject)[:, : subject.settings.prompt_tokens]
-    found = _generate(subject, subject.prompts, mask)
-    different = 0
-    for row, num_real in zip(found, mask.sum(-1), strict=True):
-        num_padding = mask.shape[1] - int(num_real)
-        different += _count_other_tokens(subject, row[None, num_padding:])
+    mask = mask if padded else torch.ones_like(mask)
+    new, different = subject.settings.new_tokens, 0
+    # A logit may be too low by the bound, and the highest one too high.
+    margin = 2 * subject.settings.rounding_bound * subject.deviation
+    for row, num_padding in zip(_generate(subject, subject.prompts, mask), (1 - mask).sum(-1), strict=True):
+        logits = subject.forward(tokens=row[None, num_padding:])[:, -new - 1 : -1]
+        different += count_unlikely_tokens(row[None, -new:], logits, margin)
     return different
 
 
 def static_logits(subject: Subject) -> float:
-    """The same steps through a static cache and through a dynamic one."""
-    sizes = _one_by_one(subject)
-    found = _run_pieces(subject, subject.tokens, sizes, _static_cache(subject))
-    wanted = _run_pieces(subject, subject.tokens, sizes, _dynamic_cache(subject))
-    return logit_difference(found, wanted, subject.deviation)
-
-
-def chunked_logits(subject: Subject) -> float:
-    """The sequence in four calls of unequal sizes through one cache."""
-    num_tokens = subject.tokens.shape[1]
-    sizes = [num_tokens // 2, num_tokens // 4, 1]
-    sizes.append(num_tokens - sum(sizes))
-    logits = _run_pieces(subject, subject.tokens, sizes, _dynamic_cache(subject))
-    return logit_difference(logits, subject.logits, subject.deviation)
+    """Decode through a static cache and through a dynamic one."""
+    sizes = _one_by_one(subject.settings)
+    found = _run(subject, sizes, _static_cache(subject))
+    return subject.compare(found, _run(subject, sizes, _dynamic_cache(subject)))
 
 
 def beam_scores(subject: Subject) -> float:
-    """The best four beams' scores (nats a token) with a cache and without.
+    """Scores (nats a token) of the four best beams with a cache and without.
 
-    Scores and not tokens, for the sake of ties: beams that differ in nothing but that have the same score.
+    Scores and not tokens, because of ties: beams that differ in nothing but a tie have the same score.
     """
     _require_cache(subject)
     prompt = subject.prompts[:1]
     options = {"num_beams": NUM_BEAMS, "num_return_sequences": NUM_BEAMS, "return_dict_in_generate": True}
     cached, uncached = (
-        _generate(
-            subject, prompt, torch.ones_like(prompt), use_cache=use_cache, output_scores=True, **options
-        )
-        for use_cache in (True, False)
+        _generate(subject, prompt, torch.ones_like(prompt), use_cache=use, output_scores=True, **options)
+        for use in (True, False)
     )
-    return logit_difference(cached.sequences_scores, uncached.sequences_scores, subject.deviation)
+    return subject.compare(cached.sequences_scores, uncached.sequences_scores)
 
 
 def compiled_logits(subject: Subject) -> float:
-    """Decoding steps, compiled whole (fullgraph) over a static cache, against the same steps as they are."""
+    """Decode through a static cache by steps compiled whole (fullgraph), and by the same steps as they are."""
     if not subject.settings.compile:
         raise Skipped("not asked for (--no-compile)")
-    sizes = _one_by_one(subject)
-    wanted = _run_pieces(subject, subject.tokens, sizes, _static_cache(subject))
+    sizes = _one_by_one(subject.settings)
+    wanted = _run(subject, sizes, _static_cache(subject))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, about its own modules
         try:
@@ -124,75 +101,65 @@ def compiled_logits(subject: Subject) -> float:
         torch.compiler.reset()  # of each class only so many models are compiled before torch gives up
         try:
             step = torch.compile(subject.model.forward, fullgraph=True, dynamic=False)
-            found = _run_pieces(subject, subject.tokens, sizes, _static_cache(subject), step=step)
+            found = _run(subject, sizes, _static_cache(subject), step=step)
         finally:
             torch.compiler.reset()
-    return logit_difference(found, wanted, subject.deviation)
+    return subject.compare(found, wanted)
 
 
-def _one_by_one(subject: Subject) -> list[int]:
-    return [subject.settings.prompt_tokens, *[1] * subject.settings.new_tokens]
+def _one_by_one(settings: CheckSettings) -> list[int]:
+    """Sizes of calls: the prompt, then a token each."""
+    return [settings.prompt_tokens, *[1] * settings.new_tokens]
+
+
+def _chunks(settings: CheckSettings) -> list[int]:
+    """Sizes of four unequal calls."""
+    num_tokens = settings.prompt_tokens + settings.new_tokens
+    sizes = [num_tokens // 2, num_tokens // 4, 1]
+    return [*sizes, num_tokens - sum(sizes)]
 
 
 @torch.no_grad()
-def _run_pieces(
+def _run(
     subject: Subject,
-    tokens: Tensor,
     sizes: Sequence[int],
     cache: Any,
     *,
     mask: Tensor | None = None,
-    positions: Tensor | None = None,
-    step: Forward | None = None,
+    step: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """Logits (B, T, V) of tokens (B, T), read in calls of so many tokens through a cache.
+    """Logits (B, T, V) of the subject's tokens, read in calls of these sizes through a cache.
 
-    mask, positions: (B, T), as generate() would give them. step: makes all calls but the first.
+    mask: (B, T), 0 at padding, as generate() would give it. step: makes all calls but the first.
     """
     takes_positions = "position_ids" in inspect.signature(subject.model.forward).parameters
-    forward: Forward = subject.model
+    forward = subject.model
     logits, start = [], 0
     for size in sizes:
         end = start + size
         given = {} if mask is None else {"attention_mask": mask[:, :end]}
-        if positions is not None and takes_positions:
-            given["position_ids"] = positions[:, start:end]
-        out = forward(input_ids=tokens[:, start:end], past_key_values=cache, use_cache=True, **given)
-        logits.append(out.logits)
+        if mask is not None and takes_positions:
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end]
+        tokens = subject.tokens[:, start:end]
+        logits.append(forward(input_ids=tokens, past_key_values=cache, use_cache=True, **given).logits)
         start, forward = end, step or forward
     return torch.cat(logits, 1)
 
 
 @torch.no_grad()
 def _generate(subject: Subject, prompts: Tensor, mask: Tensor, **options: Any) -> Any:
-    """What stock generate() makes of prompts (B, P) greedily, or by beams, without ever ending early."""
-    with _plain_generation(subject.model):
-        return subject.model.generate(
-            prompts,
-            attention_mask=mask,
-            max_new_tokens=subject.settings.new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            **options,
-        )
-
-
-@contextmanager
-def _plain_generation(model: Any) -> Iterator[None]:
-    """Generation settings without an end of text, penalties or whatever else a checkpoint brings along."""
+    """Run stock generate() on prompts (B, P), greedily or by beams, without ever ending early."""
+    model, new = subject.model, subject.settings.new_tokens
     before = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = (
+        GenerationConfig()
+    )  # no end of text, penalties or whatever the checkpoint brings
     try:
-        yield
+        return model.generate(
+            prompts, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options
+        )
     finally:
         model.generation_config = before
-
-
-def _count_other_tokens(subject: Subject, found: Tensor) -> int:
-    """How many of the new tokens of found (B, P + new) the model without a cache would not have chosen."""
-    new = subject.settings.new_tokens
-    logits = subject.forward(subject.model, found)[:, -new - 1 : -1]
-    return count_unlikely_tokens(found[:, -new:], logits, subject.margin)
 
 
 def _left_padding(subject: Subject) -> Tensor:
@@ -220,12 +187,12 @@ def _static_cache(subject: Subject) -> StaticCache:
 
 
 DECODING = [
-    Claim("cached = uncached: logits", LOGITS, False, cached_logits),
-    Claim("cached = uncached: greedy tokens", TOKENS, True, cached_tokens),
+    Claim("cached = uncached: logits", LOGITS, False, partial(cached_logits, cut=_one_by_one)),
+    Claim("cached = uncached: greedy tokens", TOKENS, True, partial(greedy_tokens, padded=False)),
     Claim("left-padded = single: logits", LOGITS, False, padded_logits),
-    Claim("left-padded = single: greedy tokens", TOKENS, True, padded_tokens),
+    Claim("left-padded = single: greedy tokens", TOKENS, True, partial(greedy_tokens, padded=True)),
     Claim("static cache = dynamic cache", LOGITS, False, static_logits),
-    Claim("chunked prefill = whole", LOGITS, False, chunked_logits),
+    Claim("chunked prefill = whole", LOGITS, False, partial(cached_logits, cut=_chunks)),
     Claim("beam search: cached = uncached", LOGITS, False, beam_scores),
     Claim("compiled = eager", LOGITS, False, compiled_logits),
 ]

@@ -1,4 +1,4 @@
-"""Claims about training: neither recomputing nor cutting up a batch changes loss or gradient.
+"""Claims about training: recomputing activations or splitting a batch changes neither loss nor gradients.
 
 Legend: B sequences, T tokens.
 """
@@ -19,12 +19,12 @@ from .claims import GRADIENT, Claim, Gradients, Skipped, gradient_difference, wo
 __all__ = ["TRAINING"]
 
 
-def recomputed(subject: Subject, recompute: str) -> float:
-    """Loss and gradients with the unit computed again in the backward pass ("layer", "evaluation"), against none.
+def recomputed(subject: Subject, unit: str) -> float:
+    """Recompute each "layer" or "evaluation" in the backward pass, or nothing.
 
     In training mode with its dropout: the same seed, so that it must come out the same again.
     """
-    switch = _recompute_switch(subject.model, recompute)
+    switch = _recompute_switch(subject.model, unit)
     model = subject.model.train()
     try:
         wanted = _seeded_gradients(subject)
@@ -37,76 +37,68 @@ def recomputed(subject: Subject, recompute: str) -> float:
 
 
 def accumulated(subject: Subject) -> float:
-    """Gradient of a batch's mean loss, against its halves' gradients, weighted by their numbers of tokens.
+    """Sum the gradients of a batch's halves, weighted by their numbers of tokens, or take the whole batch's.
 
-    The halves have different numbers: half of the second one's tokens have no label. Where the forward takes
-    `num_items_in_batch`, as transformers' Trainer gives it, its way of weighting is checked as well.
+    The numbers differ: half of the second half's tokens have no label. Where the forward takes
+    `num_items_in_batch`, as training loops of transformers give it, its way of weighting is checked as well.
     """
     model, tokens = subject.model, subject.training_tokens
     labels = tokens.clone()
     labels[len(labels) // 2 :, : labels.shape[1] // 2] = -100
     total = _count_labels(labels)
-    wanted = _gradients(model, tokens, labels)
+    wanted = _gradients(model, (tokens, labels, 1.0))
     halves = list(zip(tokens.chunk(2), labels.chunk(2), strict=True))
-    by_hand = [_gradients(model, *half, scale=_count_labels(half[1]) / total) for half in halves]
-    ways = [by_hand]
+    found = [_gradients(model, *((*half, _count_labels(half[1]) / total) for half in halves))]
     if any(kind.kind is kind.VAR_KEYWORD for kind in inspect.signature(model.forward).parameters.values()):
-        ways.append([_gradients(model, *half, num_items_in_batch=total) for half in halves])
-    return worst(gradient_difference(first + second, wanted) for first, second in ways)
+        found.append(_gradients(model, *((*half, 1.0) for half in halves), num_items_in_batch=total))
+    return worst(gradient_difference(gradients, wanted) for gradients in found)
 
 
-def _recompute_switch(model: Any, recompute: str) -> Callable[[bool], None]:
-    """What turns recomputing by that unit on and off. Raises Skipped for a model that cannot."""
+def _recompute_switch(model: Any, unit: str) -> Callable[[bool], None]:
+    """Return what turns recomputing on and off. Raises Skipped for a model that cannot."""
     if hasattr(model, "set_recompute"):
-        return lambda on: model.set_recompute(recompute if on else "none")
-    if recompute == "evaluation":
+        return lambda on: model.set_recompute(unit if on else "none")
+    if unit == "evaluation":
         raise Skipped(f"a {model.config.model_type} has no iterations")
     if not model.supports_gradient_checkpointing:
         raise Skipped(f"{type(model).__name__} supports no gradient checkpointing")
-
+    # transformers 5.23 has another name for it than 5.17
     prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-
-    def switch(on: bool) -> None:  # transformers 5.23 has another name for it than 5.17
-        if on:
-            options = {f"{prefix}_checkpointing_kwargs": {"use_reentrant": False}}
-            getattr(model, f"{prefix}_checkpointing_enable")(**options)
-        else:
-            getattr(model, f"{prefix}_checkpointing_disable")()
-
-    return switch
+    options = {f"{prefix}_checkpointing_kwargs": {"use_reentrant": False}}
+    enable = partial(getattr(model, f"{prefix}_checkpointing_enable"), **options)
+    disable = getattr(model, f"{prefix}_checkpointing_disable")
+    return lambda on: enable() if on else disable()
 
 
 def _seeded_gradients(subject: Subject) -> Gradients:
-    with torch.random.fork_rng(devices=_cuda_devices(subject.model)):
+    model, tokens = subject.model, subject.training_tokens
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(subject.settings.seed)
-        return _gradients(subject.model, subject.training_tokens, subject.training_tokens)
+        return _gradients(model, (tokens, tokens, 1.0))
 
 
-def _cuda_devices(model: Any) -> list[torch.device]:
-    return [model.device] if model.device.type == "cuda" else []
-
-
-def _gradients(
-    model: Any, tokens: Tensor, labels: Tensor, *, scale: float = 1.0, **options: Any
-) -> Gradients:
-    """scale * loss and its gradients; tokens, labels: (B, T)."""
+def _gradients(model: Any, *batches: tuple[Tensor, Tensor, float], **options: Any) -> Gradients:
+    """Return the sum of scale * loss and its gradients over batches of tokens (B, T), labels (B, T) and scale."""
     model.zero_grad(set_to_none=True)
+    total = 0.0
     try:
-        loss = scale * model(input_ids=tokens, labels=labels, use_cache=False, **options).loss
-        loss.backward()
+        for tokens, labels, scale in batches:
+            loss = scale * model(input_ids=tokens, labels=labels, use_cache=False, **options).loss
+            loss.backward()
+            total += loss.item()
         named = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     finally:
         model.zero_grad(set_to_none=True)
-    return Gradients(loss.item(), named)
+    return Gradients(total, named)
 
 
 def _count_labels(labels: Tensor) -> int:
-    """Tokens that a loss is taken of: those with a label and a token before it."""
+    """Count tokens with a label and a token before it: those of which a loss is taken."""
     return int((labels[:, 1:] != -100).sum())
 
 
 TRAINING = [
-    Claim("recompute by layer = none", GRADIENT, False, partial(recomputed, recompute="layer")),
-    Claim("recompute by evaluation = none", GRADIENT, False, partial(recomputed, recompute="evaluation")),
+    Claim("recompute by layer = none", GRADIENT, False, partial(recomputed, unit="layer")),
+    Claim("recompute by evaluation = none", GRADIENT, False, partial(recomputed, unit="evaluation")),
     Claim("accumulated = whole batch", GRADIENT, False, accumulated),
 ]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from iiad.checkpoints import identify_model, save_checkpoint
-from iiad.evaluation import checks as runner
 from iiad.evaluation.check_artefact import Check
-from iiad.evaluation.checks import check_model
+from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.planning import Plan
 from tests.helpers import VARIANTS, Folders, make_iiet, make_llama, stir, write_folders
 
+IN_PROCESS = tuple(claim for claim in CLAIMS if claim.name != "remote code = native")
+"""All claims but the one that takes a process of its own, and seconds."""
 QUICK = {"prompt_tokens": 8, "new_tokens": 5, "compile": False}
 BUDGET = [0, 2, 1]
 _CHOSEN = "history plain relaxed shared pcformer-rk2".split()
@@ -47,26 +48,11 @@ def pair(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def only(monkeypatch) -> Callable:
-    """Check no other claims than those of these names, from now on."""
-
-    def keep(*names):
-        few = [claim for claim in runner.CLAIMS if claim.name in names]
-        assert len(few) == len(names)
-        monkeypatch.setattr(runner, "CLAIMS", few)
-
-    return keep
-
-
-@pytest.fixture
-def without_remote_code(only) -> None:
-    """Leave out the one claim that takes a process of its own, and seconds."""
-    only(*(claim.name for claim in runner.CLAIMS if claim.name != "remote code = native"))
-
-
-def quick_check(*args, **options) -> Check:
-    return check_model(*args, **{**QUICK, **options})
+def quick_check(*args, only=(), **options) -> Check:
+    """Check the claims of these names, or all IN_PROCESS, on short sequences and without a compiler."""
+    claims = [claim for claim in CLAIMS if claim.name in only] if only else IN_PROCESS
+    assert not only or len(claims) == len(only)
+    return check_model(*args, **{"claims": claims, **QUICK, **options})
 
 
 def outcomes(check: Check) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
-from iiad.evaluation import saving_claims as saving
+from iiad.evaluation.claims import Claim
+from iiad.evaluation.loading_claims import remote_logits
 from iiad.models import IIETForCausalLM, IIETModel, modeling_iiet
 from iiad.models.layers import IterativeLayer, SlottedAttention
 
@@ -50,7 +51,6 @@ class LastSlotRead:
         return own
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_cache_as_the_released_code_has_it_fails_whatever_decodes_with_it(check, monkeypatch):
     forward = SlottedAttention.forward
 
@@ -68,7 +68,6 @@ def test_a_cache_as_the_released_code_has_it_fails_whatever_decodes_with_it(chec
     assert figures["cached = uncached: logits"] > 0.1
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_evaluations_that_write_to_one_slot_fail_whatever_decodes_with_it(check, monkeypatch):
     assign = SlottedAttention.assign_slots
 
@@ -83,7 +82,6 @@ def test_evaluations_that_write_to_one_slot_fail_whatever_decodes_with_it(check,
     assert outcomes(found)["saved = reloaded: logits"] == "passed"
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_other_tokens_with_a_cache_than_without_fail(check, monkeypatch):
     forward = IIETForCausalLM.forward
 
@@ -113,13 +111,11 @@ def patch_prepare(monkeypatch, change):
     monkeypatch.setattr(IIETModel, "prepare", changed)
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_padding_that_is_read_fails_the_padded_batch(check, monkeypatch):
     patch_prepare(monkeypatch, lambda mask, positions, cache: (None, positions))
     assert failed(check()) - TOKENS == {"left-padded = single: logits"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_positions_that_a_static_cache_gets_wrong_fail_the_static_cache(check, monkeypatch):
     def late(mask, positions, cache):
         decoding = isinstance(cache, StaticCache) and positions.shape[1] == 1
@@ -129,7 +125,6 @@ def test_positions_that_a_static_cache_gets_wrong_fail_the_static_cache(check, m
     assert failed(check()) == {"static cache = dynamic cache"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_chunks_that_all_begin_at_position_0_fail_the_chunked_prefill(check, monkeypatch):
     def restarted(mask, positions, cache):
         chunk = cache is not None and positions.shape[1] > 1
@@ -139,13 +134,11 @@ def test_chunks_that_all_begin_at_position_0_fail_the_chunked_prefill(check, mon
     assert failed(check()) == {"chunked prefill = whole"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_cache_that_does_not_follow_its_beams_fails_beam_search(check, monkeypatch):
     monkeypatch.setattr(DynamicCache, "reorder_cache", lambda self, beams: None)
     assert failed(check(new_tokens=16)) == {"beam search: cached = uncached"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
     def scaled(layer, *args):
         return layer(*args, run=lambda step, *arguments: step(*arguments) * 1.001)
@@ -154,7 +147,6 @@ def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
     assert failed(check()) == {"recompute by evaluation = none"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_recompute_that_loses_gradients_fails_with_the_parameters_name(check, monkeypatch):
     def detached(layer, *args):
         return layer(*args, run=lambda step, *arguments: step(*arguments).detach())
@@ -176,7 +168,6 @@ def mean_over_own(logits, labels, **_):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-@pytest.mark.usefixtures("without_remote_code")
 @pytest.mark.parametrize("loss", [mean_over_all, mean_over_own])
 def test_a_loss_that_depends_on_accumulation_fails(loss, check, monkeypatch):
     monkeypatch.setattr(IIETForCausalLM, "loss_function", staticmethod(loss))
@@ -210,13 +201,12 @@ def save_changed(monkeypatch, change):
     ],
     ids=["rounded", "unused tensor", "plan", "unused field"],
 )
-def test_a_saved_model_that_changes_fails(change, seen, check, monkeypatch, only):
-    only("cached = uncached: logits", "another plan and back = itself", *SAVED)
+def test_a_saved_model_that_changes_fails(change, seen, check, monkeypatch):
     save_changed(monkeypatch, change)
-    assert failed(check()) == seen
+    few = ("cached = uncached: logits", "another plan and back = itself", *SAVED)
+    assert failed(check(only=few)) == seen
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_model_that_cannot_be_saved_fails_and_the_others_go_on(check, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -239,43 +229,38 @@ def save_and_then(monkeypatch, change):
 
 
 @pytest.mark.slow
-def test_saved_code_that_needs_iiad_fails_where_iiad_is_not(check, monkeypatch, only):
-    only("saved = reloaded: logits", "remote code = native")
-
+def test_saved_code_that_needs_iiad_fails_where_iiad_is_not(check, monkeypatch):
     def add_import(folder):
         with (folder / "solvers.py").open("a") as file:
             file.write("\nfrom iiad.errors import InputError\n")
 
     save_and_then(monkeypatch, add_import)
-    found = check()
+    found = check(only=["saved = reloaded: logits", "remote code = native"])
     assert failed(found) == {"remote code = native"}
     assert "iiad" in note(found, "remote code = native")
 
 
-def test_what_stops_the_process_without_iiad_is_told(check, monkeypatch, only, tmp_path):
-    only("remote code = native")
+def test_what_stops_the_process_without_iiad_is_told(check, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nassert os.environ['HF_HUB_OFFLINE'] == '1'\nraise ImportError('no such thing')"
     )
-    monkeypatch.setattr(saving, "SCRIPT", script)
-    found = note(check(), "remote code = native")
+    claim = Claim("remote", "logits", False, functools.partial(remote_logits, script=script))
+    found = note(check(claims=[claim]), "remote")
     assert found == "RuntimeError: without iiad: ImportError: no such thing"
 
 
-def test_an_auto_map_without_every_auto_class_fails(check, monkeypatch, only):
-    only("remote code = native")
-
+def test_an_auto_map_without_every_auto_class_fails(check, monkeypatch):
     def forget(folder):
         config = json.loads((folder / "config.json").read_text())
         del config["auto_map"]["AutoModel"]
         (folder / "config.json").write_text(json.dumps(config))
 
     save_and_then(monkeypatch, forget)
-    assert note(check(), "remote code = native").endswith("config.json: found no AutoModel")
+    found = check(only=["remote code = native"])
+    assert note(found, "remote code = native").endswith("config.json: expected AutoModel, got none")
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
     set_num_iterations = IterativeLayer.set_num_iterations
 
@@ -289,14 +274,12 @@ def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
     assert "teacher loaded = set to the plan" not in failed(found)
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_a_plan_that_is_not_heeded_when_loading_fails(pair, monkeypatch):
     monkeypatch.setattr(IIETForCausalLM, "set_num_iterations", lambda self, plan: None)
     found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
     assert failed(found) == {"full plan = teacher", "teacher loaded = set to the plan"}
 
 
-@pytest.mark.usefixtures("without_remote_code")
 def test_logits_that_are_no_numbers_fail_and_can_be_written_down(check, monkeypatch, tmp_path):
     forward = IIETModel.forward
 
