@@ -14,13 +14,11 @@ __all__ = ["demo"]
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
-        "demo-output"
-    ),
+    output_dir: Annotated[Path, typer.Option(help="Folder for all outputs.")] = Path("demo-output"),
 ) -> None:
-    """Run the whole pipeline on the source text of Python's standard library, in some minutes on two CPU cores.
+    """Run the whole pipeline on the source of Python's standard library; takes minutes on two CPU cores.
 
-    What is finished in the folder is not run again: after Ctrl-C, call it once more.
+    Stages that are finished in the folder do not run again: after Ctrl-C, repeat the command.
 
     Example:  iiad demo --output-dir demo-output
     """
@@ -42,5 +40,5 @@ def demo(
             console.print(InfluenceReport(artefact))
 
     made = run_demo(output_dir, show)
-    console.print(demo_report(made, console.width))
-    print(next_steps(made))
+    console.print(demo_report(made.evaluation, made.bench, made.tokens, console.width))
+    print(next_steps(made.folder, made.minutes))
