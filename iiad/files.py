@@ -78,7 +78,7 @@ def append_line(path: str | Path, line: str, advice: str = "") -> None:
 
 @contextmanager
 def atomic_folder(destination: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `destination` that takes its name when the block ends, and only then.
+    """Yield a temporary folder beside `destination` that takes its name, on disk, when the block ends, and only then.
 
     Raises InputError where something cannot be written, a full disk for one; nothing is left behind then.
     """
@@ -89,6 +89,8 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
         yield stage
         stage.chmod(0o755)
+        for path in [*stage.rglob("*"), stage]:
+            _flush(path)
         if destination.is_dir():
             destination.rmdir()  # empty, or this raises
         os.replace(stage, destination)
@@ -99,6 +101,14 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from iiad.artefacts import ModelIdentity
@@ -14,10 +15,10 @@ from iiad.errors import InputError
 from iiad.loading import choose_device, load_identified
 from iiad.planning import Plan, check_plan
 from iiad.progress import print_status
-from iiad.training.engine import blocks_per_step, check_stage
-from iiad.training.processes import num_processes
+from iiad.training.batches import blocks_per_step
 from iiad.training.recipes import DistillRecipe
 from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge
+from iiad.training.requirements import check_stage
 from iiad.training.scoring import TokenScore
 from iiad.training.teacher import Corpora
 
@@ -60,7 +61,7 @@ class Distillation:
             assert self.teacher is not None
             training = self.recipe.training
             layers = hidden_layers(self.recipe.distillation, self.student.config.num_layers)
-            sharded = training.fsdp and num_processes() > 1
+            sharded = training.fsdp and PartialState().num_processes > 1
             self._live, self.teacher = LiveTeacher(self.teacher, layers, training.bf16, sharded), None
         return self._live
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from iiad.planning import Plan
 from iiad.planning.costs import compute_cut
 from iiad.progress import print_status
-from iiad.training.engine import RunContext, announce, blocks_per_step, run_stage
+from iiad.training.batches import blocks_per_step
 from iiad.training.interruption import TimeLimit
 from iiad.training.learner import LanguageModelling, Objective
+from iiad.training.loop import RunContext, Stage, run_stage
 from iiad.training.model_card import model_card
 from iiad.training.processes import from_first_process, join_processes
 from iiad.training.recipes import DistillRecipe
+from iiad.training.requirements import announce
 from iiad.training.runs import RunFolder
 from iiad.training.student_sections import STAGES
 
@@ -36,11 +37,13 @@ def distill(
     output_dir: str | Path,
     resume: bool = False,
     max_minutes: float | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Distil the teacher into a student of the plan; the finished student lies in output_dir, in float32.
 
     plan_file: None where student.cache_policy or a PCformer's student.predictor_stages say what changes.
-    max_minutes: save and raise Unfinished when they are over. Under torchrun every process calls this.
+    max_minutes: save and raise Unfinished when they are over. on_step: called before each step of a stage with its
+    number, from 1. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from, the student's cuts and, with validation text,
     nats per token of teacher and student and what is retained. Raises InputError for a teacher, plan, text, signals
     or folder that cannot be used or that do not belong together, and as `run_stage`; up to the first step nothing
@@ -75,6 +78,7 @@ def distill(
         lambda model, figures: model_card(model, run.record, figures),
         work.corpora.score,
         limit,
+        on_step,
     )
     results["tokens"] = _run_stages(work, context) * work.corpora.block_size
     work.student.requires_grad_(True)
@@ -116,20 +120,18 @@ def _run_stage(work: Distillation, context: RunContext, number: int, name: str) 
         objective = LearnFromTeacher(teacher, section, work.student.config.num_layers)
         blocks = blocks if teacher is None else teacher.blocks(blocks)
     seed = training.seed + number  # the data in another order than the stage before
-    set_seed(seed)
     with learning_only(work.student, changed) if name == "layerwise" else nullcontext():
-        return run_stage(
-            work.student,
-            blocks,
-            getattr(section, name),
-            context,
-            context.folder / f"stage-{number}-{name}",
+        stage = Stage(
             name=name,
+            folder=context.folder / f"stage-{number}-{name}",
+            blocks=blocks,
+            length=getattr(section, name),
+            seed=seed,
             objective=objective,
             retain=section.retain,
             teacher=work.teacher_score,
-            seed=seed,
         )
+        return run_stage(work.student, stage, context)
 
 
 def _teacher(work: Distillation) -> Teacher | None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iiad.training.engine import Blocks
-from iiad.training.learner import Batch, Learner, shard
+from iiad.training.batches import Batch, Blocks
+from iiad.training.learner import Learner, shard
 from iiad.training.teacher_targets import FullTarget, TopTarget
 
 from .stored_signals import SignalBlocks, StoredSignals

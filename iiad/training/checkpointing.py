@@ -1,52 +1,75 @@
-"""Checkpoints of a stage: whole or not there, the newest and the best pointed to, the others pruned."""
+"""Checkpoints of a stage: whole or not there, the newest and the best pointed to, the others pruned.
+
+Legend: a checkpoint-<step> folder is a model with its tokenizer and card, and beside them
+    optimizer.pt            optimizer and schedule
+    average.safetensors     the weights' average, if the recipe asks for one
+    state.json              StageState
+    manifest.json           size and sha256 of all other files; written last
+Random numbers and the order of the data follow from seed and step, and need no file.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
-import torch.distributed
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from iiad.errors import InputError, one_line
-from iiad.files import write_text
+from iiad.files import atomic_folder, file_sha256, write_text
+from iiad.progress import print_status
 
-from .processes import barrier, is_first_process
-
-__all__ = ["BEST", "LATEST", "Checkpoints", "latest_checkpoint", "notes_of", "read_notes"]
+__all__ = ["Checkpoints", "StageState"]
 
 LATEST, BEST = "LATEST", "BEST"
 """Files beside the checkpoints that hold the name of one."""
+MANIFEST, STATE = "manifest.json", "state.json"
 
-_NOTES = "iiad"
-
-
-def notes_of(state: Any) -> dict[str, Any]:
-    """What we keep in a Trainer's state besides its own, and so in every checkpoint: best, skipped, stopped."""
-    return state.stateful_callbacks.setdefault(_NOTES, {})
+_MANIFEST = TypeAdapter(dict[str, tuple[int, str]])
+_REQUIRED = {"model.safetensors", "optimizer.pt", STATE}
 
 
-def read_notes(checkpoint: Path) -> dict[str, Any]:
-    """The notes in a checkpoint's state."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return (state.get("stateful_callbacks") or {}).get(_NOTES, {})
+@dataclass
+class StageState:
+    """Progress of a stage, kept in every checkpoint.
 
+    window: sums, over the window_steps good steps since the last log line, of each logged loss; so that a resumed run
+    logs what an unbroken one does. newest: the newest of each measure, for the model card. best: step and eval_loss.
+    stopped: reason for an early end.
+    """
 
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a stage, if there is one."""
-    return next(reversed(Checkpoints(Path(folder)).all()), None)
+    step: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    window_steps: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    newest: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    stopped: str = ""
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        """Read a checkpoint's state."""
+        return cls(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        (checkpoint / STATE).write_text(text + "\n", encoding="utf-8")
 
 
 class Checkpoints:
     """The checkpoints in a stage's folder.
 
-    One is written under another name, flushed to the disk and renamed: whatever is called checkpoint-<step> is whole.
+    A checkpoint is written under another name and renamed: what is called checkpoint-<step> is whole unless somebody
+    has touched it since, which its manifest tells.
     limit: how many to keep, the newest ones; the best is kept besides. None keeps all.
     """
 
@@ -54,76 +77,84 @@ class Checkpoints:
         self.folder, self.limit = folder, limit
 
     def all(self) -> list[Path]:
-        """The whole ones, oldest first."""
+        """All checkpoints, oldest first."""
         found = [path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
-    def sweep(self) -> None:
-        """Remove what a kill has left of a checkpoint that was being saved or deleted, or of a pointer."""
-        for pattern in (".saving", ".checkpoint-*-deleted", f".{LATEST}-*", f".{BEST}-*"):
-            for leftover in self.folder.glob(pattern):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
+    def newest(self) -> Path | None:
+        """The newest checkpoint by name, if there is one."""
+        return next(reversed(self.all()), None)
 
-    @contextmanager
-    def saving(self, step: int, best_step: int | None) -> Iterator[Path]:
-        """A folder in which to make checkpoint-<step>; what is there when the block ends takes its place.
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint that is as it was saved, with a remark on newer ones that are not; None without any.
 
-        Every process enters and leaves; the first one moves things. Raises InputError where something cannot be
-        written, a full disk for one, with the last whole checkpoint named.
+        Removes what a kill has left. Raises InputError if there are checkpoints and none of them is whole.
         """
-        staging, final = self.folder / ".saving", self.folder / f"checkpoint-{step}"
-        try:
-            if is_first_process():
-                self.sweep()
-                (staging / final.name).mkdir(parents=True)
-            barrier()
-            yield staging
-            barrier()
-            if is_first_process():
-                self._commit(staging / final.name, final, best_step)
-            barrier()
-        except (torch.OutOfMemoryError, torch.distributed.DistError):  # no fault of the disk's
-            raise
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch has RuntimeError for a full disk
+        for pattern in (".checkpoint-*", f".{LATEST}-*", f".{BEST}-*"):
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        damages: list[str] = []
+        for checkpoint in reversed(self.all()):
+            damage = _find_damage(checkpoint)
+            if damage is None:
+                for found in damages:
+                    print_status(f"{found}; going on from {checkpoint.name}")
+                return checkpoint
+            damages.append(f"{checkpoint}: {damage}")
+        if damages:
             raise InputError(
-                f"{final}: cannot be saved: {one_line(error)}; "
-                f"last whole checkpoint: {latest_checkpoint(self.folder) or 'none yet in this stage'}"
-            ) from error
-        finally:
-            if is_first_process():
-                shutil.rmtree(staging, ignore_errors=True)
+                f"{'; '.join(damages)}; no whole checkpoint is left: remove them to start afresh"
+            )
+        return None
 
-    def _commit(self, made: Path, final: Path, best_step: int | None) -> None:
-        _flush(made)
-        if final.exists():
-            _remove(final)
-        os.replace(made, final)
-        _flush(self.folder, whole=False)
-        write_text(self.folder / LATEST, final.name + "\n")
-        best = self.folder / f"checkpoint-{best_step}"
-        if best_step is not None and best.is_dir():
-            write_text(self.folder / BEST, best.name + "\n")
+    def save(self, step: int, write: Callable[[Path], None], best_step: int | None = None) -> None:
+        """Make checkpoint-<step> of what `write` puts into a folder; point to it, and prune.
+
+        Raises InputError, with the last checkpoint named, where something cannot be written: a full disk, say.
+        """
+        final, best = self.folder / f"checkpoint-{step}", self.folder / f"checkpoint-{best_step}"
+        try:
+            if final.exists():  # damaged, or this step would not be made again
+                _remove(final)
+            with atomic_folder(final) as made:
+                write(made)
+                files = sorted(path for path in made.rglob("*") if path.is_file())
+                sums = {
+                    str(path.relative_to(made)): (path.stat().st_size, file_sha256(path)) for path in files
+                }
+                (made / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+            write_text(self.folder / LATEST, final.name + "\n")
+            if best.is_dir():
+                write_text(self.folder / BEST, best.name + "\n")
+        except (InputError, SafetensorError) as error:
+            problem = (
+                error if isinstance(error, InputError) else f"{final}: cannot be written: {one_line(error)}"
+            )
+            raise InputError(
+                f"{problem}; last whole checkpoint: {self.newest() or 'none yet in this stage'}"
+            ) from error
         for old in self.all()[: -self.limit] if self.limit else []:
             if old != best:
                 _remove(old)
 
 
-def _flush(folder: Path, whole: bool = True) -> None:
-    """Have a folder on the disk, with all in it or only its list, so that no power cut empties what is renamed."""
-    for path in [*(folder.rglob("*") if whole else ()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _find_damage(checkpoint: Path) -> str | None:
+    """Name the first file that is not as it was saved; None if all are."""
+    try:
+        sums = _MANIFEST.validate_json((checkpoint / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return f"{MANIFEST} is missing or damaged"
+    for name in sorted(_REQUIRED | sums.keys()):
+        path = checkpoint / name
+        if name not in sums or not path.is_file():
+            return f"{name} is missing"
+        if sums[name] != (path.stat().st_size, file_sha256(path)):
+            return f"{name} is not as it was saved"
+    return None
 
 
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint so that at no moment a part of it has a checkpoint's name."""
     doomed = checkpoint.with_name(f".{checkpoint.name}-deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)

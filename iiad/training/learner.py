@@ -5,21 +5,21 @@ Legend: B batch, T tokens, D model width, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
+from .batches import Batch
 from .head import head_loss, next_token_labels
-from .processes import num_processes
 
-__all__ = ["Batch", "LanguageModelling", "Learner", "Objective", "shard"]
-
-Batch = dict[str, Tensor]
+__all__ = ["LanguageModelling", "Learner", "Objective", "shard", "unsharded"]
 
 
 class Objective(Protocol):
@@ -74,30 +74,6 @@ class Learner(nn.Module):
         """The head's weight, (V, D); where it is sharded, whole from a forward pass to its backward pass."""
         return self.model.get_output_embeddings().weight
 
-    # What evaluation asks of a model, so that it can be given a learner whose model is sharded.
-
-    @property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    def base_model(self, input_ids: Tensor, use_cache: bool = False) -> Any:
-        """input_ids: (B, T) -> last_hidden_state (B, T, D)."""
-        return self.states(input_ids)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The model's."""
-        return self.model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The model's."""
-        return self.model.get_output_embeddings()
-
 
 def shard(learner: Learner) -> None:
     """Shard parameters over all processes with FSDP2, a unit a layer; embeddings, norm and head are the last unit.
@@ -105,12 +81,22 @@ def shard(learner: Learner) -> None:
     In place. The head stays whole from the forward pass on, so that the loss can use it in chunks.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(device, (num_processes(),))
+    mesh = init_device_mesh(device, (PartialState().num_processes,))
     for layer in learner.model.base_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(learner, mesh=mesh)
     for method in ("states", "run"):
         register_fsdp_forward_method(learner, method)
+
+
+@contextmanager
+def unsharded(learner: Learner) -> Iterator[None]:
+    """Let the model be run by itself, without its learner, inside of the block. After a training step only."""
+    if isinstance(learner, FSDPModule):
+        learner.unshard()
+    yield
+    if isinstance(learner, FSDPModule):
+        learner.reshard()
 
 
 class LanguageModelling:

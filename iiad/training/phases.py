@@ -1,7 +1,4 @@
-"""Teacher training in two phases: without iterations at first, with all of them at the end (paper).
-
-The plan is the model's configuration and the phase is the trainer's: `forward` knows nothing of either.
-"""
+"""Teacher training in two phases: without iterations at first, with all of them at the end (paper)."""
 
 from __future__ import annotations
 
@@ -10,19 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from iiad.models import IIETModel
 
-from .processes import assign, whole
+from .processes import assign, gather_full
 
 __all__ = ["TwoPhases", "continue_without_a_jump"]
 
 
-class TwoPhases(TrainerCallback):
+class TwoPhases:
     """Run no iterations before step ceil(iterations_start * max_steps), the whole plan from there on.
 
-    The step decides, not what happened before, so that a resumed run is in the phase it would have been in.
+    The step alone decides, so that a resumed run is in the phase it would have been in.
     smooth: begin the second phase with `continue_without_a_jump`.
     """
 
@@ -31,17 +27,17 @@ class TwoPhases(TrainerCallback):
         self.first_step = math.ceil(iterations_start * max_steps)
         self.smooth = smooth
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Switch when the phase changes; `state.global_step` counts the steps already made."""
-        wanted = self.plan if state.global_step >= self.first_step else [0] * len(self.plan)
+    def enter(self, step: int, model: Any) -> None:
+        """Give the model the plan of a step, counted from 0."""
+        wanted = self.plan if step >= self.first_step else [0] * len(self.plan)
         if model.config.num_iterations != wanted:
             model.set_num_iterations(wanted)
         # At the switch alone, and again when resumed from the checkpoint that was saved just before it.
-        if self.smooth and 0 < state.global_step == self.first_step:
+        if self.smooth and 0 < step == self.first_step:
             continue_without_a_jump(model.base_model)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Leave the model with its whole plan, also when no step was left for it."""
+    def leave(self, model: Any) -> None:
+        """Give the model its whole plan, also when no step was left for it."""
         model.set_num_iterations(self.plan)
 
 
@@ -63,9 +59,9 @@ def continue_without_a_jump(model: IIETModel) -> None:
         for new, old in zip(
             corrector.update_norm.parameters(), corrector.start_norm.parameters(), strict=True
         ):
-            assign(new, whole(old))
+            assign(new, gather_full(old))
         # x_1 = H_0; x_t is the combination by c that the layer before made
-        weights = torch.zeros_like(whole(corrector.update_weights))
-        weights[:-1] = 1.0 if before is None else whole(before.output_weights)
+        weights = torch.zeros_like(gather_full(corrector.update_weights))
+        weights[:-1] = 1.0 if before is None else gather_full(before.output_weights)
         assign(corrector.update_weights, weights)
         before = corrector

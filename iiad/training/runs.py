@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from pydantic import Field, JsonValue
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from iiad.errors import InputError, one_line
 from iiad.files import write_text
 from iiad.progress import print_status
 
-from .processes import barrier, is_first_process
+from .processes import from_first_process
 
 __all__ = ["RunFolder", "RunRecord"]
 
@@ -113,10 +114,8 @@ class RunFolder:
                     f"(then {before[:12]}, now {found[:12]})"
                 )
         self.record = self.record.model_copy(update={"inputs": {**self.record.inputs, **inputs}})
-        barrier()  # every process has looked at the folder as it was
-        if is_first_process():
-            self._write()
-        barrier()
+        PartialState().wait_for_everyone()  # every process has looked at the folder as it was
+        from_first_process(self._write)
 
     def _write(self) -> None:
         try:
@@ -131,9 +130,7 @@ class RunFolder:
     def finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         """Put the finished model into the folder, and only then call the run finished."""
         require_finite(model.state_dict(), self.path)
-        if is_first_process():
-            self._finish(model, tokenizer, card, results)
-        barrier()
+        from_first_process(lambda: self._finish(model, tokenizer, card, results))
 
     def _finish(self, model: PreTrainedModel, tokenizer: Any, card: str, results: dict[str, Any]) -> None:
         stage = self.path / ".final"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from iiad.checkpoints import load_model, model_fingerprint
 from iiad.data import (
@@ -28,13 +28,15 @@ from iiad.files import atomic_folder
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.progress import print_status, progress
 
-from .engine import RunContext, announce, blocks_per_step, check_stage, run_stage
+from .batches import blocks_per_step
 from .interruption import TimeLimit
+from .loop import RunContext, Stage, run_stage
 from .model_card import model_card
 from .model_sections import DataSection, ModelSection, TokenizerSection
 from .phases import TwoPhases
-from .processes import first_process_first, from_first_process, is_first_process, join_processes
+from .processes import first_process_first, from_first_process, join_processes
 from .recipes import TrainRecipe
+from .requirements import announce, check_stage
 from .runs import RunFolder
 from .scoring import TokenScore, evaluate_model
 from .stage_sections import OptimizationSection
@@ -112,11 +114,16 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
 
 
 def train(
-    recipe: TrainRecipe, output_dir: str | Path, resume: bool = False, max_minutes: float | None = None
+    recipe: TrainRecipe,
+    output_dir: str | Path,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train the recipe's model; the finished model, its card and log lie in output_dir.
 
-    max_minutes: save and raise Unfinished when they are over. Under torchrun every process calls this.
+    max_minutes: save and raise Unfinished when they are over. on_step: called before each step with its number, from
+    1. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from and, with validation text, its nats per
     token. Raises InputError for text, tokenizer, shape or folder that cannot be used, and as `run_stage`; up to the
     first step nothing has been written then.
@@ -135,9 +142,7 @@ def train(
     check_stage(model, corpora.blocks, recipe.training)
     phases = _phases(recipe, model)
     run.begin({**corpora.fingerprints, **inputs})
-    if not kept.is_dir() and is_first_process():
-        with atomic_folder(kept) as stage:
-            tokenizer.save_pretrained(stage)
+    from_first_process(lambda: _keep_tokenizer(tokenizer, kept))
     context = RunContext(
         run.path,
         recipe.training,
@@ -145,17 +150,18 @@ def train(
         lambda model, figures: model_card(model, run.record, figures),
         corpora.score,
         limit,
+        on_step,
     )
-    run_stage(
-        model,
-        corpora.blocks,
-        recipe.training,
-        context,
-        run.path,
+    stage = Stage(
         name="train",
-        callbacks=phases,
-        unused=bool(phases) or _has_unused(model),
+        folder=run.path,
+        blocks=corpora.blocks,
+        length=recipe.training,
+        seed=recipe.training.seed,
+        phases=phases,
+        unused=phases is not None or _has_unused(model),
     )
+    run_stage(model, stage, context)
     blocks_seen = recipe.training.max_steps * blocks_per_step(recipe.training)
     results: dict[str, Any] = {"tokens": blocks_seen * corpora.block_size}
     if corpora.score is not None:
@@ -172,6 +178,12 @@ def prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
     if kept.is_dir():
         return load_tokenizer(kept)
     return from_first_process(lambda: _train_tokenizer(recipe))
+
+
+def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
+    if not kept.is_dir():
+        with atomic_folder(kept) as stage:
+            tokenizer.save_pretrained(stage)
 
 
 def _train_tokenizer(recipe: TrainRecipe) -> Any:
@@ -224,19 +236,17 @@ def _has_unused(model: PreTrainedModel) -> bool:
     return idle_stages or 0 in getattr(config, "num_iterations", [])
 
 
-def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> list[TrainerCallback]:
-    """The schedule of the iterations; a model that is there runs them from the start unless the recipe says else."""
+def _phases(recipe: TrainRecipe, model: PreTrainedModel) -> TwoPhases | None:
+    """The schedule of the iterations; None where all run from the start, as in a model that is there by default."""
     training, config = recipe.training, model.config
     if config.model_type != IIETConfig.model_type or not any(config.iterations):
-        return []
+        return None
     if recipe.model.path is not None:
         if "iterations_start" not in training.model_fields_set or not training.iterations_start:
-            return []
+            return None
         if config.history:
             raise InputError(
                 f"training.iterations_start is for models from scratch: {recipe.model.path} has iterations that "
                 "have learnt, and would begin them anew; accepted: 0"
             )
-    return [
-        TwoPhases(config.iterations, training.iterations_start, training.max_steps, training.smooth_start)
-    ]
+    return TwoPhases(config.iterations, training.iterations_start, training.max_steps, training.smooth_start)

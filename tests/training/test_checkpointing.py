@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iiad import InputError
 from iiad.training import RunRecord, TrainRecipe, train
 from iiad.training import teacher as teacher_module
-from iiad.training.checkpointing import Checkpoints, latest_checkpoint, read_notes
+from iiad.training.checkpointing import Checkpoints, StageState
 from iiad.training.scoring import TokenScore
 
-FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "trainer_state.json": "{}"}
+FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "state.json": "{}"}
 
 
 class Killed(BaseException):
@@ -45,13 +45,11 @@ class Disk:
 
 
 def save(folder, step, best_step=None, limit=1):
-    with Checkpoints(folder, limit).saving(step, best_step) as staging:
+    def write(made):
         for name, text in FILES.items():
-            (staging / f"checkpoint-{step}" / name).write_text(text)
+            (made / name).write_text(text)
 
-
-def files_of(checkpoint):
-    return {path.name: path.read_text() for path in checkpoint.iterdir()}
+    Checkpoints(folder, limit).save(step, write, best_step)
 
 
 @pytest.fixture
@@ -83,16 +81,18 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_alone(step, best_
             Disk(patch, fatal)
             with pytest.raises(Killed):
                 save(run, step, best_step)
-        newest = latest_checkpoint(run)
+        whole = Checkpoints(run).all()
+        newest = Checkpoints(run).newest_whole()
+        assert newest == whole[-1]
         assert newest.name in ("checkpoint-2", "checkpoint-4", f"checkpoint-{step}")
         assert step == 4 or newest.name != "checkpoint-2"
-        for checkpoint in Checkpoints(run).all():
-            assert files_of(checkpoint) == FILES
+        for checkpoint in whole:
+            assert {path.name for path in checkpoint.iterdir()} == {*FILES, "manifest.json"}
         for pointer in ("LATEST", "BEST"):
             assert step == 4 or (run / (run / pointer).read_text().strip()).is_dir()
         # The resumed run comes to the same step, and nothing of the kill is left.
         save(run, step, best_step)
-        assert latest_checkpoint(run).name == f"checkpoint-{step}"
+        assert Checkpoints(run).newest().name == f"checkpoint-{step}"
         assert (run / "LATEST").read_text() == f"checkpoint-{step}\n"
         left = {path.name for path in run.iterdir()}
         assert left == {"LATEST", "BEST", f"checkpoint-{step}", f"checkpoint-{best_step}"}
@@ -113,14 +113,13 @@ def test_other_names_are_no_checkpoints(folder):
 
 
 def test_what_cannot_be_written_is_one_line_that_names_the_last_whole_checkpoint(folder):
-    def fill_the_disk():
-        with Checkpoints(folder).saving(6, None) as staging:
-            (staging / "checkpoint-6" / "model.safetensors").write_text("wei")
-            raise OSError(28, "No space left on device")
+    def fill_the_disk(made):
+        (made / "model.safetensors").write_text("wei")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match=r"checkpoint-6: cannot be saved: .*No space.*checkpoint-4$"):
-        fill_the_disk()
-    assert not (folder / ".saving").exists()
+    with pytest.raises(InputError, match=r"checkpoint-6: cannot be written: .*No space.*checkpoint-4$"):
+        Checkpoints(folder).save(6, fill_the_disk)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +153,7 @@ def test_the_best_checkpoint_outlives_newer_ones(watched):
         ["checkpoint-6", "checkpoint-9"],
         ["checkpoint-12", "checkpoint-6"],
     ]
-    assert read_notes(folder / "checkpoint-12")["best"] == {"step": 6, "eval_loss": 3.0}
+    assert StageState.load(folder / "checkpoint-12").best == {"step": 6, "eval_loss": 3.0}
 
 
 def test_a_checkpoint_is_a_model_with_tokenizer_and_card(watched):

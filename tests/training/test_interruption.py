@@ -17,9 +17,8 @@ from iiad.distillation import distill
 from iiad.errors import Unfinished
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord, TrainRecipe, train
-from iiad.training.checkpointing import latest_checkpoint
+from iiad.training.checkpointing import Checkpoints
 from iiad.training.interruption import TimeLimit
-from iiad.training.stage_trainer import StageTrainer
 from tests.training.forking import Commands, wait_until
 
 pytestmark = pytest.mark.xdist_group(
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.xdist_group(
 )  # what its fixtures make is long in the making: once is enough
 
 STEPS, SWITCH = 12, 6
-PARTS = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "average.safetensors", "README.md"}
+PARTS = {"optimizer.pt", "state.json", "manifest.json", "average.safetensors", "README.md"}
 STAGE = {"max_steps": 4, "warmup_steps": 1, "learning_rate": 0.003}
 
 
@@ -123,7 +122,7 @@ def test_kills_at_any_moment_and_during_saves_do_not_change_the_end(arguments, u
         if moment == "any":
             time.sleep(rng.uniform(0.05, 0.6) * seconds)
         elif moment == "saving":
-            wait_until(lambda run=run: any(run.rglob(".saving")), pid)
+            wait_until(lambda run=run: any(run.rglob(".checkpoint-*")), pid)
             time.sleep(rng.uniform(0, 0.01))
         elif moment == "saved":
             before = checkpoints_of(run)
@@ -153,7 +152,7 @@ def checkpoints_of(run):
     """Those of all stages, in a folder from which others may be removed just now."""
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return [path for path in run.rglob("checkpoint-*") if path.parent.name != ".saving"]
+            return [path for path in run.rglob("checkpoint-*") if path.is_dir()]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_a_signal_leaves_in_order(number, code, arguments, unbroken, commands, t
             break
     assert ended == code
     stage = next(run.rglob("checkpoint-*")).parent
-    last = latest_checkpoint(stage)
+    last = Checkpoints(stage).newest()
     assert (stage / "LATEST").read_text() == f"{last.name}\n"
     if number == signal.SIGTERM:
         assert commands.last_line() == f"iiad: {run}: terminated; saved {last}; continue with --resume"
@@ -194,7 +193,7 @@ def test_a_limit_on_the_minutes_leaves_in_order_as_often_as_it_is_met(
         commands.last_line() == f"iiad: {run}: 0.0001 minutes are over; saved {last}; continue with --resume"
     )
     assert commands.run(*arguments, "--output-dir", run, "--resume", *limit) == 75
-    assert latest_checkpoint(last.parent).name == "checkpoint-2"
+    assert Checkpoints(last.parent).newest().name == "checkpoint-2"
     assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
     assert_ends_like(unbroken[0], run)
 
@@ -218,40 +217,44 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_goes_on(arguments, 
     code = commands.run(*arguments, "--output-dir", run, "--resume", file_bytes=int(1.2 * size))
     assert code == 2
     line = commands.last_line()
-    assert line.startswith(f"iiad: {last.with_name('checkpoint-2')}: cannot be saved: ")
+    assert line.startswith(f"iiad: {last.with_name('checkpoint-2')}: cannot be written: ")
     assert line.endswith(f"; last whole checkpoint: {last}")
-    assert not last.with_name(".saving").exists()
+    assert [path.name for path in last.parent.glob(".checkpoint*")] == []
     assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
     assert_ends_like(whole, run)
 
 
-def at_step(monkeypatch, step, act, name="compute_loss", stage=""):
-    """Call act before a method of the trainer's does its work in that step, counted from 1, of that stage."""
-    original = getattr(StageTrainer, name)
-
-    def method(self, *args, **kwargs):
-        made = self.state.global_step + (name == "compute_loss")
-        if made == step and stage in str(self.checkpoints.folder):
-            act()
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(StageTrainer, name, method)
-
-
-def terminate():
+def terminate(*args):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# In the step itself, and while its checkpoint is being written.
-@pytest.mark.parametrize("method", ["compute_loss", "_save_checkpoint"])
+def terminate_at(step):
+    """SIGTERM in that step, counted from 1."""
+    return lambda number: terminate() if number == step else None
+
+
+@pytest.mark.parametrize("moment", ["in the step", "while it is saved"])
 def test_a_sigterm_in_the_last_step_of_a_stage_is_not_forgotten(
-    method, lesson, teacher_folder, plan_file, tmp_path, monkeypatch, capsys
+    moment, lesson, teacher_folder, plan_file, tmp_path, monkeypatch, capsys
 ):
-    run, recipe = tmp_path / "run", DistillRecipe.model_validate(lesson)
+    run, recipe, stages = tmp_path / "run", DistillRecipe.model_validate(lesson), []
+    save = Checkpoints.save
+
+    def save_terminated(self, step, *args):
+        if "distill" in self.folder.name and step == STAGE["max_steps"]:
+            terminate()
+        save(self, step, *args)
+
+    def on_step(number):
+        stages.extend([number] if number == 1 else [])
+        if len(stages) == 2 and number == STAGE["max_steps"] and moment == "in the step":
+            terminate()
+
     with monkeypatch.context() as patch:
-        at_step(patch, STAGE["max_steps"], terminate, method, "distill")
+        if moment == "while it is saved":
+            patch.setattr(Checkpoints, "save", save_terminated)
         with pytest.raises(Unfinished, match=r"terminated; saved .*checkpoint-4; continue with --resume"):
-            distill(teacher_folder, plan_file, recipe, run)
+            distill(teacher_folder, plan_file, recipe, run, on_step=on_step)
     assert {stage for stage, _ in steps_of(run)} == {"layerwise", "distill"}
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     distill(teacher_folder, plan_file, recipe, run, resume=True)
@@ -263,11 +266,10 @@ def test_a_sigterm_in_the_last_step_of_a_stage_is_not_forgotten(
     ]
 
 
-def test_a_sigterm_between_checkpoints_saves_the_step_that_was_made(fields, tmp_path, monkeypatch):
-    at_step(monkeypatch, 5, terminate)
+def test_a_sigterm_between_checkpoints_saves_the_step_that_was_made(fields, tmp_path):
     with pytest.raises(Unfinished):
-        train(TrainRecipe.model_validate(fields), tmp_path / "run")
-    assert latest_checkpoint(tmp_path / "run").name == "checkpoint-5"
+        train(TrainRecipe.model_validate(fields), tmp_path / "run", on_step=terminate_at(5))
+    assert Checkpoints(tmp_path / "run").newest().name == "checkpoint-5"
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -18,7 +18,7 @@ from iiad.checkpoints import identify_model, load_model
 from iiad.distillation import distill
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord, TrainRecipe, train
-from iiad.training.checkpointing import latest_checkpoint
+from iiad.training.checkpointing import Checkpoints
 
 pytestmark = pytest.mark.xdist_group(
     "processes"
@@ -228,7 +228,7 @@ def test_a_sigterm_to_one_process_makes_all_save_and_leave(together):
     folder, found, errors = together
     assert [each["terminated"]["code"] for each in found] == [75, 75]
     run = folder / "terminated"
-    assert latest_checkpoint(run).name == "checkpoint-3"
+    assert Checkpoints(run).newest().name == "checkpoint-3"
     assert (run / "LATEST").read_text() == "checkpoint-3\n"
     assert f"iiad: {run}: terminated; saved {run / 'checkpoint-3'}; continue with --resume\n" in errors
 

@@ -1,0 +1,67 @@
+"""Data and random numbers of a step. Both follow from seed and step alone, so a resumed run has them without a state.
+
+Legend: T tokens of a block, b blocks of a micro-batch, A micro-batches of a step, P processes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from .stage_sections import OptimizationSection
+
+__all__ = ["Batch", "Blocks", "blocks_per_step", "micro_batches", "seed_step"]
+
+Batch = dict[str, Tensor]
+
+
+class Blocks(Protocol):
+    """Equally long blocks of tokens: item i is a dict with input_ids (T,)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
+def blocks_per_step(optimization: OptimizationSection) -> int:
+    """Blocks that one optimizer step learns from: b A P."""
+    one = optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
+    return one * PartialState().num_processes
+
+
+def micro_batches(
+    blocks: Blocks, step: int, optimization: OptimizationSection, seed: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield this process's A micro-batches of a step, counted from 0, each value (b, ...).
+
+    Every epoch is a new order of all blocks, less the few that fill no step. The blocks of a step do not depend on
+    how b, A and P divide them.
+    """
+    size, count = optimization.per_device_train_batch_size, blocks_per_step(optimization)
+    epoch, place = divmod(step, len(blocks) // count)
+    numbers = _order(len(blocks), _derive_seed("order", seed, epoch))[place * count : (place + 1) * count]
+    here = PartialState()
+    for chunk in numbers.split(size)[here.process_index :: here.num_processes]:
+        batch = default_collate([blocks[number] for number in chunk.tolist()])
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Set torch's random numbers (dropout) for a step; processes draw different ones."""
+    torch.manual_seed(_derive_seed("step", seed, step, PartialState().process_index))
+
+
+@lru_cache(maxsize=1)
+def _order(num_blocks: int, seed: int) -> Tensor:
+    return torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed))
+
+
+def _derive_seed(*parts: str | int) -> int:
+    return random.Random(repr(parts)).getrandbits(63)

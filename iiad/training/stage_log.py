@@ -1,0 +1,80 @@
+"""Figures of a stage as it runs: log.jsonl, the trackers that the recipe names, the note beside the bar."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from iiad.files import write_text
+
+__all__ = ["StageLog"]
+
+_SHOWN = {"loss": ("loss", ".4f"), "eval_loss": ("validation", ".4f"), "learning_rate": ("lr", ".2e")}
+
+
+class StageLog:
+    """Add a line to log.jsonl, and to accelerate's trackers, for each training or validation loss.
+
+    path: of log.jsonl; lines of this stage after `step`, from which it goes on, are removed: they will be logged
+    again. tokens_per_step: of all processes, for the rate. note: the newest figures, for a progress bar.
+    """
+
+    def __init__(self, path: Path, stage: str, step: int, tokens_per_step: int, accelerator: Accelerator):
+        self.path, self.stage, self.tokens_per_step = path, stage, tokens_per_step
+        self.accelerator, self.note = accelerator, ""
+        self.last_step, self.started = step, time.monotonic()
+        self.last_time = self.started
+        if accelerator.is_main_process and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(path, "".join(line for line in lines if self._is_kept(line)))
+
+    def _is_kept(self, line: str) -> bool:
+        try:
+            entry = json.loads(line)
+            return entry["stage"] != self.stage or entry["step"] <= self.last_step
+        except (ValueError, KeyError, TypeError):  # a kill in the middle of a line
+            return False
+
+    def write(self, step: int, figures: dict[str, Any], model: PreTrainedModel) -> None:
+        """Log the figures of a step."""
+        shown = [
+            f"{label} {figures[name]:{form}}"
+            for name, (label, form) in _SHOWN.items()
+            if figures.get(name) is not None
+        ]
+        self.note = ", ".join(shown) or self.note
+        if not self.accelerator.is_main_process:
+            return
+        now = time.monotonic()
+        entry = {"stage": self.stage, "step": step, **figures}
+        if "loss" in figures:
+            tokens = (step - self.last_step) * self.tokens_per_step
+            entry["tokens_per_second"] = round(tokens / max(now - self.last_time, 1e-9), 1)
+            self.last_time, self.last_step = now, step
+        entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
+        if hasattr(model.config, "num_iterations"):
+            entry["evaluations_per_token"] = model.config.num_evaluations
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        numbers = {f"{self.stage}/{name}": value for name, value in entry.items() if _is_number(value)}
+        self.accelerator.log(numbers, step=step)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _peak_memory() -> int:
+    """Most bytes that this process has held: on its GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
