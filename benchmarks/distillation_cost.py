@@ -32,7 +32,7 @@ from iiad.distillation.capture import capture_signals
 from iiad.distillation.stored_signals import SignalBlocks, StoredSignals
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.training.learner import LanguageModelling, Learner, Objective
-from iiad.training.student_sections import DistillationSection
+from iiad.training.sections import DistillationSection
 
 BOUNDS = {"live": 1.05, "stored": 1.10}
 

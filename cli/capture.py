@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .data_sets import all_data
-from .options import Device, TextField
+from .options import Device, TextField, all_data
 
 __all__ = ["capture"]
 

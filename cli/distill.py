@@ -7,34 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from .data_sets import all_data
-from .options import MaxMinutes, Resume, Settings
+from .options import RECIPE_HELP, MaxMinutes, Resume, Settings, all_data
 
 __all__ = ["distill"]
 
 
 def distill(
-    teacher: Annotated[str, typer.Argument(help="The teacher's folder (with its tokenizer).")],
+    teacher: Annotated[str, typer.Argument(help="The teacher's folder, with its tokenizer.")],
     plan: Annotated[
         Path | None,
-        typer.Argument(help="plan.json, as `iiad plan` writes it; none where student.* says what changes."),
+        typer.Argument(help="plan.json from `iiad plan`; none where student.* says what changes."),
     ] = None,
     *,
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished student.")],
     data: Annotated[
         list[str] | None, typer.Option(help="Text to learn from: files, globs, folders or stdlib.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A YAML recipe, or the name of one that ships with iiad.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
     set_: Settings = None,
     signals: Annotated[
-        str | None, typer.Option(help="Learn from what `iiad capture` wrote here; no teacher is run.")
+        str | None, typer.Option(help="Folder from `iiad capture`; replaces the teacher in stage distill.")
     ] = None,
     retain: Annotated[
         float | None,
         typer.Option(
-            help="Stop when this share of the teacher's accuracy is there: 0.994. Needs validation text."
+            help="Stop at this share of the teacher's accuracy, as 0.994. Needs data.validation and "
+            "training.eval_steps."
         ),
     ] = None,
     resume: Resume = False,
@@ -49,19 +47,17 @@ def distill(
     from iiad.training import DistillRecipe, load_recipe
 
     if data is None and recipe is None:
-        raise InputError("no text to learn from: give --data, or data.train in a --recipe")
+        raise InputError("--data: expected text to learn from, here or as data.train of a --recipe, got none")
     overrides: dict[str, Any] = {"data": {"train": all_data(data)}} if data else {}
     given = {"signals": signals, "retain": retain}
     overrides["distillation"] = {name: value for name, value in given.items() if value is not None}
     loaded = load_recipe(DistillRecipe, recipe, set_ or [], overrides)
     results = run(teacher, plan, loaded, output_dir, resume, max_minutes)
-    which = "overhead" if "overhead_cut" in results else "compute"
-    line = f"{output_dir}: {which} cut {100 * results[f'{which}_cut']:.0f} %"
+    cut = "overhead" if "overhead_cut" in results else "compute"
+    line = f"{output_dir}: {cut} cut {100 * results[f'{cut}_cut']:.0f} %"
     if "validation_nll" in results:
-        line += (
-            f", validation {results['validation_nll']:.4f} nats a token"
-            f" (teacher {results['teacher_validation_nll']:.4f})"
-        )
+        line += f", validation {results['validation_nll']:.4f} nats a token"
+        line += f" (teacher {results['teacher_validation_nll']:.4f})"
     if results.get("retained") is not None:
         line += f", accuracy retained {100 * results['retained']:.2f} %"
     print(line)

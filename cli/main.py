@@ -14,12 +14,12 @@ from .bench import bench
 from .capture import capture
 from .check import check
 from .convert import convert
-from .data_sets import gather_data
 from .demo import demo
 from .distill import distill
 from .env import env
 from .evaluate import evaluate
 from .generate import generate
+from .options import gather_data
 from .plan import plan
 from .profile import profile
 from .show import show

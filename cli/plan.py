@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .data_sets import split_data
+from .options import split_data
 
 if TYPE_CHECKING:
     from iiad.influence.profile import Profile

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .data_sets import split_data
-from .options import Device, Overwrite, TextField
+from .options import Device, Overwrite, TextField, split_data
 
 __all__ = ["profile"]
 

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .options import MaxMinutes, Resume, Settings
+from .options import MaxMinutes, Recipe, Resume, Settings
 
 __all__ = ["train"]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML recipe, or the name of one that ships with iiad.")],
+    recipe: Recipe,
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
     set_: Settings = None,
     resume: Resume = False,
     max_minutes: MaxMinutes = None,
 ) -> None:
-    """Train a teacher (or a Transformer, or a PCformer) from scratch, or on from a model (model.path).
+    """Train an IIET, Transformer or PCformer from scratch, or on from a model (model.path).
 
     Example:  iiad train demo --output-dir teacher --set training.max_steps=500
     """

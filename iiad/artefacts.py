@@ -137,19 +137,21 @@ class Artefact(Record):
 
 
 def describe_problems(error: ValidationError) -> list[str]:
-    """Each problem of a validation as one line: field, what is accepted, what was found."""
+    """Return each problem of a validation as one line, `FIELD: expected WHAT, got WHAT`."""
     lines = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{field}: no such field")
         elif problem["type"] == "missing":
             lines.append(f"{field}: is missing")
         elif problem["type"] == "value_error":
-            lines.append(f"{field}: {message}")
+            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+        elif problem["type"] == "model_type":
+            lines.append(f"{field}: expected fields, got {_short(problem['input'])}")
         else:
-            lines.append(f"{field}: {message[0].lower()}{message[1:]}, found {_short(problem['input'])}")
+            what = re.sub("^[A-Z][a-z]+ should (be|have) | after validation, not .*", "", problem["msg"])
+            lines.append(f"{field}: expected {what}, got {_short(problem['input'])}")
     return lines
 
 

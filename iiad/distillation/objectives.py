@@ -16,7 +16,7 @@ from iiad.training.batches import Batch
 from iiad.training.head import head_loss, next_token_labels
 from iiad.training.hidden_losses import hidden_state_loss
 from iiad.training.learner import Learner
-from iiad.training.student_sections import DistillationSection
+from iiad.training.sections import DistillationSection
 
 from .teacher_signals import LiveTeacher, Signal, Teacher
 

@@ -20,7 +20,7 @@ from iiad.training.processes import from_first_process, join_processes
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import announce
 from iiad.training.runs import RunFolder
-from iiad.training.student_sections import STAGES
+from iiad.training.sections import STAGES
 
 from .objectives import LearnFromTeacher, LearnLayers, hidden_layers, needs_signals
 from .preparation import Distillation, prepare

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .recipes import DistillRecipe, TrainRecipe, load_recipe
-from .runs import RunFolder, RunRecord
 
 if TYPE_CHECKING:
+    from .runs import RunFolder, RunRecord
     from .scoring import TokenScore, evaluate_model
     from .teacher import build_model, train
 
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 _WITH_TORCH = {
+    "RunFolder": "runs",
+    "RunRecord": "runs",
     "TokenScore": "scoring",
     "evaluate_model": "scoring",
     "build_model": "teacher",

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from .stage_sections import OptimizationSection
+from .sections import OptimizationSection
 
 __all__ = ["Batch", "Blocks", "blocks_per_step", "micro_batches", "seed_step"]
 

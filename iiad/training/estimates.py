@@ -1,4 +1,4 @@
-"""What a recipe's training will take, computed from its sections before anything is there. All estimates are ours.
+"""Estimates of what a recipe's training takes, from its sections alone. All formulas are ours.
 
 Legend: D model width, F MLP width, N query heads, K key/value heads, E head width, L layers, T tokens of a block,
 t the layer from 1.
@@ -6,28 +6,29 @@ t the layer from 1.
 
 from __future__ import annotations
 
-from .model_sections import ModelSection
-from .stage_sections import OptimizationSection, TrainingSection
+from .recipes import DistillRecipe, TrainRecipe
+from .sections import ModelSection, OptimizationSection, TrainingSection
 
 __all__ = [
     "blocks_per_process_step",
     "count_parameters",
     "evaluations_per_layer",
     "forward_flops",
+    "summarize_recipe",
     "training_bytes",
     "training_flops",
 ]
 
-STATE_BYTES = 16  # a parameter, its gradient and Adam's two averages, each in float32
-AUTOCAST_BYTES = 2  # a parameter's copy in bfloat16, kept for the backward pass
-SAVED_PER_EVALUATION = (
-    64  # bytes per token and feature that autograd keeps at most, in bf16, F = 2.75 D: counted
-)
-SAVED_PER_LAYER = 10  # the same for a layer that is computed again in the backward pass: counted
+# Bytes per parameter.
+STATE_BYTES = 16  # the parameter, its gradient and Adam's two averages, each in float32
+AUTOCAST_BYTES = 2  # a copy in bfloat16, kept for the backward pass
+# Bytes per token and feature that autograd keeps, in bf16 at F = 2.75 D, counted on the models.
+SAVED_PER_EVALUATION = 64
+SAVED_PER_LAYER = 10  # a recomputed layer
 
 
 def count_parameters(model: ModelSection, vocab_size: int) -> int:
-    """All parameters, those that the plan leaves idle included."""
+    """Return the number of parameters, those that the plan leaves idle included."""
     D, L = model.hidden_size, model.num_layers
     count = D * vocab_size * (1 if model.tie_word_embeddings else 2) + D
     count += L * (_block_weights(model) + 2 * D)
@@ -41,7 +42,7 @@ def count_parameters(model: ModelSection, vocab_size: int) -> int:
 
 
 def evaluations_per_layer(model: ModelSection) -> list[int]:
-    """Evaluations of each layer's block for one token."""
+    """Return the block evaluations of each layer for one token."""
     if model.solver == "transformer":
         return [1] * model.num_layers
     if model.solver == "pcformer":
@@ -50,16 +51,16 @@ def evaluations_per_layer(model: ModelSection) -> list[int]:
 
 
 def blocks_per_process_step(training: OptimizationSection) -> int:
-    """Blocks that one process learns from in one optimizer step."""
+    """Return the blocks of one optimizer step in one process."""
     return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
 
 def forward_flops(
     model: ModelSection, vocab_size: int, context: int, evaluations: float
 ) -> tuple[float, float]:
-    """Floating-point operations for one token of a block of T = context: in that many evaluations, and in the head.
+    """Return the floating-point operations for one token of a block of T = context: of the evaluations, of the head.
 
-    Counted are matrix products, a multiply-add as 2, with attention over (T + 1) / 2 tokens.
+    Matrix products alone, a multiply-add as 2, with attention over (T + 1) / 2 tokens.
     """
     attention = 2 * model.num_attention_heads * _head_dim(model) * (context + 1)
     blocks = evaluations * (2 * _block_weights(model) + attention)
@@ -70,7 +71,7 @@ def forward_flops(
 
 
 def training_flops(model: ModelSection, training: TrainingSection, vocab_size: int, context: int) -> float:
-    """Floating-point operations of the whole training: three forward passes' worth, four where layers are recomputed.
+    """Return the floating-point operations of a training: 3 forward passes a step, 4 where layers are recomputed.
 
     The first phase of an IIET runs no iterations.
     """
@@ -84,7 +85,7 @@ def training_flops(model: ModelSection, training: TrainingSection, vocab_size: i
 def training_bytes(
     model: ModelSection, training: OptimizationSection, vocab_size: int, context: int
 ) -> float:
-    """Memory of one process: weights with all that Adam keeps, and activations; no logits, and nothing sharded.
+    """Return the bytes of one process: weights, gradients, Adam's state and activations; no logits, nothing sharded.
 
     Activations are those of autocast to bf16; in float32 they take up to twice as much.
     """
@@ -113,3 +114,58 @@ def _head_dim(model: ModelSection) -> int:
 def _iterations(model: ModelSection) -> list[int]:
     given = 3 if model.num_iterations is None else model.num_iterations
     return given if isinstance(given, list) else [given] * model.num_layers
+
+
+def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
+    """Describe a recipe in a few named lines: model or student, evaluations, tokens, estimates, unused fields."""
+    if isinstance(recipe, DistillRecipe):
+        stages = {name: stage.max_steps for name, stage in recipe.distillation.stages().items()}
+        return {
+            "student": f"starts from {recipe.student.init}; its plan decides on its evaluations per token",
+            "stages": ", ".join(f"{name} {steps:,} steps" for name, steps in stages.items()),
+            "tokens": _describe_tokens(recipe, sum(stages.values()), recipe.data.block_size),
+        }
+    model, training = recipe.model, recipe.training
+    if model.path is not None:
+        tokens = _describe_tokens(recipe, training.max_steps, recipe.data.block_size)
+        return {"model": f"trains on from {model.path}, in its shape", "tokens": tokens}
+    block = recipe.data.block_tokens(model.max_position_embeddings)
+    vocab_size = recipe.tokenizer.vocab_size
+    size = f"{_describe_count(count_parameters(model, vocab_size or 0))} parameters"
+    if vocab_size is None:
+        size += f", and {count_parameters(model, 1) - count_parameters(model, 0):,} a token of the vocabulary"
+    runs = sum(evaluations_per_layer(model))
+    evaluations = f"{runs} per token"
+    if model.solver == "iiet" and runs > model.num_layers and training.iterations_start:
+        evaluations += f"; {model.num_layers} in the first {training.iterations_start:.0%} of the steps"
+    lines = {
+        "model": f"{model.solver}, {size}",
+        "evaluations": evaluations,
+        "tokens": _describe_tokens(recipe, training.max_steps, block),
+    }
+    if vocab_size is not None:
+        flops = training_flops(model, training, vocab_size, block)
+        memory = training_bytes(model, training, vocab_size, block) / 1e9
+        lines["estimated"] = (
+            f"{flops:.1e} floating-point operations; {memory:.1f} GB and logits, in one process"
+        )
+    if unused := model.unused_fields():
+        lines["not used"] = ", ".join(f"model.{field}" for field in unused)
+    return lines
+
+
+def _describe_tokens(recipe: TrainRecipe | DistillRecipe, steps: int, block: int | None) -> str:
+    """Describe the tokens of a run in one process. block: None where the model's context decides."""
+    training, blocks = recipe.training, blocks_per_process_step(recipe.training)
+    batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} blocks"
+    if block is None:
+        return f"{steps:,} steps of {batch} of 512 tokens, or of the model's context if shorter"
+    total = _describe_count(steps * blocks * block)
+    return f"{total}: {steps:,} steps of {blocks * block:,} tokens ({batch} of {block:,}), in each process"
+
+
+def _describe_count(count: int) -> str:
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:,}"

@@ -31,8 +31,8 @@ from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_op
 from .phases import TwoPhases
 from .processes import any_process, from_first_process, gather, gather_full, mean_over_processes
 from .scoring import TokenScore
+from .sections import OptimizationSection, StageSection, TrainingSection
 from .stage_log import StageLog
-from .stage_sections import OptimizationSection, StageSection, TrainingSection
 
 __all__ = ["RunContext", "Stage", "run_stage"]
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from .processes import gather, gather_full, place_like
-from .stage_sections import OptimizationSection, StageSection, TrainingSection
+from .sections import OptimizationSection, StageSection, TrainingSection
 
 __all__ = ["clip_gradient", "gather_optimizer", "load_optimizer", "make_optimizer", "make_schedule"]
 

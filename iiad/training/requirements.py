@@ -11,7 +11,7 @@ from iiad.errors import InputError, one_line
 from iiad.progress import print_status
 
 from .batches import Blocks, blocks_per_step
-from .stage_sections import OptimizationSection
+from .sections import OptimizationSection
 
 __all__ = ["announce", "check_stage"]
 

@@ -32,14 +32,13 @@ from .batches import blocks_per_step
 from .interruption import TimeLimit
 from .loop import RunContext, Stage, run_stage
 from .model_card import model_card
-from .model_sections import DataSection, ModelSection, TokenizerSection
 from .phases import TwoPhases
 from .processes import first_process_first, from_first_process, join_processes
 from .recipes import TrainRecipe
 from .requirements import announce, check_stage
 from .runs import RunFolder
 from .scoring import TokenScore, evaluate_model
-from .stage_sections import OptimizationSection
+from .sections import DataSection, ModelSection, OptimizationSection, TokenizerSection
 
 __all__ = ["Corpora", "build_model", "train"]
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import main
-from cli.data_sets import all_data, gather_data, split_data
+from cli.options import all_data, gather_data, split_data
 from iiad.evaluation import Evaluation
 from iiad.planning import Plan
 from iiad.training import RunRecord
-from iiad.training.recipes import find_recipe
+from iiad.training.recipe_files import find_recipe
 
 COMMANDS = "train profile plan capture distill evaluate generate bench check convert demo env".split()
 
@@ -51,11 +51,11 @@ def test_a_bare_call_shows_the_commands(iiad):
         (["train", "demo"], "Missing option '--output-dir'"),
         (["plan", "p.json", "--threshold", "many", "--output", "q.json"], "Invalid value for '--threshold'"),
         (["plan", "missing.json", "--threshold", "1", "--output", "q.json"], "missing.json: no such file"),
-        (["train", "missing.yaml", "--output-dir", "x"], "missing.yaml: no such recipe file"),
+        (["train", "missing.yaml", "--output-dir", "x"], "recipe: expected a file or one of"),
         (["generate", "missing", "--prompt", "a"], "missing: no such model folder"),
         (["generate", "owner/missing", "--prompt", "a"], "owner/missing: cannot be loaded"),
         (["evaluate", "missing", "--data", "stdlib"], "missing: no such model folder"),
-        (["distill", "t", "p.json", "--output-dir", "x"], "give --data"),
+        (["distill", "t", "p.json", "--output-dir", "x"], "--data: expected text"),
         (["convert", "missing", "there"], "missing: no such model folder"),
     ],
 )

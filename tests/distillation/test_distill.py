@@ -15,7 +15,7 @@ from iiad.distillation.objectives import hidden_layers
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord
 from iiad.training.learner import LanguageModelling, Learner
-from iiad.training.student_sections import DistillationSection
+from iiad.training.sections import DistillationSection
 from tests.helpers import make_iiet
 
 ROOT = Path(__file__).parents[2]

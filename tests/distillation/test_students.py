@@ -14,7 +14,7 @@ from iiad.data import load_tokenizer, train_tokenizer
 from iiad.distillation import distill
 from iiad.distillation.students import changed_layers, freeze_unused, learning_only, make_student
 from iiad.training import RunRecord
-from iiad.training.student_sections import StudentSection
+from iiad.training.sections import StudentSection
 from tests.helpers import make_iiet, make_pcformer
 
 

@@ -73,7 +73,7 @@ def test_a_bench_reads_itself_and_refuses_the_format_before_it(grid, tmp_path):
     assert Bench.load(tmp_path / "bench.json") == grid
     fields = json.loads((tmp_path / "bench.json").read_text())
     (tmp_path / "old.json").write_text(json.dumps({**fields, "format_version": 1}))
-    with pytest.raises(InputError, match="format_version: input should be 2, found 1"):
+    with pytest.raises(InputError, match="format_version: expected 2, got 1"):
         Bench.load(tmp_path / "old.json")
 
 

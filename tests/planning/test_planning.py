@@ -211,8 +211,8 @@ def test_a_plan_for_another_teacher_is_refused_with_both_fingerprints():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"threshold": float("nan")}, "threshold: .*found nan"),
-        ({"threshold": -0.1}, "threshold: .*found -0.1"),
+        ({"threshold": float("nan")}, "threshold: .*got nan"),
+        ({"threshold": -0.1}, "threshold: .*got -0.1"),
         ({"threshold": None}, "threshold is None; accepted in a plan of origin 'threshold': a value"),
         ({"origin": "explicit"}, "metric is 'kl'; accepted in a plan of origin 'explicit': null"),
         ({"origin": "magic"}, "origin: "),

@@ -12,8 +12,7 @@ from iiad.training.estimates import (
     training_bytes,
     training_flops,
 )
-from iiad.training.model_sections import ModelSection
-from iiad.training.stage_sections import TrainingSection
+from iiad.training.sections import ModelSection, TrainingSection
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
 TRAINING = TrainingSection(max_steps=100, warmup_steps=0, per_device_train_batch_size=2)

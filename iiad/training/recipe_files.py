@@ -1,0 +1,109 @@
+"""Recipe files: found by path or name, read as YAML, changed by settings. Nothing is checked here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iiad.errors import InputError
+
+__all__ = ["find_recipe", "read_fields"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of JSON: 1e-3 is one, 010 and 1:30 are text. A key that stands twice is an error."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; ConstructorError for a key that stands twice."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # refused below, with its place
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"([-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the recipe file of that path, or the one of that name that ships with iiad. Raises InputError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(import_module("iiad_recipes").__file__)).parent
+    shipped = {recipe.stem: recipe for recipe in sorted(folder.glob("*.yaml"))}
+    if str(name) not in shipped:
+        raise InputError(f"recipe: expected a file or one of {', '.join(shipped)}, got {name}")
+    return shipped[str(name)]
+
+
+def read_fields(
+    path: str | Path | None,
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the nested fields of a recipe with overrides and `section.field=value` settings over it, not checked.
+
+    path: a YAML file, the name of a recipe that ships with iiad, or None for no fields. Raises InputError for a file
+    or a setting that cannot be read.
+    """
+    fields = {} if path is None else _read_yaml(find_recipe(path))
+    _merge(fields, overrides or {})
+    for setting in settings:
+        _apply(fields, setting)
+    return fields
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: expected sections (model, tokenizer, data, ...), got {fields!r}")
+    return fields
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(name), dict):
+            _merge(below[name], value)
+        else:
+            below[name] = dict(value) if isinstance(value, dict) else value
+
+
+def _apply(fields: dict[str, Any], setting: str) -> None:
+    name, equals, text = setting.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise InputError(f"--set {setting}: expected section.field=value, as in training.max_steps=100")
+    for part in parts[:-1]:
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise InputError(f"--set {setting}: expected a section before the last dot, got field {part}")
+    try:
+        fields[parts[-1]] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError):
+        hint = "quote a name that begins with *" if "*" in text else "put it in quotes"
+        raise InputError(f"--set {setting}: expected YAML after =, got {text}; {hint}") from None

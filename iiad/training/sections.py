@@ -1,0 +1,339 @@
+"""The sections of a recipe: fields, what they accept, what they mean.
+
+Names are those of transformers' TrainingArguments where it has the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+__all__ = [
+    "STAGES",
+    "Conflicts",
+    "DataSection",
+    "DistillationSection",
+    "ModelSection",
+    "OptimizationSection",
+    "Scheduler",
+    "Section",
+    "StageSection",
+    "StudentSection",
+    "TokenizerSection",
+    "TrainingSection",
+]
+
+STAGES = ("layerwise", "distill", "recover")
+"""Stages of distillation, in order."""
+
+Scheduler = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
+Conflicts = Iterator[tuple[str, str]]
+"""Fields that do not fit the fields beside them, each with what is expected of it."""
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses unknown fields, NaN, infinity and values of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    def conflicts(self) -> Conflicts:
+        """Yield each conflict between fields; called once all fields of the section are valid in themselves."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _require_no_conflicts(self) -> Self:
+        errors = [
+            InitErrorDetails(type=_expected(what), loc=tuple(field.split(".")), input=attrgetter(field)(self))
+            for field, what in self.conflicts()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+
+def _expected(what: str) -> PydanticCustomError:
+    """An error in pydantic's own phrase."""
+    return PydanticCustomError("unexpected", "Input should be {what}", {"what": what})
+
+
+def _described(what: str) -> WrapValidator:
+    """Report any error of the field as one that says what is expected."""
+
+    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise _expected(what) from None
+
+    return WrapValidator(validate)
+
+
+class ModelSection(Section):
+    """A model from scratch: `solver` changes between Transformer, IIET and PCformer. Or a model to train on from."""
+
+    path: str | None = Field(
+        None, description="model folder or hub name to train on from; replaces the shape below"
+    )
+    solver: Literal["transformer", "iiet", "pcformer"] = "iiet"
+    hidden_size: int = Field(512, ge=2, le=2**17, description="D")
+    intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
+    num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
+    num_attention_heads: int = Field(4, ge=1, le=2**12)
+    num_key_value_heads: int | None = Field(None, ge=1, description="default: num_attention_heads")
+    head_dim: int | None = Field(None, ge=2, description="default: hidden_size / num_attention_heads")
+    max_position_embeddings: int = Field(2048, ge=2, le=2**24, description="longest context, in tokens")
+    rope_theta: float = Field(10000.0, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
+    initializer_range: float = Field(0.02, gt=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    tie_word_embeddings: bool = True
+    num_iterations: Annotated[
+        int | list[int] | None, _described("an integer, or a list of integers, one per layer")
+    ] = Field(None, description="iiet: r_t, one number or one per layer; default: 3")
+    history: bool = Field(True, description="iiet: learned multistep history; false: the plain equation")
+    relaxation: bool = Field(False, description="iiet without history: learned damping")
+    predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
+    coefficients: Literal["ema", "fixed"] = Field("ema", description="pcformer: how its stages are combined")
+    cache_policy: Literal["exact", "shared"] = Field(
+        "exact", description="iiet, pcformer: a slot of keys and values per evaluation (exact) or per layer"
+    )
+
+    def conflicts(self) -> Conflicts:
+        """Shape and iterations."""
+        given = self.num_iterations
+        plan = given if isinstance(given, list) else [given or 0]
+        if min(plan, default=0) < 0:
+            yield "num_iterations", "at least 0"
+        if self.path is not None:
+            for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
+                yield name, "none beside model.path, which brings its own shape"
+            return
+        if isinstance(given, list) and len(given) != self.num_layers:
+            yield "num_iterations", f"one number or {self.num_layers} (num_layers)"
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
+            yield "hidden_size", f"a multiple of num_attention_heads ({heads})"
+        elif (self.head_dim or self.hidden_size // heads) % 2:
+            yield "head_dim", f"even, for rotary position embeddings (default: {self.hidden_size // heads})"
+        if heads % (self.num_key_value_heads or heads):
+            yield "num_key_value_heads", f"a divisor of num_attention_heads ({heads})"
+        if self.history and self.relaxation:
+            yield "relaxation", "false with history"
+
+    def unused_fields(self) -> list[str]:
+        """Return the fields that were given and that only another solver uses."""
+        owners = {
+            "iiet": {"num_iterations", "history", "relaxation", "cache_policy"},
+            "pcformer": {"predictor_order", "coefficients", "cache_policy"},
+            "transformer": set(),
+        }
+        foreign = set().union(*owners.values()) - owners[self.solver]
+        return sorted(self.model_fields_set & foreign)
+
+
+class TokenizerSection(Section):
+    """A tokenizer to load, or the size of a byte-level BPE to train on the corpus."""
+
+    path: str | None = Field(None, description="Hugging Face tokenizer folder or hub name")
+    vocab_size: int | None = Field(None, ge=257, le=2**24, description="train a tokenizer of this size")
+
+    def conflicts(self) -> Conflicts:
+        """Exactly one of the two."""
+        if (self.path is None) == (self.vocab_size is None):
+            yield "vocab_size", "a size, or a path" if self.path is None else "none beside path"
+
+
+class DataSection(Section):
+    """Text to learn from."""
+
+    train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
+    validation: list[str] = Field([], description="the same, for validation loss")
+    text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
+    block_size: int | None = Field(
+        None, ge=2, description="tokens in a block; default: 512, or the model's context if shorter"
+    )
+    cache_dir: str | None = Field(None, description="folder for tokenized data")
+
+    def block_tokens(self, context: int) -> int:
+        """Return the tokens in a block, for a model of that context (max_position_embeddings)."""
+        return self.block_size or min(512, context)
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class OptimizationSection(Section):
+    """Optimization, the same fields for teachers and for every stage of distillation."""
+
+    per_device_train_batch_size: int = Field(
+        8, ge=1, le=2**20, description="blocks in a batch of one process"
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, le=2**20)
+    lr_scheduler_type: Scheduler = "cosine"
+    min_lr_ratio: float = Field(
+        0.0, ge=0, lt=1, description="learning rate at the schedule's end, as a share of learning_rate"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="warmup_stable_decay: length of the decay; default: a tenth of max_steps"
+    )
+    weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    max_skipped_steps: int = Field(
+        10, ge=0, description="steps in a row that may be skipped for a NaN or infinite loss or gradient"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay per step of an average of the weights; the average is the result"
+    )
+    bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
+    gradient_checkpointing: Literal[False, True, "layer", "evaluation"] = Field(
+        False, description="recompute each layer (true, layer) or each evaluation in the backward pass"
+    )
+    torch_compile: bool = Field(False, description="compile the model, not its head and loss")
+    torch_compile_backend: str = Field("inductor", min_length=1)
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
+        None, description="attention while training; default: transformers' choice"
+    )
+    fsdp: bool = Field(
+        False, description="several processes: shard weights, gradients and optimizer (FSDP2); default: DDP"
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int | None = Field(
+        2, ge=1, description="checkpoints to keep besides the best; null: all"
+    )
+    logging_steps: int = Field(10, ge=1)
+    eval_steps: int | None = Field(
+        None, ge=1, description="steps between validation losses; default: at the end alone"
+    )
+    report_to: list[str] = Field([], description="tensorboard, wandb, ...")
+
+    def schedule_conflicts(self, schedules: Iterable[tuple[Scheduler, int]]) -> Conflicts:
+        """Yield what conflicts with the schedules that run: kind, and steps after the warm-up."""
+        rooms = dict(sorted(schedules, reverse=True))  # the shortest of each kind is kept
+        decaying = rooms.get("warmup_stable_decay")
+        if self.decay_steps is not None and rooms:
+            if decaying is None:
+                found = ", ".join(sorted(rooms))
+                yield (
+                    "decay_steps",
+                    f"none with lr_scheduler_type {found}; only warmup_stable_decay uses it",
+                )
+            elif self.decay_steps > decaying:
+                yield "decay_steps", f"at most max_steps less warmup_steps ({decaying})"
+        if self.min_lr_ratio and set(rooms) == {"constant_with_warmup"}:
+            yield "min_lr_ratio", "0 with lr_scheduler_type constant_with_warmup, which has no end"
+
+
+class StageSection(Section):
+    """One stage of distillation: its length, learning rate and schedule."""
+
+    max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
+    learning_rate: float = Field(1e-4, gt=0, lt=10)
+    warmup_steps: int = Field(50, ge=0)
+    lr_scheduler_type: Scheduler | None = Field(None, description="default: training.lr_scheduler_type")
+
+    def conflicts(self) -> Conflicts:
+        """Warm-up within the steps."""
+        if 0 < self.max_steps < self.warmup_steps:
+            yield "warmup_steps", f"at most max_steps ({self.max_steps})"
+
+
+class TrainingSection(OptimizationSection):
+    """Training from scratch, or on from a model."""
+
+    max_steps: int = Field(ge=1, description="optimizer steps")
+    learning_rate: float = Field(3e-4, gt=0, lt=10)
+    warmup_steps: int = Field(100, ge=0)
+    iterations_start: float = Field(
+        0.75, ge=0, le=1, description="share of the steps before iterations start (paper: 0.75)"
+    )
+    smooth_start: bool = Field(
+        True, description="iterations start as identities; false: at their initial values"
+    )
+
+    def conflicts(self) -> Conflicts:
+        """Warm-up and decay within the steps."""
+        if self.warmup_steps > self.max_steps:
+            yield "warmup_steps", f"at most max_steps ({self.max_steps})"
+        else:
+            yield from self.schedule_conflicts([(self.lr_scheduler_type, self.max_steps - self.warmup_steps)])
+
+
+class StudentSection(Section):
+    """The student before it learns. Its plan is given apart from the recipe."""
+
+    init: str = Field("teacher", min_length=1, description="weights: teacher, random, or a model folder")
+    start_norm: Literal["start", "update"] = Field(
+        "start", description="norm of every iteration of a layer: its start's, or the teacher's last one's"
+    )
+    predictor_stages: int | None = Field(
+        None, ge=1, le=4, description="pcformer: stages of its predictor to keep; replaces the plan"
+    )
+    cache_policy: Literal["exact", "shared"] | None = Field(
+        None,
+        description="shared: all evaluations of a layer attend to the keys and values of its first, in one cache "
+        "slot; no plan is needed then; default: the teacher's",
+    )
+
+    def conflicts(self) -> Conflicts:
+        """Norms that can be moved."""
+        if self.start_norm == "update" and self.init != "teacher":
+            yield "start_norm", "start with init other than teacher: update moves the teacher's norms"
+
+
+class DistillationSection(Section):
+    """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text."""
+
+    ce_weight: float = Field(1.0, ge=0, description="stage distill: weight of the cross-entropy on the text")
+    kl_weight: float = Field(1.0, ge=0, description="stage distill: weight of T^2 times the divergence")
+    divergence: Literal["forward", "reverse", "jsd"] = Field(
+        "forward", description="KL(teacher || student), KL(student || teacher) or Jensen-Shannon"
+    )
+    temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
+    hidden_weight: float = Field(0.0, ge=0, description="stage distill: weight of the hidden-state loss")
+    hidden_loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
+    hidden_layers: list[int] | None = Field(
+        None, min_length=1, description="hidden states, 0 (embeddings) to L (after the norm); default: all"
+    )
+    layerwise: StageSection = StageSection(max_steps=0)
+    distill: StageSection = StageSection()
+    recover: StageSection = StageSection()
+    signals: str | None = Field(
+        None, description="folder written by `iiad capture`; replaces the teacher in stage distill"
+    )
+    retain: float | None = Field(
+        None, gt=0, le=1, description="stop at this share of the teacher's accuracy on data.validation"
+    )
+    check_teacher: bool = Field(True, description="refuse a teacher no better than word counts on the text")
+
+    def stages(self) -> dict[str, StageSection]:
+        """Return the stages that run, by name."""
+        every: dict[str, StageSection] = {name: getattr(self, name) for name in STAGES}
+        return {name: stage for name, stage in every.items() if stage.max_steps}
+
+    def conflicts(self) -> Conflicts:
+        """A stage to run, a loss to learn from, layers that differ."""
+        if not self.stages():
+            yield "distill.max_steps", "above 0 in at least one stage"
+        if self.distill.max_steps and not (self.ce_weight or self.kl_weight or self.hidden_weight):
+            yield "ce_weight", "above 0, or kl_weight or hidden_weight: stage distill needs a loss"
+        layers = self.hidden_layers
+        if layers and (min(layers) < 0 or len(set(layers)) < len(layers)):
+            yield "hidden_layers", "different numbers from 0 on"
