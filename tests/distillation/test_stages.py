@@ -117,7 +117,7 @@ def test_nothing_to_teach_layer_by_layer_is_no_stage(distilled, teacher_folder, 
 
 
 def test_retention_needs_something_to_measure_it_on(lesson):
-    with pytest.raises(ValueError, match="a number, to measure distillation.retain"):
+    with pytest.raises(ValueError, match=r"a number, to measure distillation\.retain"):
         lesson(distill=1, retain=0.9)
 
 

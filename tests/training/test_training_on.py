@@ -118,5 +118,5 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
 
 
 def test_a_path_and_a_shape_are_refused_together(recipe_fields, teacher_folder):
-    with pytest.raises(ValueError, match="(?s)hidden_size.*none beside model.path.*solver"):
+    with pytest.raises(ValueError, match=r"(?s)hidden_size.*none beside model\.path.*solver"):
         recipe_from(recipe_fields, teacher_folder, {"hidden_size": 32, "solver": "iiet"})
