@@ -87,8 +87,8 @@ def bench(
     """
     from rich.console import Console
 
+    from iiad.checkpoints import require_cache_policy
     from iiad.files import require_new_file
-    from iiad.loading import require_cache_policy
 
     if output is not None:
         require_new_file(output, overwrite)

@@ -59,6 +59,7 @@ def generate(
 
     Example:  iiad generate teacher --draft self --prompt "def main("
     """
+    from iiad.checkpoints import require_cache_policy
     from iiad.errors import InputError
     from iiad.generation.drafts import Draft
     from iiad.generation.text import (
@@ -69,7 +70,6 @@ def generate(
         read_prompt,
         text_streamer,
     )
-    from iiad.loading import require_cache_policy
     from iiad.progress import print_status
 
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)

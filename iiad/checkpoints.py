@@ -1,71 +1,95 @@
-"""Model folders: read with every check that a user would want, written whole or not at all."""
+"""Model folders: read, check, load, identify, save; devices and precisions to load them in."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .artefacts import ModelIdentity, ModelShape
 from .errors import InputError, one_line
 from .files import atomic_folder
+from .memory import memory_explained
 
 __all__ = [
+    "DTYPES",
+    "choose_device",
+    "choose_dtype",
     "identify_model",
-    "is_hub_name",
+    "label_models",
+    "load_identified",
     "load_model",
     "model_fingerprint",
     "read_config",
+    "read_limits",
     "read_weights",
+    "require_cache_policy",
     "require_finite",
     "save_checkpoint",
-    "weight_files",
 ]
 
-_COMPANIONS = (
-    "generation_config.json",
-    *(
-        "tokenizer*.json",
-        "tokenizer.model*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.*",
-    ),
-    *("vocab.json", "vocab.txt", "merges.txt"),
-    *("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_COMPANIONS = """
+generation_config.json tokenizer*.json tokenizer.model* special_tokens_map.json added_tokens.json chat_template.*
+vocab.json vocab.txt merges.txt README.md LICENSE* NOTICE* USE_POLICY*
+""".split()
 
 # Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
 # profile of that time still knows its model.
 _LATER_FIELDS = {"attention_output_bias": None, "qk_norm": False, "cache_policy": "exact"}
 
 
+def choose_device(device: str | None) -> str:
+    """Return the device, or CUDA where there is one, else the CPU. Raises InputError for one that is not there."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    expected = f"device: expected cpu, or cuda where there is one, got {device!r}"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(expected)
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{expected}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    return device
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """Return the precision, or float32 on the CPU and bfloat16 elsewhere. Raises InputError for another one."""
+    if dtype is None:
+        return "float32" if device.startswith("cpu") else "bfloat16"
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The fields of a model folder's config.json. Raises InputError where there is none that can be read."""
+    """Read a model folder's config.json. Raises InputError where there is none that can be read."""
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder}: not a model folder: it has no config.json") from None
+        raise InputError(f"{folder}: expected a model folder, got one with no config.json") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a JSON object, found a {type(config).__name__}")
+        raise InputError(f"{path}: expected a JSON object, got a {type(config).__name__}")
     return config
 
 
-def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted: those that transformers reads, else all there are.
+def _weight_files(folder: str | Path) -> list[Path]:
+    """Safetensors files of a model folder, sorted: those that transformers reads, else all there are.
 
     Some folders hold the same weights a second time under other names (`consolidated.safetensors`).
     Raises InputError for none, for pickles alone, or for an index that names a file which is not there.
@@ -77,48 +101,88 @@ def weight_files(folder: str | Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if index.exists():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: cannot be read as an index of weights: {one_line(error)}") from None
-        for name in sorted(names):
+        for name in names:
             if folder / name not in files:
                 raise InputError(f"{index}: names {name}, which is not there")
-        return [folder / name for name in sorted(names)]
+        return [folder / name for name in names]
     if not files:
-        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        if pickles:
-            raise InputError(
-                f"{folder}: its weights are a pickle ({pickles[0].name}), which can run code when loaded; "
-                "accepted: safetensors"
-            )
-        raise InputError(f"{folder}: has no weights (*.safetensors)")
+        pickles = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
+        got = f"a pickle ({pickles[0]}), which can run code when loaded" if pickles else "no weights"
+        raise InputError(f"{folder}: expected weights in *.safetensors, got {got}")
     return files
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a model folder by name, on the CPU. Raises InputError for a file that cannot be read."""
+    """Read every tensor of a model folder by name, on the CPU. Raises InputError for a file that cannot be read."""
     weights: dict[str, Tensor] = {}
-    for path in weight_files(folder):
+    for path in _weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
-                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            weights |= load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
     return weights
 
 
+def _require_present(model: str | Path) -> None:
+    """Raise InputError unless this is a model folder, or a hub name: owner/name, where no folder `owner` is here."""
+    name = str(model)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).parent.exists():
+        read_config(model)
+        _weight_files(model)
+
+
+def _read_full_config(model: str | Path) -> Any:
+    """Read the configuration of a folder or hub name, defaults included. Raises InputError."""
+    _require_present(model)
+    try:
+        return AutoConfig.from_pretrained(str(model))
+    except Exception as error:  # transformers raises many kinds; each is the user's folder or name
+        raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
+
+
+def read_limits(model: str | Path) -> tuple[int, int]:
+    """Read max_position_embeddings and vocab_size, each in tokens, without loading the model.
+
+    Raises InputError: no such model, or a configuration that does not say.
+    """
+    config = _read_full_config(model)
+    try:
+        return int(config.max_position_embeddings), int(config.vocab_size)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
+
+
+def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> None:
+    """Raise InputError for a model whose weights were trained for another cache policy. None: any will do.
+
+    A model without the field, a Llama, has a slot for each of its evaluations: "exact".
+    """
+    if policy not in (None, "exact", "shared"):
+        raise InputError(f"cache_policy: expected exact or shared, got {policy!r}")
+    for model in models if policy else ():
+        trained = getattr(_read_full_config(model), "cache_policy", "exact")
+        if trained != policy:
+            raise InputError(
+                f"cache_policy: expected {trained!r}, for which the weights of {model} were trained, or a student "
+                f"distilled with student.cache_policy={policy}, got {policy!r}"
+            )
+
+
 def load_model(
     model: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", num_iterations: Any = None
 ) -> Any:
-    """A causal language model from a folder or the hub, in evaluation mode, with nothing missing or left over.
+    """Load a causal language model from a folder or the hub, in evaluation mode, with nothing missing or left over.
 
     num_iterations: run this plan instead of the checkpoint's own (iterated models only).
     Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
-    infinity among the weights, a plan that the model cannot run.
+    infinity among the weights, a plan that the model cannot run, no such device.
     """
-    if not is_hub_name(model):
-        read_config(model)
-        weight_files(model)
+    _require_present(model)
+    device = choose_device(device)
+    plan = {} if num_iterations is None else {"num_iterations": num_iterations}
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             str(model),
@@ -126,32 +190,44 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **plan,
         )
-    except Exception as error:  # transformers raises many kinds; each is the user's folder or name
+    except Exception as error:  # transformers raises many kinds; each is the user's folder, name or plan
         raise InputError(f"{model}: cannot be loaded: {one_line(error)}") from error
     if getattr(loaded.config, "quantization_config", None) is not None:
         raise InputError(
-            f"{model}: its weights are quantized; accepted: whole ones, which bench and evaluate can --quantize"
+            f"{model}: expected whole weights, which bench and evaluate can --quantize, got quantized ones"
         )
-    _require_exact(model, info)
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise InputError(f"{model}: tensor {name}: expected shape {tuple(wanted)}, got {tuple(found)}")
+    for name in sorted(info["missing_keys"]):
+        raise InputError(f"{model}: tensor {name} is missing from the weights")
+    for name in sorted(info["unexpected_keys"]):
+        raise InputError(f"{model}: tensor {name} is not part of the model that config.json describes")
     require_finite(loaded.state_dict(), model)
-    if num_iterations is not None:
-        if not hasattr(loaded, "set_num_iterations"):
-            raise InputError(f"{model}: a {loaded.config.model_type} has no iterations to plan")
-        try:
-            loaded.set_num_iterations(num_iterations)
-        except ValueError as error:
-            raise InputError(f"{model}: {one_line(error)}") from None
-    try:
-        return loaded.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {one_line(error)}") from None
+    return loaded.to(device).eval()
 
 
-def is_hub_name(model: str | Path) -> bool:
-    """Whether this can only be the name of a model on the hub: owner/name, where no folder `owner` is here."""
-    name = str(model)
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists()
+def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -> tuple[Any, ModelIdentity]:
+    """Load a model on its device, and identify it.
+
+    The identity is taken of the weights as they are stored, because the fingerprint that plans are bound to
+    depends on their precision; its cache bytes are then those of `dtype`.
+
+    cast: True puts the weights in dtype; False in float32, for autocast to work on. Raises InputError as
+    `load_model` does, and where memory runs out.
+    """
+    wanted = DTYPES[dtype] if cast else torch.float32
+    remedies = ["fewer or smaller models", *(["bfloat16"] if cast and dtype != "bfloat16" else [])]
+    with memory_explained(f"loading {model} on {device}", remedies=remedies):
+        loaded = load_model(model)
+        identity = identify_model(loaded, model)
+        per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
+        for parameter in loaded.parameters():
+            # Not loaded.to(wanted): that would round the frequencies of the rotary embedding, a buffer, as well.
+            parameter.data = parameter.data.to(device=device, dtype=wanted)
+        loaded.to(device)
+    return loaded, identity.model_copy(update={"cache_bytes_per_slot": per_slot})
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
@@ -159,22 +235,6 @@ def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise InputError(f"{where}: tensor {name} holds NaN or infinity")
-
-
-def _require_exact(model: str | Path, info: dict[str, Any]) -> None:
-    for mismatch in sorted(info.get("mismatched_keys") or []):
-        name, found, wanted = (
-            (*mismatch, "?", "?")[:3] if isinstance(mismatch, tuple) else (mismatch, "?", "?")
-        )
-        raise InputError(
-            f"{model}: tensor {name} has shape {tuple(found)}; config.json asks for {tuple(wanted)}"
-        )
-    for key, problem in (
-        ("missing_keys", "is missing from the weights"),
-        ("unexpected_keys", "is not part of the model that config.json describes"),
-    ):
-        for name in sorted(info.get(key) or []):
-            raise InputError(f"{model}: tensor {name} {problem}")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -196,6 +256,56 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
+    """Describe a loaded model: its weights, its plan, and the sizes that its cost follows from.
+
+    Works for any causal language model; one without iterations (a Llama, say) has 0 in each layer, and one whose
+    block is not gated like Llama's has no shape.
+    """
+    config: Any = model.config
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    num_layers = getattr(config, "num_layers", None) or config.num_hidden_layers
+    shape = None
+    if getattr(config, "intermediate_size", None) is not None:
+        shape = ModelShape(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=num_heads,
+            head_dim=head_dim,
+            vocab_size=config.vocab_size,
+            history=bool(getattr(config, "history", False)),
+            relaxation=bool(getattr(config, "relaxation", False)),
+        )
+    return ModelIdentity(
+        name=str(name),
+        fingerprint=model_fingerprint(model),
+        model_type=config.model_type,
+        num_layers=num_layers,
+        num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
+        num_start_evaluations=getattr(config, "num_start_evaluations", 1),
+        cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
+        cache_policy=getattr(config, "cache_policy", "exact"),
+        shape=shape,
+    )
+
+
+def label_models(models: Sequence[str | Path]) -> list[str]:
+    """Return a short unique label for each model: its folder's name, or all of what was given, or that numbered.
+
+    Raises InputError where there is no model.
+    """
+    if not models:
+        raise InputError("models: expected at least one folder or hub name, got none")
+    short = [Path(model).name or str(model) for model in models]
+    names = [
+        name if short.count(name) == 1 else str(model) for name, model in zip(short, models, strict=True)
+    ]
+    seen = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name} ({before + 1})" if before else name for name, before in zip(names, seen, strict=True)]
+
+
 def save_checkpoint(
     model: PreTrainedModel, folder: str | Path, *, tokenizer: Any = None, files_from: str | Path | None = None
 ) -> None:
@@ -211,45 +321,6 @@ def save_checkpoint(
         for pattern in _COMPANIONS if files_from is not None else ():
             for origin in Path(files_from or "").glob(pattern):
                 # The model has written generation settings too, but only those that its configuration knows.
-                if origin.is_file() and (
-                    pattern == "generation_config.json" or not (stage / origin.name).exists()
-                ):
+                new = pattern == "generation_config.json" or not (stage / origin.name).exists()
+                if origin.is_file() and new:
                     shutil.copyfile(origin, stage / origin.name)
-
-
-def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
-    """Who a loaded model is, and what its cost follows from; works for any causal language model.
-
-    A model without iterations (a Llama, say) is one with none in each layer.
-    """
-    config = model.config
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    num_layers = getattr(config, "num_layers", None) or config.num_hidden_layers
-    return ModelIdentity(
-        name=str(name),
-        fingerprint=model_fingerprint(model),
-        model_type=config.model_type,
-        num_layers=num_layers,
-        num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
-        num_start_evaluations=getattr(config, "num_start_evaluations", 1),
-        cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
-        cache_policy=getattr(config, "cache_policy", "exact"),
-        shape=_shape(config, num_heads, head_dim),
-    )
-
-
-def _shape(config: Any, num_heads: int, head_dim: int) -> ModelShape | None:
-    """Sizes of a gated-MLP block like Llama's; None for a configuration that does not name them."""
-    if getattr(config, "intermediate_size", None) is None:
-        return None
-    return ModelShape(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=num_heads,
-        head_dim=head_dim,
-        vocab_size=config.vocab_size,
-        history=bool(getattr(config, "history", False)),
-        relaxation=bool(getattr(config, "relaxation", False)),
-    )

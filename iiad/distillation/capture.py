@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.errors import InputError
 from iiad.files import lock_folder
-from iiad.loading import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
 from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge

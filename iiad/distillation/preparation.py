@@ -10,9 +10,9 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import choose_device, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
-from iiad.loading import choose_device, load_identified
 from iiad.planning import Plan, check_plan
 from iiad.progress import print_status
 from iiad.training.batches import blocks_per_step

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import DTYPES, load_identified, read_limits
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
-from iiad.loading import DTYPES, load_identified, read_limits
 from iiad.memory import cache_bytes, describe_run, format_size, memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.plan import identify_rows
@@ -76,7 +76,7 @@ def load_rows(
     """All models at once; the first also truncated where there is a plan, and quantized in each of the kinds.
 
     compiled: each row also compiled, right after it, but not the quantized ones. Raises InputError as
-    `iiad.loading.load_identified`, and where memory runs out.
+    `iiad.checkpoints.load_identified`, and where memory runs out.
     """
     rows: list[Row] = []
     for model, label in zip(models, labels, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from iiad.artefacts import ModelIdentity
-from iiad.loading import DTYPES
+from iiad.checkpoints import DTYPES
 from iiad.planning import Plan
 
 from .check_artefact import CheckSettings

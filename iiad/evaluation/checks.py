@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.errors import InputError, one_line
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan, check_plan

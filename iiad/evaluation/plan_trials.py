@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
 from iiad.data import resolve_inputs
 from iiad.errors import InputError
 from iiad.influence.averages import average
@@ -19,7 +20,6 @@ from iiad.influence.measurement import as_data_sets, draw_calibration
 from iiad.influence.outputs import FullOutput
 from iiad.influence.profile import Profile, ProfileSettings
 from iiad.influence.profiler import require_iterations
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified

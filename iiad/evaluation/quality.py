@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.checkpoints import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.loading import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.planning import Plan
 from iiad.planning.costs import compare_costs

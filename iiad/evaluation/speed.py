@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iiad.checkpoints import choose_device, choose_dtype, label_models
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, label_models
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.costs import compare_costs

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import load_identified, read_limits
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
-from iiad.loading import load_identified, read_limits
 from iiad.planning import Plan, check_plan
 
 __all__ = [

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, load_identified
 from iiad.memory import memory_explained
 from iiad.planning import Plan
 from iiad.planning.plan import read_plan, truncated_identity

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.loading import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.progress import print_status, progress

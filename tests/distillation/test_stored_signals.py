@@ -3,11 +3,10 @@
 import pytest
 
 from iiad import InputError
-from iiad.checkpoints import load_model, save_checkpoint
+from iiad.checkpoints import load_identified, load_model, save_checkpoint
 from iiad.data import load_tokenizer
 from iiad.distillation import LiveTeacher
 from iiad.distillation.capture import capture_signals
-from iiad.loading import load_identified
 from iiad.planning import Plan
 from tests.distillation.conftest import log_of
 

@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 
 from cli.evaluate import evaluate
 from iiad import InputError
-from iiad.checkpoints import identify_model, load_model, save_checkpoint
+from iiad.checkpoints import identify_model, label_models, load_identified, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
-from iiad.loading import label_models, load_identified
 from iiad.memory import format_size
 from iiad.planning import Plan
 from iiad.reporting.evaluation_tables import evaluation_table, format_share, stacked_tables
@@ -167,7 +166,7 @@ def test_the_artefact_comes_back_as_it_was(evaluation, tmp_path):
         ({"block_size": 0}, "block_size: found 0"),
         ({"batch_size": 0}, "batch_size: found 0"),
         ({"max_tokens": 1}, "max_tokens: found 1"),
-        ({"dtype": "float16"}, "dtype: found 'float16'; accepted: float32, bfloat16"),
+        ({"dtype": "float16"}, "dtype: expected float32 or bfloat16, got 'float16'"),
         ({"plan": "nowhere.json"}, "nowhere.json: no such file"),
     ],
 )
@@ -180,12 +179,12 @@ def test_bad_values_are_refused_before_a_model_is_loaded(folders, monkeypatch, o
 
 
 def test_a_device_that_is_not_there_is_refused(folders):
-    with pytest.raises(InputError, match="device: found 'nonsense'"):
+    with pytest.raises(InputError, match="device: expected cpu, or cuda where there is one, got 'nonsense'"):
         evaluate_models([folders.llama], [str(folders.text)], device="nonsense")
 
 
 def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
-    with pytest.raises(InputError, match="models: found none"):
+    with pytest.raises(InputError, match="models: expected at least one folder or hub name, got none"):
         evaluate_models([], [str(folders.text)])
     with pytest.raises(InputError, match="no such model folder"):
         run(folders, tmp_path / "nothing")

@@ -162,7 +162,7 @@ def test_a_latency_table_has_no_grid(folders, command, options, words):
     ("options", "words"),
     [
         (("--prompt-tokens", 8192), "accepted: at most 128 together, the max_position_embeddings of "),
-        (("--device", "abacus"), "device: found 'abacus'"),
+        (("--device", "abacus"), "device: expected cpu, or cuda where there is one, got 'abacus'"),
         (("--quantize", "int3"), "quantize: found 'int3'; accepted: int8, int4"),
         (("--batch-size", 0), "batch_size: found 0; accepted: at least 1"),
     ],

@@ -240,7 +240,7 @@ def test_a_student_is_measured_up_to_its_own_plan_and_pcformer_too(folders, tmp_
         ("teacher", {"new_tokens": 0}, "new_tokens: found 0"),
         ("teacher", {"repeats": 0}, "repeats: found 0"),
         ("teacher", {"seed": -1}, "seed: found -1"),
-        ("teacher", {"dtype": "int8"}, "dtype: found 'int8'"),
+        ("teacher", {"dtype": "int8"}, "dtype: expected float32 or bfloat16, got 'int8'"),
         ("teacher", {"plan": "nowhere.json"}, "nowhere.json: no such file"),
     ],
 )

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from iiad import InputError
-from iiad.checkpoints import identify_model, load_model
+from iiad.checkpoints import identify_model, load_model, require_cache_policy
 from iiad.evaluation import evaluate_models
 from iiad.evaluation import speed as comparison
 from iiad.evaluation.compiled import CompiledDecoder
 from iiad.evaluation.speed import bench_models
 from iiad.evaluation.timing import random_prompts, time_model
-from iiad.loading import require_cache_policy
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import bench_table
 from tests.helpers import make_iiet, printed
@@ -85,7 +84,7 @@ def test_a_cache_policy_that_the_weights_were_not_trained_for_is_refused(folders
     with pytest.raises(InputError) as caught:
         require_cache_policy([folders.llama, folders.teacher], "shared")
     assert str(caught.value).startswith(
-        f"cache_policy: found 'shared' for {folders.llama}, whose weights were trained"
+        f"cache_policy: expected 'exact', for which the weights of {folders.llama} were trained"
     )
-    with pytest.raises(InputError, match="cache_policy: found 'last'; accepted: exact, shared"):
+    with pytest.raises(InputError, match="cache_policy: expected exact or shared, got 'last'"):
         require_cache_policy([folders.teacher], "last")

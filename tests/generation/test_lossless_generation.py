@@ -125,7 +125,7 @@ def test_the_command_shows_what_the_draft_did(folders, wanted, command, monkeypa
         ("self", ("--draft-plan", "nowhere"), "nowhere"),
         ("self", ("--temperature", 1, "--num-samples", 2), "num_samples: found 2 with --draft; accepted: 1"),
         ("self", ("--max-new-tokens", 500), "500 new tokens; accepted: at most 128 together"),
-        ("self", ("--device", "warp"), "device: found 'warp'"),
+        ("self", ("--device", "warp"), "device: expected cpu, or cuda where there is one, got 'warp'"),
         (None, ("--draft-length", 3), "draft plan and length: found without a draft; accepted: with --draft"),
         (None, ("--draft-plan", "plan"), "found without a draft"),
     ],

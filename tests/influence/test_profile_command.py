@@ -99,7 +99,7 @@ def test_the_options_reach_the_profile(run, tmp_path):
             "model",
             "metric: found 'magic'; accepted: kl, loss, taylor, cosine, relative_l2",
         ),
-        (["--dtype", "int8"], "model", "dtype: found 'int8'; accepted: float32"),
+        (["--dtype", "int8"], "model", "dtype: expected float32 or bfloat16, got 'int8'"),
         (["--block-size", "33"], "model", "block_size: found 33; accepted: 2 to 32"),
         (["--max-tokens", "31"], "model", "max_tokens: found 31; accepted: at least one block of 32"),
         (["--data", "no-such-file.txt"], "model", "no-such-file.txt"),

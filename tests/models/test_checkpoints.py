@@ -143,7 +143,7 @@ def test_a_missing_folder_config_or_weights_file_is_named(folder, tmp_path):
     assert "no config.json" in refused(folder)
     (tmp_path / "config.json").rename(folder / "config.json")
     (folder / "model.safetensors").unlink()
-    assert "has no weights" in refused(folder)
+    assert "got no weights" in refused(folder)
 
 
 def test_a_pickle_checkpoint_is_refused(folder):

@@ -13,7 +13,7 @@ from iiad import InputError
 from iiad.conversion.released import convert, from_released, to_released
 from iiad.models import IIETConfig, IIETForCausalLM
 
-REFERENCE = Path(__file__).parents[1] / "data"
+REFERENCE = Path(__file__).parents[1] / "reference"
 KINDS = ["iiet-r3", "iiet-r1", "pcformer-rk2", "transformer"]
 
 

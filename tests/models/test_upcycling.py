@@ -34,7 +34,7 @@ from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.training.scoring import evaluate_model
 from tests.helpers import SHAPE, make_iiet, stir
 
-REFERENCE = Path(__file__).parents[1] / "data"
+REFERENCE = Path(__file__).parents[1] / "reference"
 SIZES = {name: value for name, value in SHAPE.items() if name != "num_layers"} | {"num_hidden_layers": 2}
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
