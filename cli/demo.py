@@ -27,6 +27,7 @@ def demo(
     from iiad.demo import run_demo
     from iiad.influence import Profile
     from iiad.planning import Plan
+    from iiad.planning.trust import assess_trust
     from iiad.reporting.demo_tables import demo_report, next_steps
     from iiad.reporting.plan_tables import PlanReport
     from iiad.reporting.profile_tables import InfluenceReport
@@ -37,7 +38,7 @@ def demo(
         if isinstance(artefact, Plan):
             console.print(PlanReport(artefact))
         elif isinstance(artefact, Profile):
-            console.print(InfluenceReport(artefact))
+            console.print(InfluenceReport(artefact, assess_trust(artefact)))
 
     made = run_demo(output_dir, show)
     console.print(demo_report(made.evaluation, made.bench, made.tokens, console.width))

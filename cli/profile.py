@@ -13,40 +13,39 @@ __all__ = ["profile"]
 
 
 def profile(
-    model: Annotated[
-        str, typer.Argument(help="The teacher: a model folder with its tokenizer, or a hub name.")
-    ],
+    model: Annotated[str, typer.Argument(help="Teacher: a model folder with its tokenizer, or a hub name.")],
     data: Annotated[
         list[str],
         typer.Option(
-            help="Calibration text, after the model: files, globs, folders or stdlib. "
-            "A second --data is another data set, kept apart."
+            help="Calibration text: files, globs, folders or stdlib. Repeat for further data sets, kept apart."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="The profile to write (JSON).")],
+    output: Annotated[Path, typer.Option(help="Profile to write (JSON).")],
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="kl, loss, taylor, cosine or relative_l2; may be repeated. Default: all."),
+        typer.Option(help="kl, loss, taylor, cosine or relative_l2; repeat for several. Default: all."),
     ] = None,
     text_field: TextField = "text",
     block_size: Annotated[
         int | None,
         typer.Option(min=2, help="Tokens of a block. Default: 512, or the model's context if shorter."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks run at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks of a batch.")] = 8,
     max_tokens: Annotated[
-        int, typer.Option(min=2, help="Tokens to draw of each data set, as whole blocks from all of it.")
+        int, typer.Option(min=2, help="Tokens to draw of each data set, in whole blocks.")
     ] = 65536,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw, and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of the bootstrap.")] = 0,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Show how surely each iteration is kept at it. Default: that of the curve's knee."),
+        typer.Option(
+            help="Show how stable the plan at this threshold is. Default: the threshold at the curve's knee."
+        ),
     ] = None,
     memory_gib: Annotated[
         float | None,
         typer.Option(
-            help="Memory to take beside the weights; no score depends on it. "
-            "Default: under twice what the model itself takes, or half of what is free."
+            help="Limit of memory beside the weights; no score depends on it. "
+            "Default: 1.5 times the logits and states of a batch."
         ),
     ] = None,
     device: Device = None,
@@ -55,11 +54,11 @@ def profile(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for pictures of the scores (PNG, SVG).")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the finished batches of an interrupted run.")
+        bool, typer.Option("--resume", help="Continue from the finished batches of an interrupted run.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what each iteration contributes to a model's output, on given text.
+    """Score each iteration of a model by its contribution to the output.
 
     The model must have iterations (an IIET or PCformer). `kl` and `loss` are
     exact and run the layers above again for each iteration; `taylor` takes one
@@ -71,20 +70,21 @@ def profile(
 
     from iiad.errors import InputError
     from iiad.files import require_new_file
-    from iiad.influence.partial_profile import require_no_partial
 
     for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
         if value is not None and not 0 <= value < float("inf"):
-            raise InputError(f"{name}: found {value}; accepted: a number from 0")
+            raise InputError(f"{name}: expected a number from 0, got {value}")
     require_new_file(output, overwrite)
-    require_no_partial(output, resume or overwrite)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 
         require_pictures(plot)
-    from iiad.influence import measure_influence
+    from iiad.influence.measurement import measure_influence, require_no_partial
+    from iiad.planning.trust import assess_trust
     from iiad.reporting.profile_tables import InfluenceReport
 
+    if not (resume or overwrite):
+        require_no_partial(output)
     measured = measure_influence(
         model,
         split_data(data),
@@ -100,7 +100,7 @@ def profile(
         output=output,
         resume=resume,
     )
-    Console().print(InfluenceReport(measured, threshold, seed))
+    Console().print(InfluenceReport(measured, assess_trust(measured, threshold, seed)))
     if plot is not None:
         from iiad.progress import print_status
         from iiad.reporting.pictures import draw_influence

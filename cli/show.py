@@ -63,6 +63,7 @@ def _read(path: Path) -> Artefact:
 
 
 def _report(artefact: Any, width: int) -> RenderableType:
+    from iiad.planning.trust import assess_trust
     from iiad.reporting import bench_tables as benchmark
     from iiad.reporting import check_tables as checking
     from iiad.reporting import evaluation_tables as evaluation
@@ -73,7 +74,7 @@ def _report(artefact: Any, width: int) -> RenderableType:
     from iiad.reporting import verification_tables as verification
 
     reports: dict[str, Callable[[], RenderableType]] = {
-        "profile": lambda: influence.InfluenceReport(artefact),
+        "profile": lambda: influence.InfluenceReport(artefact, assess_trust(artefact)),
         "plan": lambda: planning.PlanReport(artefact),
         "verification": lambda: verification.VerificationReport(artefact),
         "latency": lambda: latency.latency_table(artefact, width),

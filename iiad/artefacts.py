@@ -146,7 +146,8 @@ def describe_problems(error: ValidationError) -> list[str]:
         elif problem["type"] == "missing":
             lines.append(f"{field}: is missing")
         elif problem["type"] == "value_error":
-            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{field}: {message}" if problem["loc"] else message)
         elif problem["type"] == "model_type":
             lines.append(f"{field}: expected fields, got {_short(problem['input'])}")
         else:

@@ -9,8 +9,10 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ __all__ = [
     "cache_bytes",
     "describe_run",
     "format_size",
+    "free_bytes",
     "is_out_of_memory",
     "memory_explained",
     "tensor_bytes",
@@ -68,6 +71,19 @@ def cache_bytes(model: Any, batch_size: int, num_tokens: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     slots = config.num_hidden_layers
     return slots * batch_size * num_tokens * 2 * heads * width * model.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had on a device; on the CPU also within the limit that a container sets."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    available = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(available, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return available
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -112,7 +112,7 @@ def require_free_memory(rows: Sequence[Row], batch_size: int, num_tokens: int) -
 
     Linux gives memory away before it has it and ends, without a word, who then uses it: no error would come.
     """
-    from iiad.influence.pass_memory import free_bytes
+    from iiad.memory import free_bytes
 
     for row in rows:
         model = row.follow()

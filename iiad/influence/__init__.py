@@ -1,16 +1,15 @@
-"""Influence: measure what each iteration of a teacher contributes; keep it as a profile."""
+"""Influence: score each iteration of a teacher on calibration text -> profile.json."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .agreement import rank_agreement
+from .diagnostics import rank_agreement
 from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
 
 if TYPE_CHECKING:
-    from .calibration import calibration_batches, sample_blocks
-    from .measurement import measure_influence
+    from .measurement import calibration_batches, measure_influence, sample_blocks
     from .profiler import num_profile_evaluations, profile_batch, profile_model
 
 __all__ = [
@@ -29,8 +28,8 @@ __all__ = [
 ]
 
 _WITH_TORCH = {
-    "calibration_batches": "calibration",
-    "sample_blocks": "calibration",
+    "calibration_batches": "measurement",
+    "sample_blocks": "measurement",
     "measure_influence": "measurement",
     "num_profile_evaluations": "profiler",
     "profile_batch": "profiler",

@@ -1,17 +1,26 @@
-"""Whether each layer's iteration runs towards its fixed point, by its residuals, and what to make of it.
+"""Diagnostics of a profile: convergence of each layer's iteration, and agreement of the metrics.
 
 Needs no torch. All rules and bounds here are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .profile import FixedPoint, Profile
+from .profile import FixedPoint, Profile, Scores
 
-__all__ = ["Diagnosis", "Verdict", "advice", "diagnose"]
+__all__ = [
+    "Agreement",
+    "Diagnosis",
+    "Verdict",
+    "advice",
+    "agreements",
+    "diagnose",
+    "rank_agreement",
+    "rank_correlation",
+]
 
 Verdict = Literal["converges", "cycles", "diverges", "stalls", "too few iterations", "at rest"]
 
@@ -20,16 +29,16 @@ CONTRACTS = 0.9
 EXPANDS = 1.1
 """Above this ratio it diverges."""
 TURNS_BACK = -0.5
-"""Below this cosine between one change and the one before, an iteration that does neither goes back and forth."""
+"""Between the two it cycles if the cosine of one change with the one before is below this, else it stalls."""
 SMALL = 0.01
-"""The residual below which a layer counts as converged: its iteration changes the state by less than 1 %."""
+"""Residual below which a layer counts as converged: its iteration changes the state by less than 1 %."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How one layer's iteration runs.
+    """Convergence of one layer's iteration.
 
-    residual: |z(r) - z(r-1)| / |z(r-1)|, the share by which the last iteration changes the state; None for r = 0.
+    residual: |z(r) - z(r-1)| / |z(r-1)|, the relative change of the state by the last iteration; None for r = 0.
     contraction, turn: the last ratio of one change to the one before, and their cosine; None for r < 2.
     """
 
@@ -41,7 +50,7 @@ class Diagnosis:
     def residual_after(self, num_more: int) -> float | None:
         """The residual of the last of `num_more` further iterations, if each contracts as the last one did.
 
-        A geometric series: it supposes that the length of the state stays. None where the layer does not converge.
+        A geometric series, which assumes that the length of the state stays. None where the layer does not converge.
         """
         if self.verdict != "converges" or self.residual is None or self.contraction is None:
             return None
@@ -49,132 +58,169 @@ class Diagnosis:
 
 
 def diagnose(fixed_point: FixedPoint) -> Diagnosis:
-    """The verdict on one layer, by its last contraction q = |z(r) - z(r-1)| / |z(r-1) - z(r-2)| and last turn.
+    """Judge one layer by its last contraction q = |z(r) - z(r-1)| / |z(r-1) - z(r-2)| and its last turn.
 
-    at rest: all residuals are 0. too few iterations: fewer than two, so that there is no q. Else
-    converges: q < 0.9. diverges: q > 1.1. Between: cycles where the cosine between the last two changes is below
-    -0.5, and stalls where it is not.
+    at rest: all residuals are 0. too few iterations: fewer than two, so there is no q. Else
+    converges: q < 0.9. diverges: q > 1.1. cycles: in between, and the cosine of the last two changes is below -0.5.
+    stalls: in between otherwise.
     """
     residuals = fixed_point.residuals
-    residual = residuals[-1] if residuals else None
-    q = fixed_point.contractions[-1] if fixed_point.contractions else None
-    turn = fixed_point.turns[-1] if fixed_point.turns else None
-    return Diagnosis(_verdict(residuals, q, turn), residual, q, turn)
+    residual, q, turn = (
+        numbers[-1] if numbers else None
+        for numbers in (residuals, fixed_point.contractions, fixed_point.turns)
+    )
+    verdict: Verdict
+    if residuals and not any(residuals):
+        verdict = "at rest"
+    elif q is None or turn is None:
+        verdict = "too few iterations"
+    elif q < CONTRACTS:
+        verdict = "converges"
+    elif q > EXPANDS:
+        verdict = "diverges"
+    else:
+        verdict = "cycles" if turn < TURNS_BACK else "stalls"
+    return Diagnosis(verdict, residual, q, turn)
 
 
 def advice(profile: Profile) -> str:
-    """What the fixed-point iterations of all layers say to whoever plans, in one line.
+    """Sum up in one line which iterations converge, and what follows for a plan.
 
-    The same profile gives the same line. Layers whose trailing iterations change the state by less than 1 % are
-    named as converged, whatever the ratio of such small changes says. Layers without iterations are not named.
+    Layers whose trailing iterations change the state by less than 1 % count as converged, whatever the ratio of such
+    small changes. Layers without iterations are not named.
     """
-    plan = profile.model.num_iterations
-    converged: dict[
-        int, list[int]
-    ] = {}  # first iteration with a small residual, and so all after it -> layers
+    converged: dict[int, list[int]] = {}  # first iteration from which on residuals are small -> layers
     others: dict[Verdict, dict[int, Diagnosis]] = {}
+    num_small = 0
     for number, layer in enumerate(profile.fixed_point, 1):
-        diagnosis = diagnose(layer)
-        first = _first_small(layer.residuals)
-        if not layer.residuals:
+        diagnosis, residuals = diagnose(layer), layer.residuals
+        last_large = max((i for i, residual in enumerate(residuals, 1) if residual >= SMALL), default=0)
+        if not residuals:
             continue
-        if diagnosis.verdict != "at rest" and first <= len(layer.residuals):
-            converged.setdefault(first, []).append(number)
+        if last_large < len(residuals) and diagnosis.verdict != "at rest":
+            converged.setdefault(last_large + 1, []).append(number)
+            num_small += len(residuals) - last_large
         else:
             others.setdefault(diagnosis.verdict, {})[number] = diagnosis
-    clauses = [_on_converged(converged, plan)] if converged else []
-    clauses += [_clause(verdict, others[verdict], len(plan)) for verdict in _ORDER if verdict in others]
-    return "; ".join(clauses)
-
-
-_ORDER: tuple[Verdict, ...] = ("at rest", "converges", "stalls", "cycles", "diverges", "too few iterations")
-
-
-def _verdict(residuals: Sequence[float], q: float | None, turn: float | None) -> Verdict:
-    if residuals and not any(residuals):
-        return "at rest"
-    if q is None or turn is None:
-        return "too few iterations"
-    if q < CONTRACTS:
-        return "converges"
-    if q > EXPANDS:
-        return "diverges"
-    return "cycles" if turn < TURNS_BACK else "stalls"
-
-
-def _first_small(residuals: Sequence[float]) -> int:
-    """The iteration from which on every residual is small; r + 1 where the last one is not."""
-    first = len(residuals) + 1
-    while first > 1 and residuals[first - 2] < SMALL:
-        first -= 1
-    return first
-
-
-def _on_converged(converged: Mapping[int, Sequence[int]], plan: Sequence[int]) -> str:
-    parts: list[str] = []
-    for first, layers in sorted(converged.items()):
-        have = "" if parts else "have converged " if len(layers) > 1 else "has converged "
-        parts.append(f"{_layers(layers, len(plan))} {have}from iteration {first} on")
-    small = sum(plan[t - 1] - first + 1 for first, layers in converged.items() for t in layers)
-    candidates = "is a candidate" if small == 1 else "are candidates"
-    return (
-        f"{_listed(parts)} (residual below {_percent(SMALL)}): "
-        f"{small} of {sum(plan)} iterations {candidates} to drop"
+    clauses = [
+        f"{_layers(layers)} converged from iteration {first} on"
+        for first, layers in sorted(converged.items())
+    ]
+    if clauses:
+        total = sum(profile.model.num_iterations)
+        clauses[-1] += f" (residual below {_percent(SMALL)}): {num_small} of {total} iterations to drop"
+    return "; ".join(
+        clauses + [_clause(verdict, others[verdict]) for verdict in _CLAUSES if verdict in others]
     )
 
 
-def _clause(verdict: Verdict, layers: Mapping[int, Diagnosis], num_layers: int) -> str:
-    who, many = _layers(layers, num_layers), len(layers) > 1
-    its, it, s = ("their", "them", "") if many else ("its", "it", "s")
-    ratio = f"(contraction {_range(layer.contraction for layer in layers.values())})"
-    if verdict == "at rest":
-        return f"{who} {'are' if many else 'is'} at rest: {its} iterations change nothing, drop them"
-    if verdict == "converges":
-        last = max(layer.residual or 0.0 for layer in layers.values())
-        after = max(layer.residual_after(1) or 0.0 for layer in layers.values())
-        most = "up to " if many else ""
-        return (
-            f"{who} converge{s} {ratio} but the last iteration still changes the state by {most}{_percent(last)}, "
-            f"one more would by {most}{_percent(after)}: go by the scores"
-        )
-    if verdict == "stalls":
-        return f"{who} stall{s} {ratio}: {its} changes hardly shrink, go by the scores"
-    if verdict == "cycles":
-        return f"{who} cycle{s}, each change undoing much of the one before: drop {its} iterations in pairs"
-    if verdict == "diverges":
-        return f"{who} diverge{s} {ratio}: do not add iterations to {it}, and check {it} before distilling"
-    return f"{who} {'have' if many else 'has'} one iteration, too few to tell"
+_CLAUSES: dict[Verdict, str] = {
+    "at rest": "at rest: drop all iterations",
+    "converges": "converging (contraction {ratio}), change by the last iteration {last}, by one more {after}: "
+    "go by the scores",
+    "stalls": "stalling (contraction {ratio}): go by the scores",
+    "cycles": "cycling, each change undoes much of the one before: drop iterations in pairs",
+    "diverges": "diverging (contraction {ratio}): add no iterations, check before distilling",
+    "too few iterations": "with one iteration: too few to tell",
+}
 
 
-def _layers(layers: Iterable[int], num_layers: int) -> str:
-    """Layers in words: 'layer 3', 'layers 1, 3-5 and 8', 'all 12 layers'."""
-    numbers = sorted(layers)
-    if len(numbers) == num_layers > 1:
-        return "both layers" if num_layers == 2 else f"all {num_layers} layers"
+def _clause(verdict: Verdict, layers: dict[int, Diagnosis]) -> str:
+    """The layers of one verdict and its words; of several layers the largest changes."""
+    found = layers.values()
+    ratios = [f"{pick(d.contraction or 0.0 for d in found):.2f}" for pick in (min, max)]
+    last, after = max(d.residual or 0.0 for d in found), max(d.residual_after(1) or 0.0 for d in found)
+    words = _CLAUSES[verdict].format(
+        ratio=" to ".join(dict.fromkeys(ratios)), last=_percent(last), after=_percent(after)
+    )
+    return f"{_layers(layers)} {words}"
+
+
+def _layers(numbers: Iterable[int]) -> str:
+    """'layer 3', 'layers 1, 3-5, 8'; numbers: ascending."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    parts = [
-        part
-        for run in runs
-        for part in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(number) for number in run])
-    ]
-    return f"layer{'s' if len(numbers) > 1 else ''} {_listed(parts)}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _range(values: Iterable[float | None]) -> str:
-    """The smallest and the largest to two decimals, or one number where they look the same."""
-    known = [value for value in values if value is not None]
-    ends = [f"{value:.2f}" for value in (min(known, default=0.0), max(known, default=0.0))]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"layer{'s' if len(runs) > 1 or len(runs[0]) > 1 else ''} {', '.join(parts)}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Similarity of the orders in which a metric and a reference rank all iterations of a model.
+
+    spearman, kendall: rank correlations (Kendall's is tau-b), from -1 to 1.
+    overlap: share of the reference's top half of the iterations that is in the metric's top half too, from 0 to 1;
+        0.5 by chance. An odd number's half is rounded up; of equal scores the earlier iteration of the earlier layer
+        comes first.
+    All are None where ranks mean nothing: fewer than three iterations, or scores that are all equal.
+    """
+
+    metric: str
+    reference: str
+    spearman: float | None
+    kendall: float | None
+    overlap: float | None
+
+
+def agreements(profile: Profile, reference: str = "kl") -> list[Agreement]:
+    """Compare each other metric of a profile with a reference, in the profile's order.
+
+    Raises InputError for a reference that the profile does not hold.
+    """
+    wanted = _flat(profile.scores_of(reference))
+    found = []
+    for metric in profile.scores:
+        scores = _flat(profile.scores[metric])
+        if metric == reference:
+            continue
+        tau = overlap = None
+        if _have_ranks(scores) and _have_ranks(wanted):
+            from scipy.stats import kendalltau  # takes a second to import
+
+            tau, overlap = float(kendalltau(scores, wanted).statistic), _overlap(scores, wanted)
+        found.append(Agreement(metric, reference, rank_correlation(scores, wanted), tau, overlap))
+    return found
+
+
+def rank_agreement(profile: Profile, metric: str, reference: str = "kl") -> float | None:
+    """Spearman's rank correlation of two metrics over all iterations of all layers, from -1 to 1.
+
+    A cheap metric that ranks the iterations as the exact one does gives the same plans. None where ranks mean
+    nothing: fewer than three iterations, or scores that are all equal.
+    Raises InputError for a metric that the profile does not hold.
+    """
+    return rank_correlation(_flat(profile.scores_of(metric)), _flat(profile.scores_of(reference)))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of two sequences of the same length, from -1 to 1; equal numbers share a rank.
+
+    None where ranks mean nothing: fewer than three numbers, or all equal ones.
+    """
+    if not _have_ranks(first) or not _have_ranks(second):
+        return None
+    from scipy.stats import spearmanr  # takes a second to import
+
+    return float(spearmanr(first, second).statistic)
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
+    half = (len(first) + 1) // 2
+    tops = [sorted(range(len(scores)), key=lambda i: -scores[i])[:half] for scores in (first, second)]
+    return len(set(tops[0]) & set(tops[1])) / half
+
+
+def _have_ranks(scores: Sequence[float]) -> bool:
+    return len(scores) >= 3 and len(set(scores)) > 1
+
+
+def _flat(scores: Scores) -> list[float]:
+    return [score for layer in scores for score in layer]

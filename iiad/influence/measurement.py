@@ -1,11 +1,16 @@
-"""`iiad profile`: from a model folder and text to a profile."""
+"""`iiad profile`: from a model folder and text to a profile.
+
+Legend: B blocks of a batch, T tokens of a block.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
@@ -16,12 +21,20 @@ from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.progress import print_status, progress
 
-from .calibration import calibration_batches, sample_blocks
-from .partial_profile import profile_journal
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
 
-__all__ = ["CalibrationSet", "as_data_sets", "draw_calibration", "measure_influence"]
+__all__ = [
+    "CalibrationSet",
+    "as_data_sets",
+    "calibration_batches",
+    "draw_calibration",
+    "measure_influence",
+    "numbered_batches",
+    "partial_path",
+    "require_no_partial",
+    "sample_blocks",
+]
 
 LONGEST_DEFAULT_BLOCK = 512
 
@@ -33,15 +46,6 @@ class CalibrationSet:
     blocks: TokenBlocks
     indices: list[int]
     identity: DataIdentity
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that were drawn."""
-        return len(self.indices) * self.blocks.block_size
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The drawn blocks as batches (B, T); the last may be smaller."""
-        return calibration_batches(self.blocks, self.indices, batch_size)
 
 
 def measure_influence(
@@ -61,28 +65,28 @@ def measure_influence(
     output: str | Path | None = None,
     resume: bool = False,
 ) -> Profile:
-    """Score what each iteration of a model contributes on a sample of a text's blocks.
+    """Score each iteration of a model on blocks drawn from a text.
 
     Args:
         model: a folder, with its tokenizer, or a hub name.
-        data: files, patterns, folders or `stdlib`, which here is its training split. Several lists of them are
-            several data sets, of each of which blocks are drawn; the profile can then tell them apart.
-        metrics: names from `METRICS`; default: all of them.
+        data: files, patterns, folders or `stdlib` (its training split). Several lists of them are several data sets:
+            blocks are drawn of each, and the profile tells them apart.
+        metrics: names from `METRICS`; default: all.
         text_field: the jsonl field or parquet column with the text.
         block_size: tokens of a block; default: 512, or the model's context where that is less.
         batch_size: blocks at a time.
         max_tokens: tokens to draw of each data set, as whole blocks from all of it; None: all of it.
         seed: of the draw.
         device: default: CUDA where there is one, else the CPU.
-        dtype: weights are put in it, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
-        memory: bytes that the pass may take beside the weights; the scores do not depend on it.
-        cache_dir: where tokenized text is kept.
-        output: where the profile is written when it is done, and beside it, until then, the finished batches.
+        dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
+        memory: bytes that may be taken beside the weights; see `profile_batch`. No score depends on it.
+        cache_dir: folder for tokenized text.
+        output: file for the profile and, until it is finished, beside it one for the finished batches.
             Default: nothing is written.
-        resume: go on from the finished batches of an earlier call that was interrupted, if there are any.
+        resume: continue from the finished batches of an interrupted call, if there are any.
 
-    Raises InputError for a model without iterations, and where a model, a file or a value cannot be used or memory
-    runs out; what is finished then can be resumed.
+    Raises InputError for a model without iterations, where a model, a file or a value cannot be used, and where
+    memory runs out; finished batches can be resumed.
     """
     chosen = list(dict.fromkeys(metrics or METRICS))
     require_metrics(chosen)
@@ -91,7 +95,7 @@ def measure_influence(
     context, _ = read_limits(model)
     block_size = block_size or min(LONGEST_DEFAULT_BLOCK, context)
     if not 2 <= block_size <= context:
-        raise InputError(f"block_size: found {block_size}; accepted: 2 to {context}, the model's context")
+        raise InputError(f"block_size: expected 2 to {context}, the model's context, got {block_size}")
     settings = ProfileSettings(
         block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, seed=seed, dtype=dtype
     )
@@ -100,23 +104,51 @@ def measure_influence(
     teacher, identity = load_identified(model, device, dtype, cast=True)
     require_iterations(teacher)
     sets = draw_calibration(model, data, settings, text_field, cache_dir)
-    journal, finished = None, []
-    if output is not None:
-        journal = profile_journal(output, identity, [part.identity for part in sets], settings, chosen)
-        if resume:
-            finished = journal.read()
-        else:
-            journal.remove()
+    identities = [part.identity for part in sets]
+    journal = None if output is None else _open_journal(output, identity, identities, settings, chosen)
+    if journal is not None and not resume:
+        journal.remove()
     where = f"profiling {label_models([model])[0]} on {device}"
     remedies = ["a smaller batch", "shorter blocks", "bfloat16"]
-    remedies += [] if memory is None else ["less memory for the pass (memory_gib)"]
     with memory_explained(where, teacher, batch_size, block_size, cached=False, remedies=remedies):
-        records = _run(teacher, identity, sets, chosen, batch_size, memory, journal, finished)
-    profile = Profile.of(records, identity, [part.identity for part in sets], settings)
+        records = _measure(teacher, identity, sets, chosen, batch_size, memory, journal)
+    profile = Profile.of(records, identity, identities, settings)
     if output is not None and journal is not None:
         profile.save(output)
         journal.remove()
     return profile
+
+
+def _measure(
+    teacher: IIETForCausalLM,
+    identity: ModelIdentity,
+    sets: Sequence[CalibrationSet],
+    metrics: Sequence[str],
+    batch_size: int,
+    memory: int | None,
+    journal: Journal[BatchRecord] | None,
+) -> list[BatchRecord]:
+    """Return the records of all batches of all sets; those in the journal are not measured again."""
+    records = journal.read() if journal is not None else []
+    if journal is not None:
+        journal.start(records)  # without a last line that was cut off
+    num_finished, total = len(records), sum(part.identity.num_tokens for part in sets)
+    times = num_profile_evaluations(identity, metrics) / identity.num_evaluations
+    print_status(f"{total:,} tokens, at the cost of {times:.1f} forward passes")
+    if records:
+        print_status(f"{num_finished} batches were finished before")
+    left = total - sum(record.num_tokens for record in records)
+    with progress("profiling", left, "tokens") as advance:
+        for index, (number, batch) in enumerate(numbered_batches(sets, batch_size)):
+            if index < num_finished:
+                continue
+            where = f"batch {index + 1}"
+            record = profile_batch(teacher, batch, metrics, data=number, memory=memory, where=where)
+            records.append(record)
+            if journal is not None:
+                journal.append(record)
+            advance(record.num_tokens)
+    return records
 
 
 def as_data_sets(data: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
@@ -125,7 +157,7 @@ def as_data_sets(data: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str
     sets = [list(part) for part in data if not isinstance(part, str)]
     sets = [names, *sets] if names else sets
     if not sets or not all(sets):
-        raise InputError("data: found none; accepted: files, patterns, folders or stdlib")
+        raise InputError("data: expected files, patterns, folders or stdlib, got none")
     return sets
 
 
@@ -154,35 +186,64 @@ def draw_calibration(
     return drawn
 
 
-def _run(
-    teacher: IIETForCausalLM,
-    identity: ModelIdentity,
-    sets: Sequence[CalibrationSet],
+def sample_blocks(num_blocks: int, block_size: int, max_tokens: int | None, seed: int) -> list[int]:
+    """Draw as many of num_blocks blocks as max_tokens (None: all) pays for, from the whole corpus, sorted.
+
+    The same arguments give the same blocks. Raises InputError for fewer tokens than one block has.
+    """
+    if max_tokens is None:
+        return list(range(num_blocks))
+    if max_tokens < block_size:
+        raise InputError(f"max_tokens: expected at least one block of {block_size}, got {max_tokens}")
+    num_drawn = min(num_blocks, max_tokens // block_size)
+    return sorted(random.Random(seed).sample(range(num_blocks), num_drawn))
+
+
+def calibration_batches(
+    blocks: TokenBlocks | Sequence[dict[str, Tensor]], indices: Sequence[int], batch_size: int
+) -> Iterator[Tensor]:
+    """Yield the blocks of these indices as batches (B, T); the last may be smaller."""
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    for first in range(0, len(indices), batch_size):
+        yield torch.stack([blocks[index]["input_ids"] for index in indices[first : first + batch_size]])
+
+
+def numbered_batches(sets: Sequence[CalibrationSet], batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the batches (B, T) of all sets, each with the number of its set, from 0."""
+    for number, part in enumerate(sets):
+        for batch in calibration_batches(part.blocks, part.indices, batch_size):
+            yield number, batch
+
+
+def partial_path(output: str | Path) -> Path:
+    """The file with the finished batches of the profile `output` until that is written."""
+    return Path(f"{output}.partial")
+
+
+def require_no_partial(output: str | Path) -> None:
+    """Raise InputError where an interrupted run left batches of this profile."""
+    path = partial_path(output)
+    if path.exists():
+        raise InputError(
+            f"{path}: expected no batches of an interrupted run; continue it with --resume, or start again with "
+            "--overwrite"
+        )
+
+
+def _open_journal(
+    output: str | Path,
+    model: ModelIdentity,
+    data: Sequence[DataIdentity],
+    settings: ProfileSettings,
     metrics: Sequence[str],
-    batch_size: int,
-    memory: int | None,
-    journal: Journal[BatchRecord] | None,
-    finished: Sequence[BatchRecord],
-) -> list[BatchRecord]:
-    """Return the records of all batches of all sets; the finished ones are not measured again."""
-    records = list(finished)
-    total = sum(part.num_tokens for part in sets)
-    times = num_profile_evaluations(identity, metrics) / identity.num_evaluations
-    print_status(f"{total:,} tokens, at the cost of {times:.1f} forward passes")
-    if finished:
-        print_status(f"{len(finished)} batches were finished before")
-    batches = ((number, batch) for number, part in enumerate(sets) for batch in part.batches(batch_size))
-    left = total - sum(record.num_tokens for record in records)
-    with progress("profiling", left, "tokens") as advance:
-        for index, (number, batch) in enumerate(batches):
-            if index < len(finished):
-                continue
-            where = f"batch {index + 1}"
-            record = profile_batch(teacher, batch, metrics, data=number, memory=memory, where=where)
-            records.append(record)
-            if journal is not None and index == len(finished):
-                journal.start(records)  # without a last line that was cut off
-            elif journal is not None:
-                journal.append(record)
-            advance(record.num_tokens)
-    return records
+) -> Journal[BatchRecord]:
+    """The journal of finished batches, bound to all that their scores depend on."""
+    heading = {
+        "kind": "unfinished profile",
+        "model": model.model_dump(exclude={"name"}),
+        "data": [entry.model_dump(exclude={"names"}) for entry in data],
+        "settings": settings.model_dump(),
+        "metrics": list(metrics),
+    }
+    return Journal(partial_path(output), heading, BatchRecord)

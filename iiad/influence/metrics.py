@@ -1,25 +1,31 @@
-"""How far two outputs of a layer are apart, and how its iteration runs.
+"""The metrics: comparisons of two outputs of a layer, or of two outputs of the model.
 
-Legend: B batch, T tokens, D model width, t the layer, i the iteration, z(i) its iterates, x_{t+1}(i) the output of
-layer t stopped after iteration i.
+Legend: B batch, T tokens, D model width, V vocabulary, t the layer, i the iteration, z(i) its iterates, x_{t+1}(i)
+the output of layer t stopped after iteration i, n stopped models, b of the B sequences, m tokens of a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from iiad.errors import InputError
 
 from .profile import FixedPoint
 
-__all__ = ["ITERATE_METRICS", "cosine", "fixed_point", "relative_l2", "wide"]
+__all__ = ["ITERATE_METRICS", "FullOutput", "cosine", "fixed_point", "relative_l2", "wide"]
+
+NUM_CHUNKS = 16
+"""Parts of a batch's tokens in which logits are compared: their probabilities, differences and terms stay small."""
 
 
 def cosine(before: Tensor, after: Tensor) -> float:
-    """1 - mean over tokens of cos(before, after), in [0, 2]: the paper's kind of score, like ShortGPT's.
+    """1 - mean over tokens of cos(before, after), in [0, 2] (the paper's kind of score, ShortGPT's block influence).
 
     before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). Computed as |a/|a| - b/|b||^2 / 2, which equals
     1 - cos and stays exact where the cosine is so near to 1 that the difference would be rounding alone.
@@ -42,7 +48,7 @@ ITERATE_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"cosine": cosin
 
 
 def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
-    """How z(0), ..., z(r), each (B, T, D), approach each other or do not (ours; the terms are those of Picard).
+    """Residuals, contractions and turns of z(0), ..., z(r), each (B, T, D) (ours; the terms are those of Picard).
 
     A residual is a mean over tokens, relative; a contraction is the ratio of the mean lengths of two successive
     changes (a mean of ratios would hang on the tokens that hardly change); a turn is the mean cosine between
@@ -58,9 +64,106 @@ def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
     return FixedPoint(residuals=residuals, contractions=contractions, turns=turns)
 
 
+class FullOutput:
+    """The full model's logits on one batch, with which the outputs of stopped models are compared, exactly.
+
+    With p the full distribution, h and h' the full and the stopped model's final states and W the head, the logits
+    differ by d = W (h' - h). Shifted so that the mean of d under p is 0 (ours):
+
+        KL(full || stopped) = log(1 + s),  NLL(stopped) - NLL(full) = log(1 + s) - d[target],
+        s = sum_v p_v (e^{d_v} - 1 - d_v)
+
+    No term of s is negative and nothing cancels, so that even the influence of an iteration that has nearly
+    converged, far below the rounding of the logits, keeps its digits. Only the full logits are kept; everything else
+    of the vocabulary's size is made for a chunk of tokens at a time.
+    """
+
+    def __init__(self, head: nn.Linear, hidden_states: Tensor, input_ids: Tensor, where: str = "the model"):
+        """hidden_states: (B, T, D), after the final norm; input_ids: (B, T). where: the batch, for errors.
+
+        Raises InputError for logits that hold NaN or infinity.
+        """
+        self.head, self.hidden_states = head, hidden_states
+        self.targets = F.pad(
+            input_ids[:, 1:].long(), (0, 1), value=-1
+        )  # (B, T); a block's last predicts nothing
+        self.num_predicted = max(1, int((self.targets >= 0).sum()))
+        self.chunk_tokens = max(1, self.targets.numel() // NUM_CHUNKS)
+        self.logits = head(hidden_states)  # (B, T, V)
+        chunks = zip(*map(self._chunks, (self.logits, self.targets)), strict=True)
+        total = sum(
+            F.cross_entropy(wide(logits), targets, ignore_index=-1, reduction="none").sum(dtype=torch.float64)
+            for logits, targets in chunks
+        )
+        self.loss = float(total) / self.num_predicted
+        if not math.isfinite(self.loss):
+            raise InputError(f"{where}: expected finite logits, got NaN or infinity")
+
+    def harms(
+        self, stopped: Tensor, where: str = "the stopped model", rows: slice = slice(None)
+    ) -> dict[str, list[float]]:
+        """Compare n stopped models with the full one.
+
+        stopped: (n, b, T, D), final states after the norm, of the batch's sequences `rows`.
+        Returns for each of n: `kl`, KL(full || stopped), and `loss`, the growth of the NLL, in nats: means over all
+        and over the predicted tokens of the whole batch, to which other sequences add nothing.
+        Raises InputError where one of them has NaN or infinity for an output.
+        """
+        own = (self.logits[rows], self.hidden_states[rows], self.targets[rows], *stopped)
+        totals = torch.zeros(2, len(stopped), dtype=torch.float64, device=stopped.device)
+        # Written over and over: memory that is new for every chunk costs more than what is computed in it.
+        space = wide(self.logits[:0]).new_empty(2, self.chunk_tokens, self.logits.shape[-1])
+        for logits, states, targets, *others in zip(*map(self._chunks, own), strict=True):
+            logits = wide(logits)
+            full, terms = space[:, : len(logits)]  # (m, V)
+            torch.softmax(logits, -1, out=full)
+            for n, other in enumerate(others):
+                change = (wide(other) - wide(states)).to(other.dtype)
+                kl, growth = _compare(full, logits, wide(self.head(change)), terms, targets)
+                totals[0, n] += kl.sum(dtype=torch.float64)
+                totals[1, n] += growth.sum(dtype=torch.float64)
+        if not totals.isfinite().all():
+            raise InputError(f"{where}: expected finite logits, got NaN or infinity")
+        return {
+            "kl": (totals[0] / self.targets.numel()).tolist(),
+            "loss": (totals[1] / self.num_predicted).tolist(),
+        }
+
+    def loss_gradient(self) -> Tensor:
+        """d loss / d hidden_states, (B, T, D), in the states' type: (softmax - one-hot) W / predicted tokens."""
+        gradients = []
+        for logits, targets in zip(self._chunks(self.logits), self._chunks(self.targets), strict=True):
+            slope = wide(logits).softmax(-1)  # (m, V)
+            slope[torch.arange(len(targets), device=targets.device), targets.clamp(min=0)] -= 1
+            slope.masked_fill_((targets < 0)[:, None], 0.0).div_(self.num_predicted)
+            gradients.append(slope.to(self.hidden_states.dtype) @ self.head.weight)
+        return torch.cat(gradients).view_as(self.hidden_states)
+
+    def _chunks(self, values: Tensor) -> Sequence[Tensor]:
+        """(b, T, ...) -> views (m, ...)."""
+        return values.flatten(0, 1).split(self.chunk_tokens)
+
+
 def wide(states: Tensor) -> Tensor:
     """In float32, or float64 where they are that."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def _compare(
+    full: Tensor, logits: Tensor, difference: Tensor, terms: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL and growth of the NLL of m tokens, each (m,); the formula is that of `FullOutput`.
+
+    full, logits, difference: (m, V), the full model's probabilities and logits, and d, which is overwritten.
+    terms: (m, V), room to compute in. targets: (m,), -1 where nothing is predicted.
+    """
+    difference -= torch.bmm(full[:, None], difference[:, :, None])[:, 0]  # the mean under p, (m, 1)
+    torch.expm1(difference, out=terms)
+    kl = terms.sub_(difference).mul_(full).sum(-1).log1p()
+    if not kl.isfinite().all():  # e^d overflows though p e^d need not
+        kl = (logits.log_softmax(-1) + difference).logsumexp(-1)
+    chosen = difference.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    return kl, torch.where(targets >= 0, kl - chosen, 0.0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

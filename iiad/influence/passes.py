@@ -1,221 +1,188 @@
-"""The full pass that keeps every iterate, and the passes that go on from a stopped layer.
+"""The passes through a model: one in full, one more from the last layer down, and those of stopped models.
 
-Legend: B batch, T tokens, D model width, L layers, t the layer (1-based as in the paper, from 0 in code), i the
-iteration, r_t the iterations of layer t, H_t its state, x_{t+1} its output, n stops in a stack.
+All calls into a model's layers are here. Legend: B batch, T tokens, D model width, L layers, t the layer (1-based as
+in the paper, from 0 in code), i the iteration, r_t the iterations of layer t, z(i) its iterates, H_t = z(r_t) its
+state, x_t its input, n stopped models. A stopped model has another state in place of one H_t.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iiad.models import IIETForCausalLM
 
-__all__ = ["FullPass", "SolvedLayer", "Stop"]
+__all__ = ["FullPass", "SolvedLayer"]
 
 
 @dataclass(frozen=True)
 class SolvedLayer:
-    """One layer of the full pass.
+    """One layer, solved. Both lists hold states (B, T, D) and end with H_t, which both chains lead to.
 
-    iterates: z(0), ..., z(r_t), each (B, T, D); of a layer that was forgotten z(r_t) alone.
-    stage_states: H_t where the predictor is truncated to its first 1, 2, ... stages and the corrector runs in full;
-        empty where the predictor has one stage.
+    iterates: z(0), ..., z(r_t).
+    stages: H_t by the first 1, 2, ... stages of the predictor, the corrector in full; empty if it has one stage.
     """
 
     iterates: list[Tensor]
-    stage_states: list[Tensor]
+    stages: list[Tensor]
 
     @property
-    def state(self) -> Tensor:
-        """H_t = z(r_t), (B, T, D)."""
-        return self.iterates[-1]
-
-    @property
-    def stages(self) -> list[Tensor]:
-        """H_t by a predictor of 1, 2, ... stages, the last being all; empty where there is one stage."""
-        return [*self.stage_states, self.state] if self.stage_states else []
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A layer (from 0) whose state is not H_t but this one, (B, T, D); all other layers run in full."""
-
-    layer: int
-    state: Tensor
-
-
-Look = Callable[["FullPass", int], None]
-"""Looks at a layer (from 0) while all its iterates are there, which may be forgotten after that."""
-
-LookBack = Callable[[int, SolvedLayer, Tensor], None]
-"""Looks at a layer and the total derivative of the loss by its H_t, (B, T, D), in the backward pass."""
+    def chains(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Both lists: steps along one are iterations, along the other stages."""
+        return self.iterates, self.stages
 
 
 class FullPass:
-    """The model run once, in full, on one batch.
+    """The model on one batch: `run` in full, then `run_down` and `run_stops` on all sequences or a selection.
 
-    Kept, each (B, T, D): the embeddings and every layer's H_t, and its other iterates until they are forgotten. What
-    follows from them by a weighted sum (inputs and outputs of layers) is computed again when it is needed.
+    Kept, each (B, T, D), are the embeddings H_0, every H_t and x_{L+1}. Inputs and outputs of layers are weighted
+    sums of these (method, section 1.1) and are computed again when needed; so are iterates.
     """
 
-    def __init__(
-        self,
-        model: IIETForCausalLM,
-        input_ids: Tensor,
-        look: Look | None = None,
-        num_kept_layers: int | None = None,
-    ):
-        """input_ids: (B, T). look: called once for every layer, from the first.
-
-        num_kept_layers: layers, from the first, whose iterates are not forgotten then; default: all.
-        """
+    def __init__(self, model: IIETForCausalLM, input_ids: Tensor):
+        """input_ids: (B, T), without padding."""
         self.model: Any = model.model  # an IIETModel
-        self.embeddings = self.model.embed_tokens(input_ids)  # H_0
-        # Without padding all rows have the same mask and angles: one row's are broadcast over any number of them.
+        self.num_stages = model.config.num_start_evaluations
+        # Without padding all sequences have the same mask and angles: one's are broadcast over any number of them.
         _, self.context = self.model.prepare(input_ids[:1])
-        self.layers: list[SolvedLayer] = []
-        hidden_states = self.embeddings
-        for layer in range(len(self.model.layers)):
-            self.layers.append(self._solve(layer, hidden_states))
-            hidden_states = self.output(layer, self.layers[layer].state)
-            if look is not None:
-                look(self, layer)
-            if num_kept_layers is not None and layer >= num_kept_layers:
-                self.forget(layer)
-        self.last = hidden_states
-        """x_{L+1}, (B, T, D), before the final norm."""
+        self.states: list[Tensor] = [self.model.embed_tokens(input_ids)]
+        self.last: Tensor = self.states[0]
+        """x_{L+1}, (B, T, D), before the final norm, once the pass has run."""
 
-    def _solve(self, layer: int, hidden_states: Tensor, stages: bool = True) -> SolvedLayer:
-        block, predictor = self.model.layers[layer], self.model.predictor
-        known = block.corrector.prepare(hidden_states, self.history(layer), block.num_iterations)
-        iterates = block.iterates(hidden_states, known, predictor, **self.context)
-        shorter = [
-            block.iterates(hidden_states, known, predictor.truncated(j), **self.context)[-1]
-            for j in range(1, predictor.num_evaluations)
-            if stages
-        ]
-        return SolvedLayer(iterates, shorter)
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.model.layers)
 
-    def recall(self, layer: int, num_rows: int) -> None:
-        """Run a layer again if its iterates were forgotten, num_rows rows of the batch at a time."""
-        if len(self.layers[layer].iterates) == self.model.layers[layer].num_iterations + 1:
-            return
-        parts = [self.select(slice(k, k + num_rows)) for k in range(0, len(self.embeddings), num_rows)]
-        solved = [part._solve(layer, part.input(layer), stages=False).iterates for part in parts]
-        whole = [torch.cat(rows) for rows in zip(*solved, strict=True)]
-        self.layers[layer] = SolvedLayer(
-            [*whole[:-1], self.layers[layer].state], self.layers[layer].stage_states
-        )
+    def run(self) -> Iterator[tuple[int, SolvedLayer]]:
+        """Run the layers, from the first, and yield each (from 0) as long as its iterates are there."""
+        for layer in range(self.num_layers):
+            solved = self._solve(layer)
+            self.states.append(solved.iterates[-1])
+            yield layer, solved
+        self.last = self._input(self.num_layers)
 
-    def forget(self, layer: int) -> None:
-        """Free a layer's iterates but the last."""
-        self.layers[layer] = SolvedLayer([self.layers[layer].state], self.layers[layer].stage_states)
+    def final_states(self) -> Tensor:
+        """The normed final states (B, T, D)."""
+        return self.model.norm(self.last)
 
     def select(self, rows: slice) -> FullPass:
-        """The same pass on some rows of the batch: views, nothing is run or copied."""
+        """The same pass for some of the batch's sequences: views, nothing is run or copied."""
         part = copy.copy(self)
-        part.embeddings, part.last = self.embeddings[rows], self.last[rows]
-        part.layers = [
-            SolvedLayer([z[rows] for z in solved.iterates], [h[rows] for h in solved.stage_states])
-            for solved in self.layers
-        ]
+        part.states, part.last = [state[rows] for state in self.states], self.last[rows]
         return part
-
-    def history(self, layer: int) -> tuple[Tensor, ...]:
-        """H_0, ..., H_{t-1} before a layer; of models without history H_0 alone, which they ignore."""
-        if not self.model.layers[layer].corrector.uses_history:
-            return (self.embeddings,)
-        return (self.embeddings, *(solved.state for solved in self.layers[:layer]))
-
-    def input(self, layer: int) -> Tensor:
-        """x_t, (B, T, D), computed again."""
-        return self.output(layer - 1, self.layers[layer - 1].state) if layer else self.embeddings
 
     def output(self, layer: int, state: Tensor) -> Tensor:
         """x_{t+1} (B, T, D) where the layer's state is `state` (B, T, D)."""
-        corrector = self.model.layers[layer].corrector
-        if not corrector.uses_history:  # its output is its state, whatever came before
-            return state
-        return corrector.output(state, corrector.prepare(state, self.history(layer), num_iterations=0))
+        return _output(self.model.layers[layer], state, self.states[: layer + 1])
 
-    def run_stops(self, stops: Sequence[Stop]) -> Tensor:
-        """The final states (n, B, T, D), after the norm, of n models that are stopped at one layer each.
+    def run_stops(self, layer: int, states: Sequence[Tensor]) -> Tensor:
+        """The normed final states (n, B, T, D) of n models that have `states`, each (B, T, D), as this layer's.
 
-        Only the layers above a stop are run. The stops, in order of their layers, go through them as one batch:
-        at each layer those join that were stopped right below it.
+        Only the layers above are run, as one batch of n * B sequences.
         """
-        num_rows = len(self.embeddings)
-        waiting = list(stops)
-        hidden_states, history = self._join(waiting.pop(0))
-        for layer in range(stops[0].layer + 1, len(self.model.layers) + 1):
-            while waiting and waiting[0].layer == layer - 1:
-                joining, before = self._join(waiting.pop(0))
-                hidden_states = torch.cat([hidden_states, joining])
-                history = tuple(map(torch.cat, zip(history, before, strict=True)))
-            if layer < len(self.model.layers):
-                hidden_states, history = self.model.run_layer(layer, hidden_states, history, **self.context)
-        return self.model.norm(hidden_states).unflatten(0, (len(stops), num_rows))
+        n = len(states)
+        hidden_states = torch.cat([self.output(layer, state) for state in states])
+        history = tuple(state.repeat(n, 1, 1) for state in self._history(layer))
+        if self._uses_history(layer):
+            history = (*history, torch.cat(list(states)))
+        for above in range(layer + 1, self.num_layers):
+            hidden_states, history = self.model.run_layer(above, hidden_states, history, **self.context)
+        return self.model.norm(hidden_states).unflatten(0, (n, -1))
 
-    def _join(self, stop: Stop) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """x_{t+1} and the history with which a stopped model enters the layer above."""
-        before = self.history(stop.layer)
-        uses_history = self.model.layers[stop.layer].corrector.uses_history
-        return self.output(stop.layer, stop.state), (*before, stop.state) if uses_history else before
+    def run_down(self, gradient: Tensor | None = None) -> Iterator[tuple[int, SolvedLayer, Tensor | None]]:
+        """Solve every layer again, from the last, and yield it with the total derivative of a loss by its H_t.
 
-    def run_back(self, gradient: Tensor, look: LookBack) -> None:
-        """One backward pass, which shows the total derivative of a loss by every H_t, from the last layer down.
-
-        gradient: the derivative by the normed final states, (B, T, D). An H_t reaches the loss through x_{t+1} and
-        through the history that later layers read. Layers are run again one at a time with gradients, so that what is
-        held for the backward pass is one layer's; only states get gradients, weights do not.
+        gradient: the loss's derivative by the normed final states, (B, T, D); None: no derivatives are made.
+        H_t reaches the loss through x_{t+1} and through the history that later layers read. The graph of one layer
+        is held at a time; only states get gradients, weights do not.
         """
-        with _frozen(self.model), torch.enable_grad():
+        if gradient is None:
+            for layer in reversed(range(self.num_layers)):
+                yield layer, self._solve(layer), None
+            return
+        with torch.enable_grad(), _frozen(self.model):
             last = self.last.detach().requires_grad_()
             (by_output,) = torch.autograd.grad(self.model.norm(last), last, gradient)
-            by_state: list[Tensor | None] = [None] * (len(self.model.layers) + 1)  # of H_0, ..., H_L
-            for layer in reversed(range(len(self.model.layers))):
-                iterates, by_output = self._layer_gradients(layer, by_output, by_state)
-                by_own = by_state.pop()
-                assert by_own is not None
-                solved = SolvedLayer([z.detach() for z in iterates], self.layers[layer].stage_states)
-                del iterates  # and with them what was held for the backward pass
-                look(layer, solved, by_own)
+        by_state = [
+            torch.zeros_like(by_output) for _ in self.states
+        ]  # by H_0, ..., H_L, as far as it is known
+        for layer in reversed(range(self.num_layers)):
+            iterates, by_output = self._step_back(layer, by_output, by_state)
+            yield layer, SolvedLayer(iterates, self._stages(layer, iterates[-1])), by_state.pop()
 
-    def _layer_gradients(
-        self, layer: int, by_output: Tensor, by_state: list[Tensor | None]
+    def _step_back(
+        self, layer: int, by_output: Tensor, by_state: list[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """From dLoss/dx_{t+1} to the layer's iterates and dLoss/dx_t; adds to by_state what reaches H_0, ..., H_t."""
-        block = self.model.layers[layer]
-        hidden_states = self.input(layer).detach().requires_grad_()
-        history = tuple(state.detach().requires_grad_() for state in self.history(layer))
-        known = block.corrector.prepare(hidden_states, history, block.num_iterations)
-        iterates = block.iterates(hidden_states, known, self.model.predictor, **self.context)
-        state = iterates[-1]
-        output, later = block.corrector.output(state, known), by_state[layer + 1]
-        if later is None or not block.corrector.uses_history:
-            outputs, received = [output], [by_output]
-        else:
-            outputs, received = [output, state], [by_output, later]
-        inputs = [state, hidden_states, *(history if block.corrector.uses_history else ())]
-        by_state[layer + 1], by_input, *by_history = torch.autograd.grad(
-            outputs, inputs, received, allow_unused=True
-        )
-        for k, gradient in enumerate(by_history):
-            earlier = by_state[k]
-            by_state[k] = gradient if earlier is None else earlier + gradient
-        return iterates, by_input
+        """From dLoss/dx_{t+1} to the layer's iterates and dLoss/dx_t; adds to dLoss/dH_0, ..., dLoss/dH_t."""
+        with torch.enable_grad(), _frozen(self.model):
+            x, *history = (h.detach().requires_grad_() for h in (self._input(layer), *self._history(layer)))
+            output, iterates = _solve_layer(self.model, layer, x, history, self.num_stages, self.context)
+            state = iterates[-1]
+            by_state[layer + 1], by_input, *by_history = torch.autograd.grad(
+                [output, state],
+                [state, x, *history],
+                [by_output, by_state[layer + 1]],
+                materialize_grads=True,
+            )
+        for total, found in zip(by_state, by_history, strict=False):
+            total += found
+        return [z.detach() for z in iterates], by_input
+
+    def _solve(self, layer: int) -> SolvedLayer:
+        x, history = self._input(layer), self._history(layer)
+        _, iterates = _solve_layer(self.model, layer, x, history, self.num_stages, self.context)
+        return SolvedLayer(iterates, self._stages(layer, iterates[-1]))
+
+    def _stages(self, layer: int, state: Tensor) -> list[Tensor]:
+        """H_t by truncated predictors, and the whole one's."""
+        if self.num_stages == 1:
+            return []
+        x, history = self._input(layer), self._history(layer)
+        shorter = [
+            _solve_layer(self.model, layer, x, history, num_stages, self.context)[1][-1]
+            for num_stages in range(1, self.num_stages)
+        ]
+        return [*shorter, state]
+
+    def _uses_history(self, layer: int) -> bool:
+        return bool(self.model.layers[layer].corrector.uses_history)
+
+    def _history(self, layer: int) -> list[Tensor]:
+        """H_0, ..., H_{t-1}, which layer t reads; none in a model without history."""
+        return self.states[: layer + 1] if self._uses_history(layer) else []
+
+    def _input(self, layer: int) -> Tensor:
+        """x_t; of layer L the final x_{L+1}."""
+        return self.output(layer - 1, self.states[layer]) if layer else self.states[0]
+
+
+def _solve_layer(
+    model: Any, layer: int, x: Tensor, history: Sequence[Tensor], num_stages: int, context: dict[str, Any]
+) -> tuple[Tensor, list[Tensor]]:
+    """x_{t+1} and z(0), ..., z(r_t) by the first stages of the predictor, each (B, T, D)."""
+    block, predictor = model.layers[layer], model.predictor
+    if num_stages < predictor.num_evaluations:
+        predictor = predictor.truncated(num_stages)
+    known = block.corrector.prepare(x, history, block.num_iterations)
+    iterates = block.iterates(x, known, predictor, **context)
+    return block.corrector.output(iterates[-1], known), iterates
+
+
+def _output(block: Any, state: Tensor, history: Sequence[Tensor]) -> Tensor:
+    """x_{t+1} where a layer's state is `state` after H_0, ..., H_{t-1}, each (B, T, D)."""
+    return block.corrector.output(state, block.corrector.prepare(state, history, num_iterations=0))
 
 
 @contextmanager
-def _frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Parameters ask for no gradients inside the block, and are then as they were."""
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block."""
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in asking:

@@ -10,35 +10,36 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
-from .averages import Scores, average, weighted_mean
+__all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores", "average"]
 
-__all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores"]
+Scores = list[list[float]]
+"""For each layer a number for each of its iterations (or of its predictor's stages)."""
 
 METRICS: dict[str, str] = {
     "kl": (
         "nats per token by which the output distribution comes nearer to the full model's, as KL(full || stopped), "
-        "when the layer runs this iteration too; below zero, the iteration takes it further away"
+        "when the layer runs this iteration too; negative: the iteration takes it further away"
     ),
     "loss": (
-        "nats per token by which the loss on the text falls when the layer runs this iteration too; below zero, "
-        "the iteration does harm"
+        "nats per token by which the loss on the text falls when the layer runs this iteration too; negative: "
+        "the loss rises"
     ),
     "taylor": "first-order estimate of `loss`, from one backward pass for all iterations",
     "cosine": (
         "1 - cosine between the layer's output without and with this iteration, mean over tokens; "
-        "0 turns nothing, 2 reverses it"
+        "0: same direction, 2: opposite"
     ),
     "relative_l2": (
-        "length of the change of the layer's output by this iteration, as a share of the output's length before; "
-        "mean over tokens"
+        "|change of the layer's output by this iteration| / |output before|, mean over tokens; the residual of the "
+        "fixed-point iteration"
     ),
 }
-"""Every influence metric that a profile may hold, and what its number means."""
+"""Every influence metric that a profile may hold, and the meaning of its number."""
 
 
 class ProfileSettings(Record):
@@ -56,7 +57,7 @@ class ProfileSettings(Record):
 
 
 class FixedPoint(Record):
-    """How one layer's iteration runs on the data, by its iterates z(0), ..., z(r)."""
+    """Convergence of one layer's iterates z(0), ..., z(r) on the data."""
 
     residuals: list[float] = Field(
         description="r numbers: |z(i) - z(i-1)| / |z(i-1)| for i = 1, ..., r, mean over tokens"
@@ -70,9 +71,9 @@ class FixedPoint(Record):
 
 
 class BatchRecord(Record):
-    """What one batch of calibration text says; every number is a mean over its tokens."""
+    """Measurements on one batch of calibration text; every number is a mean over its tokens."""
 
-    data: int = Field(ge=0, description="which of the profile's data sets it is from, counted from 0")
+    data: int = Field(ge=0, description="number of its data set in the profile, from 0")
     num_tokens: int = Field(ge=1)
     loss: float = Field(description="of the full model, nats per predicted token")
     scores: dict[str, Scores] = Field(description="metric -> for each layer its r_t scores")
@@ -119,21 +120,26 @@ class Profile(Artefact):
         data: Sequence[DataIdentity],
         settings: ProfileSettings,
     ) -> Self:
-        """The profile that some batches make: their means, weighted by tokens, with standard errors."""
-        shares = [batch.num_tokens for batch in batches]
+        """Average batches, weighted by their tokens, with standard errors."""
+        weights = [batch.num_tokens for batch in batches]
         origins = [batch.data for batch in batches]
-        scores, errors = average([batch.scores for batch in batches], shares, origins)
-        stages, stage_errors = average([batch.stages for batch in batches], shares, origins)
+        scores, errors = average([batch.scores for batch in batches], weights, origins)
+        stages, stage_errors = average([batch.stages for batch in batches], weights, origins)
+        fixed_points, _ = average([_by_name(batch.fixed_point) for batch in batches], weights)
+        several = len(batches) > 1
         return cls(
             model=model,
             data=list(data),
             settings=settings,
-            loss=weighted_mean(shares, [batch.loss for batch in batches]),
+            loss=_mean(weights, [batch.loss for batch in batches]),
             scores=scores,
-            standard_errors=errors if len(batches) > 1 else None,
+            standard_errors=errors if several else None,
             stages=stages,
-            stage_errors=stage_errors if stages and len(batches) > 1 else None,
-            fixed_point=_mean_fixed_point(batches, shares),
+            stage_errors=stage_errors if stages and several else None,
+            fixed_point=[
+                FixedPoint(**dict(zip(fixed_points, layer, strict=True)))
+                for layer in zip(*fixed_points.values(), strict=True)
+            ],
             batches=list(batches),
         )
 
@@ -143,10 +149,11 @@ class Profile(Artefact):
         return sum(batch.num_tokens for batch in self.batches)
 
     def scores_of(self, metric: str) -> Scores:
-        """The scores by one metric. Raises InputError for an unknown metric and for one that was not measured."""
+        """The scores by one metric. Raises InputError for a metric that the profile does not hold."""
         if metric not in self.scores:
-            problem = "this profile does not hold it" if metric in METRICS else "there is no such metric"
-            raise InputError(f"metric {metric!r}: {problem}; accepted: {', '.join(self.scores)}")
+            raise InputError(
+                f"metric: expected one that the profile holds, {_listed(self.scores)}, got {metric!r}"
+            )
         return self.scores[metric]
 
     @field_validator("model")
@@ -154,110 +161,124 @@ class Profile(Artefact):
     def _model_has_iterations(cls, model: ModelIdentity) -> ModelIdentity:
         return require_iterations_to_plan(model)
 
-    @field_validator("scores")
-    @classmethod
-    def _scores_fit(cls, scores: dict[str, Scores], info: ValidationInfo) -> dict[str, Scores]:
-        if "model" in info.data:  # else it is at fault itself, and reported first
-            _require_fit(scores, info.data["model"].num_iterations)
-        return scores
-
-    @field_validator("standard_errors")
-    @classmethod
-    def _errors_fit(cls, errors: dict[str, Scores] | None, info: ValidationInfo) -> dict[str, Scores] | None:
-        if errors is None:
-            return None
-        if "model" in info.data:
-            _require_fit(errors, info.data["model"].num_iterations)
-        if "scores" in info.data and set(errors) != set(info.data["scores"]):
-            raise ValueError(
-                f"found {_listed(errors)}; accepted: those of scores, {_listed(info.data['scores'])}"
-            )
-        if any(error < 0 for layers in errors.values() for layer in layers for error in layer):
-            raise ValueError("found one below 0; accepted: 0 and above")
-        return errors
-
-    @field_validator("stages")
-    @classmethod
-    def _stages_fit(cls, stages: dict[str, Scores], info: ValidationInfo) -> dict[str, Scores]:
-        if "model" in info.data:
-            model = info.data["model"]
-            _require_fit(stages, [model.num_start_evaluations - 1] * model.num_layers)
-        return stages
-
-    @field_validator("fixed_point")
-    @classmethod
-    def _fixed_points_fit(cls, layers: list[FixedPoint], info: ValidationInfo) -> list[FixedPoint]:
-        if "model" in info.data:
-            _require_fixed_points_fit(layers, info.data["model"].num_iterations)
-        return layers
-
     @model_validator(mode="after")
-    def _batches_average_to_the_scores(self) -> Self:
-        shares = [batch.num_tokens for batch in self.batches]
-        if len(self.batches) > 1 and self.standard_errors is None:
-            raise ValueError("standard_errors: found null; accepted with more than one batch: numbers")
+    def _fits_together(self) -> Self:
+        plan = self.model.num_iterations
+        errors = self.standard_errors
+        _require_fit("scores", self.scores, plan)
+        _require_fit("stages", self.stages, [self.model.num_start_evaluations - 1] * len(plan))
+        _require_fixed_points("fixed_point", self.fixed_point, plan)
+        if errors is None and len(self.batches) > 1:
+            raise ValueError("standard_errors: expected numbers, as there are several batches, got null")
+        if errors is not None:
+            _require_metrics_of_scores("standard_errors", errors, self.scores)
+            _require_fit("standard_errors", errors, plan)
+            if min(_flat(errors)) < 0:
+                raise ValueError(f"standard_errors: expected none below 0, got {min(_flat(errors))}")
         for number, batch in enumerate(self.batches):
-            if set(batch.scores) != set(self.scores) or batch.data >= len(self.data):
-                raise ValueError(f"batches.{number}: its metrics or its data set are not the profile's")
-            _require_fit(batch.scores, self.model.num_iterations, f"batches.{number}: ")
-            _require_fixed_points_fit(
-                batch.fixed_point, self.model.num_iterations, f"batches.{number}: fixed_point: "
-            )
-        means, _ = average([batch.scores for batch in self.batches], shares)
+            where = f"batches.{number}"
+            if batch.data >= len(self.data):
+                raise ValueError(f"{where}.data: expected 0 to {len(self.data) - 1}, got {batch.data}")
+            _require_metrics_of_scores(f"{where}.scores", batch.scores, self.scores)
+            _require_fit(f"{where}.scores", batch.scores, plan)
+            _require_fixed_points(f"{where}.fixed_point", batch.fixed_point, plan)
+        means, _ = average(
+            [batch.scores for batch in self.batches], [batch.num_tokens for batch in self.batches]
+        )
         for metric, layers in means.items():
-            for found, wanted in zip(_flat(self.scores[metric]), _flat(layers), strict=True):
-                if not math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-15):
-                    raise ValueError(f"scores: {metric} holds {found}, which its batches do not average to")
+            for found, mean in zip(
+                _flat({metric: self.scores[metric]}), _flat({metric: layers}), strict=True
+            ):
+                if not math.isclose(found, mean, rel_tol=1e-9, abs_tol=1e-15):
+                    raise ValueError(
+                        f"scores.{metric}: expected the mean of the batches, {mean}, got {found}"
+                    )
         return self
 
 
-def _mean_fixed_point(batches: Sequence[BatchRecord], weights: Sequence[float]) -> list[FixedPoint]:
-    names = ("residuals", "contractions", "turns")
-    layers = zip(*(batch.fixed_point for batch in batches), strict=True)
-    return [
-        FixedPoint(
-            **{
-                name: [
-                    weighted_mean(weights, values)
-                    for values in zip(*(getattr(part, name) for part in layer), strict=True)
-                ]
-                for name in names
-            }
-        )
-        for layer in layers
-    ]
+def average(
+    batches: Sequence[Mapping[str, Scores]], weights: Sequence[float], origins: Sequence[int] | None = None
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Weighted means of batches of scores, and their standard errors over the batches (0 for a single one).
+
+    With p_b a batch's share of the weight and n batches, the standard error of the mean m is
+    sqrt(n / (n - 1) * sum_b p_b^2 (s_b - m)^2) (ours): for equal batches their standard deviation / sqrt(n).
+
+    origins: the data set of each batch. A difference between data sets is no error of the mean: the sum is then taken
+    within each set, about its own mean, and the sets' are added. If any set has a single batch, which has no spread,
+    all batches count as one set.
+    """
+    sets = list(origins or [])
+    if not sets or min(map(sets.count, sets)) < 2:
+        sets = [0] * len(batches)
+    means: dict[str, Scores] = {}
+    errors: dict[str, Scores] = {}
+    for metric in batches[0]:
+        # For each layer and iteration its value in every batch.
+        columns = [
+            list(zip(*layer, strict=True))
+            for layer in zip(*(batch[metric] for batch in batches), strict=True)
+        ]
+        means[metric] = [[_mean(weights, values) for values in layer] for layer in columns]
+        errors[metric] = [[_standard_error(weights, values, sets) for values in layer] for layer in columns]
+    return means, errors
 
 
-def _require_fit(values: Mapping[str, Scores], lengths: Sequence[int], where: str = "") -> None:
+def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
+    return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
+
+
+def _standard_error(weights: Sequence[float], values: Sequence[float], sets: Sequence[int]) -> float:
+    total, variance = math.fsum(weights), 0.0
+    for origin in set(sets):
+        own = [(w, value) for w, value, at in zip(weights, values, sets, strict=True) if at == origin]
+        n, mean = len(own), _mean(*zip(*own, strict=True))
+        if n > 1:
+            variance += n / (n - 1) * math.fsum((w / total * (value - mean)) ** 2 for w, value in own)
+    return math.sqrt(variance)
+
+
+def _by_name(layers: Sequence[FixedPoint]) -> dict[str, Scores]:
+    return {name: [getattr(layer, name) for layer in layers] for name in FixedPoint.model_fields}
+
+
+def _require_fit(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
     """Raise ValueError unless every metric is known and has as many numbers for each layer as it should."""
-    unknown = sorted(set(values) - set(METRICS))
-    if unknown:
-        raise ValueError(f"{where}found metric {unknown[0]!r}; accepted: {_listed(METRICS)}")
-    for metric, layers in values.items():
+    for metric in values:
+        if metric not in METRICS:
+            raise ValueError(f"{field}: expected metrics of {_listed(METRICS)}, got {metric!r}")
+    _require_lengths(field, values, lengths)
+
+
+def _require_fixed_points(field: str, layers: Sequence[FixedPoint], plan: Sequence[int]) -> None:
+    """Raise ValueError unless there is one for each layer, with a number for each of its iterations."""
+    residuals, *others = _by_name(layers).items()
+    _require_lengths(field, dict([residuals]), plan)
+    _require_lengths(field, dict(others), [max(r - 1, 0) for r in plan])
+
+
+def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
+    for name, layers in values.items():
         if len(layers) != len(lengths):
             raise ValueError(
-                f"{where}{metric} has {len(layers)} layers; accepted: {len(lengths)}, as the model has"
+                f"{field}.{name}: expected {len(lengths)} layers, as the model has, got {len(layers)}"
             )
         for number, (layer, length) in enumerate(zip(layers, lengths, strict=True), 1):
             if len(layer) != length:
                 raise ValueError(
-                    f"{where}{metric} has {len(layer)} numbers for layer {number}; accepted: {length}"
+                    f"{field}.{name}: expected {length} numbers for layer {number}, got {len(layer)}"
                 )
 
 
-def _require_fixed_points_fit(layers: Sequence[FixedPoint], plan: Sequence[int], where: str = "") -> None:
-    """Raise ValueError unless there is one for each layer, with a number for each of its iterations."""
-    if len(layers) != len(plan):
-        raise ValueError(f"{where}has {len(layers)} layers; accepted: {len(plan)}, as the model has")
-    for number, (layer, r) in enumerate(zip(layers, plan, strict=True), 1):
-        for name, length in (("residuals", r), ("contractions", max(r - 1, 0)), ("turns", max(r - 1, 0))):
-            found = len(getattr(layer, name))
-            if found != length:
-                raise ValueError(f"{where}has {found} {name} for layer {number}; accepted: {length}")
+def _require_metrics_of_scores(
+    field: str, values: Mapping[str, Scores], scores: Mapping[str, Scores]
+) -> None:
+    if set(values) != set(scores):
+        raise ValueError(f"{field}: expected the metrics of scores, {_listed(scores)}, got {_listed(values)}")
 
 
-def _flat(scores: Scores) -> list[float]:
-    return [score for layer in scores for score in layer]
+def _flat(values: Mapping[str, Scores]) -> list[float]:
+    return [number for layers in values.values() for layer in layers for number in layer]
 
 
 def _listed(names: Mapping[str, object]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from iiad.influence.averages import average
-from iiad.influence.profile import Profile
+from iiad.influence.profile import Profile, average
 
 from .exact import whole_rows
 

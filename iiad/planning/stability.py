@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiad.errors import InputError
-from iiad.influence.agreement import rank_correlation
-from iiad.influence.averages import Scores, average
-from iiad.influence.profile import BatchRecord, Profile
+from iiad.influence.diagnostics import rank_correlation
+from iiad.influence.profile import BatchRecord, Profile, Scores, average
 
 __all__ = ["Stability", "keep_frequency", "measure_stability"]
 

@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.influence.averages import Scores
-from iiad.influence.profile import METRICS, Profile
+from iiad.influence.profile import METRICS, Profile, Scores
+from iiad.planning.trust import Trust
 
 from .trust_tables import trust_report
 
@@ -18,21 +18,15 @@ __all__ = ["InfluenceReport"]
 
 SHADES = ((0.5, "bold red"), (0.2, "yellow"), (0.05, "green"), (0.0, "cyan"))
 """Style of a score by its share of the metric's largest."""
-HARM = "magenta"
+NEGATIVE = "magenta"
 MOST_DECIMALS = 6
 
 
 class InfluenceReport:
-    """Rich renderable: all scores of a profile, coloured by size where there is colour, and how far to trust them.
+    """Rich renderable: all scores of a profile, coloured by size where there is colour, and the trust in them."""
 
-    threshold: at which to show how surely each iteration is kept; default: that of the curve's knee.
-    seed: of the bootstrap.
-    """
-
-    def __init__(self, profile: Profile, threshold: float | None = None, seed: int = 0):
-        self.profile = profile
-        self.threshold = threshold
-        self.seed = seed
+    def __init__(self, profile: Profile, trust: Trust):
+        self.profile, self.trust = profile, trust
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         profile = self.profile
@@ -52,15 +46,13 @@ class InfluenceReport:
             yield Text(f"predictor's stages by {metric}", style="italic")
             yield _table("stage", 2, scores, errors, sign)
         if profile.stages:
-            yield Text(
-                "a stage's score: the layer's predictor truncated before it, the corrector in full.\n",
-                style="dim",
-            )
-        yield from trust_report(profile, self.threshold, self.seed)
+            note = "a stage's score: the layer's predictor truncated before it, the corrector in full.\n"
+            yield Text(note, style="dim")
+        yield from trust_report(profile, self.trust)
 
 
 def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign: str) -> Table:
-    """Layers down, what runs in them across, numbered from `first`."""
+    """Layers down, iterations or stages across, numbered from `first`."""
     largest = max((abs(score) for layer in scores for score in layer), default=0.0)
     table = Table()
     table.add_column("layer", justify="right")
@@ -78,7 +70,7 @@ def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign:
 
 
 def _number(value: float, largest: float) -> str:
-    """Fixed decimals, so that sizes can be compared by eye: four digits for the metric's largest score."""
+    """Four digits for the metric's largest score, and as many decimals for the others."""
     if not largest:
         return "0"
     decimals = max(0, 3 - math.floor(math.log10(largest)))
@@ -87,6 +79,6 @@ def _number(value: float, largest: float) -> str:
 
 def _style(score: float, largest: float) -> str:
     if score < 0:
-        return HARM
+        return NEGATIVE
     share = score / largest if largest else 0.0
     return next(style for least, style in SHADES if share >= least)

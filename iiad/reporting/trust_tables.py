@@ -1,108 +1,82 @@
-"""How far a profile can be trusted: fixed points, agreement of the metrics, stability over the text."""
+"""Trust in a profile as tables: fixed points, agreement of the metrics, stability over the text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.influence.agreement import agreements
-from iiad.influence.diagnostics import advice, diagnose
 from iiad.influence.profile import Profile
-from iiad.planning import choose_threshold, threshold_curve
-from iiad.planning.stability import keep_frequency, measure_stability
+from iiad.planning.trust import Trust
 
-from .evaluation_tables import plain_table
+from .evaluation_tables import format_share, plain_table
 
 __all__ = ["trust_report"]
 
-REFERENCE = "kl"
-"""The metric that the others are held against, where it was measured."""
 
-
-def trust_report(profile: Profile, threshold: float | None, seed: int) -> Iterator[RenderableType]:
-    """The tables below the scores, each with what its columns mean, and one line of advice.
-
-    threshold: at which to show how surely each iteration is kept; None: that of the curve's knee.
-    """
-    reference = REFERENCE if REFERENCE in profile.scores else next(iter(profile.scores))
+def trust_report(profile: Profile, trust: Trust) -> Iterator[RenderableType]:
+    """The tables below the scores, each with the meaning of its columns, and one line of advice."""
     yield Text("fixed points: does the iteration settle?", style="italic")
-    yield _fixed_points(profile)
-    yield Text(advice(profile) + "\n")
-    if len(profile.scores) > 1:
-        yield Text(f"agreement with {reference}", style="italic")
-        yield _agreement(profile, reference)
-        yield Text(
-            "ranks of all iterations compared: 1 is the same order, 0 none; top half: share of the iterations that "
-            f"{reference} ranks in its upper half and the metric too (0.5 by chance).\n",
-            style="dim",
-        )
-    yield from _stability(profile, reference, threshold, seed)
-
-
-def _fixed_points(profile: Profile) -> Table:
-    table = plain_table(["layer"], ["residuals", "contraction", "turns", "the iteration"])
-    for number, layer in enumerate(profile.fixed_point, 1):
-        table.add_row(
-            str(number),
-            " ".join(f"{residual:.3f}" for residual in layer.residuals) or "-",
-            " ".join(f"{contraction:.2f}" for contraction in layer.contractions) or "-",
-            " ".join(f"{turn:+.2f}" for turn in layer.turns) or "-",
-            diagnose(layer).verdict,
-        )
-    return table
-
-
-def _agreement(profile: Profile, reference: str) -> Table:
-    table = plain_table(["metric"], ["Spearman", "Kendall", "top half"])
-    for found in agreements(profile, reference):
-        table.add_row(found.metric, _signed(found.spearman), _signed(found.kendall), _share(found.overlap))
-    return table
-
-
-def _stability(
-    profile: Profile, reference: str, threshold: float | None, seed: int
-) -> Iterator[RenderableType]:
-    if threshold is None:
-        threshold, _ = choose_threshold(threshold_curve(profile, reference))
-    kept = keep_frequency(profile, reference, threshold, seed=seed)
-    if kept is None:
-        yield Text("one batch says nothing about how the scores depend on the text: give more --max-tokens\n")
-    else:
-        title = f"kept at threshold {threshold:.3g} on {reference}, share of bootstrap samples"
-        yield Text(title, style="italic")
-        table = plain_table(["layer"], [f"iteration {i}" for i in range(1, max(map(len, kept)) + 1)])
-        for number, layer in enumerate(kept, 1):
-            table.add_row(str(number), *(f"{100 * share:.0f} %" for share in layer))
+    yield _fixed_points(profile, trust)
+    yield Text(trust.advice + "\n")
+    if trust.agreements:
+        yield Text(f"agreement with {trust.reference}", style="italic")
+        table = plain_table(["metric"], ["Spearman", "Kendall", "top half"])
+        for a in trust.agreements:
+            table.add_row(
+                a.metric, *(_number(value, "+.2f") for value in (a.spearman, a.kendall)), _number(a.overlap)
+            )
         yield table
         yield Text(
-            "near 0 or 100 % the decision holds on other text of this kind; near 50 % it is a toss-up.\n",
+            "order of all iterations: 1 is the same, -1 the reverse; top half: share of the iterations in the upper "
+            f"half by {trust.reference} that are there by the metric too (0.5 by chance).\n",
             style="dim",
         )
-    stability = plain_table(["metric"], ["median", "5th percentile", *_pairs(profile)])
-    for metric in profile.scores:
-        found = measure_stability(profile, metric, seed=seed)
-        between = [_signed(value) for value in found.between_sets.values()]
-        stability.add_row(metric, _signed(found.median), _signed(found.low), *between)
+    yield from _kept(trust)
     yield Text("rank correlation of the scores with those of other samples of the text", style="italic")
-    yield stability
+    yield _stabilities(trust)
+    note = "Spearman's, over bootstrap samples of the batches"
     if len(profile.data) > 1:
         named = ", ".join(f"{n}: {' '.join(part.names)}" for n, part in enumerate(profile.data, 1))
-        yield Text(f"over bootstrap samples of the batches; between data sets ({named}).\n", style="dim")
-    else:
-        yield Text("Spearman, over bootstrap samples of the batches.\n", style="dim")
+        note += f"; between data sets ({named})"
+    yield Text(f"{note}.\n", style="dim")
 
 
-def _pairs(profile: Profile) -> list[str]:
-    numbers = range(1, len(profile.data) + 1)
-    return [f"{a} with {b}" for a in numbers for b in numbers if a < b]
+def _fixed_points(profile: Profile, trust: Trust) -> Table:
+    table = plain_table(["layer"], ["residuals", "contraction", "turns", "the iteration"])
+    for number, (layer, diagnosis) in enumerate(zip(profile.fixed_point, trust.diagnoses, strict=True), 1):
+        numbers = ((layer.residuals, ".3f"), (layer.contractions, ".2f"), (layer.turns, "+.2f"))
+        table.add_row(str(number), *(_numbers(*each) for each in numbers), diagnosis.verdict)
+    return table
 
 
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+def _kept(trust: Trust) -> Iterator[RenderableType]:
+    if trust.kept is None:
+        yield Text("stability: expected several batches, got one; give more --max-tokens\n")
+        return
+    title = f"kept at threshold {trust.threshold:.3g} on {trust.reference}, share of bootstrap samples"
+    yield Text(title, style="italic")
+    table = plain_table(["layer"], [f"iteration {i}" for i in range(1, max(map(len, trust.kept)) + 1)])
+    for number, layer in enumerate(trust.kept, 1):
+        table.add_row(str(number), *(format_share(share, 0) for share in layer))
+    yield table
+    yield Text("near 0 or 100 %: decided; near 50 %: undecided on other text of this kind.\n", style="dim")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _stabilities(trust: Trust) -> Table:
+    pairs = [f"{a + 1} with {b + 1}" for a, b in trust.stabilities[0].between_sets]
+    table = plain_table(["metric"], ["median", "5th percentile", *pairs])
+    for found in trust.stabilities:
+        values = (found.median, found.low, *found.between_sets.values())
+        table.add_row(found.metric, *(_number(value, "+.2f") for value in values))
+    return table
+
+
+def _numbers(values: Sequence[float], form: str) -> str:
+    return " ".join(format(value, form) for value in values) or "-"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from iiad.influence.agreement import rank_correlation
+from iiad.influence.diagnostics import rank_correlation
 from iiad.planning.prediction import LOSS_UNITS
 from iiad.planning.verification import Verification, VerifiedPlan, additivity
 from iiad.progress import print_status

@@ -96,7 +96,7 @@ def test_cache_bytes_are_slots_by_sizes(make):
 
 
 def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_process(folders, monkeypatch):
-    monkeypatch.setattr("iiad.influence.pass_memory.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr("iiad.memory.free_bytes", lambda device: 100_000)
     monkeypatch.setattr(room, "measure_memory", None)  # not reached
     with pytest.raises(InputError) as caught:
         bench_models([folders.teacher], batch_size=16, prompt_tokens=64, new_tokens=2, device="cpu")
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, mon
 LIMITED = """
 import resource, sys
 from cli import main
-import iiad.benchmarking, iiad.reporting.bench_tables, iiad.influence.pass_memory
+import iiad.benchmarking, iiad.reporting.bench_tables
 import torch
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

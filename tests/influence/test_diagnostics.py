@@ -1,13 +1,21 @@
-"""Each verdict on an iteration at its bounds, the predicted residual, and the advice word for word."""
+"""Verdicts at their bounds, the advice word for word; agreement of metrics against naive ranks, pairs and tops."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiad.influence.diagnostics import advice, diagnose
+from iiad.errors import InputError
+from iiad.influence.diagnostics import (
+    Agreement,
+    advice,
+    agreements,
+    diagnose,
+    rank_agreement,
+    rank_correlation,
+)
 from iiad.influence.profile import FixedPoint
 from tests.helpers import make_fixed_point, make_profile
 
@@ -87,43 +95,33 @@ def test_the_residual_goes_on_as_a_geometric_series_where_it_converges():
     [
         (
             [DIVERGING, *[CONVERGED] * 5],
-            "layers 2-6 have converged from iteration 2 on (residual below 1 %): 10 of 18 iterations are candidates "
-            "to drop; layer 1 diverges (contraction 1.30): do not add iterations to it, and check it before "
-            "distilling",
+            "layers 2-6 converged from iteration 2 on (residual below 1 %): 10 of 18 iterations to drop; "
+            "layer 1 diverging (contraction 1.30): add no iterations, check before distilling",
         ),
         (
             [CONVERGED, make_fixed_point(2, contraction=0.02), NONE, make_fixed_point(3, contraction=0.1)],
-            "layers 1 and 2 have converged from iteration 2 on and layer 4 from iteration 3 on (residual below 1 %): "
-            "4 of 8 iterations are candidates to drop",
-        ),
-        (
-            [CONVERGED, CONVERGED],
-            "both layers have converged from iteration 2 on (residual below 1 %): "
-            "4 of 6 iterations are candidates to drop",
+            "layers 1-2 converged from iteration 2 on; "
+            "layer 4 converged from iteration 3 on (residual below 1 %): 4 of 8 iterations to drop",
         ),
         (
             [FixedPoint(residuals=[0.001], contractions=[], turns=[]), NONE],
-            "layer 1 has converged from iteration 1 on (residual below 1 %): "
-            "1 of 1 iterations is a candidate to drop",
+            "layer 1 converged from iteration 1 on (residual below 1 %): 1 of 1 iterations to drop",
         ),
         (
             [SLOW] * 4,
-            "all 4 layers converge (contraction 0.50) but the last iteration still changes the state by up to 10 %, "
-            "one more would by up to 5 %: go by the scores",
+            "layers 1-4 converging (contraction 0.50), change by the last iteration 10 %, by one more 5 %: "
+            "go by the scores",
         ),
-        (
-            [STALLED, NONE],
-            "layer 1 stalls (contraction 0.98): its changes hardly shrink, go by the scores",
-        ),
+        ([STALLED, NONE], "layer 1 stalling (contraction 0.98): go by the scores"),
         (
             [CYCLING, AT_REST, CYCLING],
-            "layer 2 is at rest: its iterations change nothing, drop them; layers 1 and 3 cycle, each change undoing "
-            "much of the one before: drop their iterations in pairs",
+            "layer 2 at rest: drop all iterations; "
+            "layers 1, 3 cycling, each change undoes much of the one before: drop iterations in pairs",
         ),
         (
             [DIVERGING, ONE, make_fixed_point(3, contraction=1.55), DIVERGING, DIVERGING],
-            "layers 1 and 3-5 diverge (contraction 1.30 to 1.55): do not add iterations to them, and check them "
-            "before distilling; layer 2 has one iteration, too few to tell",
+            "layers 1, 3-5 diverging (contraction 1.30 to 1.55): add no iterations, check before distilling; "
+            "layer 2 with one iteration: too few to tell",
         ),
     ],
 )
@@ -144,3 +142,85 @@ def test_every_layer_is_spoken_of_once(layers):
     assert line == advise(*layers)
     assert "\n" not in line
     assert line.count(";") + 1 == len({id(layer) for layer in layers})
+
+
+def naive_spearman(first, second):
+    """Pearson's correlation of average ranks; for distinct numbers 1 - 6 sum d^2 / (n (n^2 - 1))."""
+    ranks = [[sum(b < a for b in x) + (1 + sum(b == a for b in x)) / 2 for a in x] for x in (first, second)]
+    n, middle = len(first), (len(first) + 1) / 2
+    if len(set(first)) == len(set(second)) == n:
+        return 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / (n * (n**2 - 1))
+    products = sum((a - middle) * (b - middle) for a, b in zip(*ranks, strict=True))
+    squares = [sum((a - middle) ** 2 for a in x) for x in ranks]
+    return products / (squares[0] * squares[1]) ** 0.5
+
+
+def naive_kendall(first, second):
+    """tau-b: pairs in the same order less pairs in opposite order, over the geometric mean of pairs not tied."""
+
+    def sign(x, i, j):
+        return (x[i] > x[j]) - (x[i] < x[j])
+
+    pairs = list(combinations(range(len(first)), 2))
+    score = sum(sign(first, i, j) * sign(second, i, j) for i, j in pairs)
+    untied = [sum(sign(x, i, j) != 0 for i, j in pairs) for x in (first, second)]
+    return score / (untied[0] * untied[1]) ** 0.5
+
+
+def naive_overlap(first, second):
+    half = -(-len(first) // 2)
+    tops = []
+    for scores in (first, second):
+        left, top = dict(enumerate(scores)), set()
+        for _ in range(half):
+            best = next(i for i, score in left.items() if score == max(left.values()))
+            top.add(best)
+            del left[best]
+        tops.append(top)
+    return len(tops[0] & tops[1]) / half
+
+
+numbers = st.lists(
+    st.sampled_from([0.5, 0.3, 0.2, 0.1, 0.0, -0.1]) | st.floats(-1, 1), min_size=6, max_size=6
+)
+
+
+@settings(max_examples=60)
+@given(numbers, numbers)
+def test_agreements_are_the_naive_ones(kl, cosine):
+    scores = {"kl": [kl[:2], kl[2:5], kl[5:]], "cosine": [cosine[:2], cosine[2:5], cosine[5:]]}
+    found = agreements(make_profile(scores, (2, 3, 1), errors=False))
+    if len(set(kl)) == 1 or len(set(cosine)) == 1:
+        assert found == [Agreement("cosine", "kl", None, None, None)]
+        return
+    assert [(a.metric, a.reference) for a in found] == [("cosine", "kl")]
+    assert found[0].spearman == pytest.approx(naive_spearman(cosine, kl))
+    assert found[0].kendall == pytest.approx(naive_kendall(cosine, kl))
+    assert found[0].overlap == naive_overlap(cosine, kl)
+
+
+def test_every_other_metric_is_compared_with_the_reference():
+    scores = {
+        "kl": [[0.4, 0.3], [], [0.2, 0.1, 0.05]],
+        "loss": [[4.0, 3.0], [], [2.0, 1.0, 0.5]],
+        "taylor": [[-0.4, -0.3], [], [-0.2, -0.1, -0.05]],
+    }
+    profile = make_profile(scores, (2, 0, 3))
+    same, opposite = agreements(profile)
+    assert (same.metric, same.spearman, same.kendall, same.overlap) == pytest.approx(("loss", 1, 1, 1))
+    # Three of five each, the middle one in both.
+    assert (opposite.spearman, opposite.kendall, opposite.overlap) == pytest.approx((-1, -1, 1 / 3))
+    assert [a.metric for a in agreements(profile, "loss")] == ["kl", "taylor"]
+    assert rank_agreement(profile, "taylor") == opposite.spearman
+
+
+def test_ranks_of_fewer_than_three_iterations_mean_nothing():
+    profile = make_profile({"kl": [[0.2], [0.1]], "cosine": [[0.3], [0.1]]}, (1, 1))
+    assert agreements(profile) == [Agreement("cosine", "kl", None, None, None)]
+    assert rank_correlation([1, 2], [1, 2]) is None
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_a_reference_that_was_not_measured_is_refused():
+    with pytest.raises(InputError, match="metric: expected one that the profile holds, cosine, got 'kl'"):
+        agreements(make_profile({"cosine": [[0.1, 0.2], [], [0.3, 0.2, 0.1]]}))

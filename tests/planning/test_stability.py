@@ -196,7 +196,7 @@ def test_a_data_set_without_batches_cannot_be_compared():
     [
         ({"threshold": -0.1}, "threshold: found -0.1; accepted"),
         ({"threshold": math.nan}, "threshold: found nan"),
-        ({"metric": "loss"}, "metric 'loss': this profile does not hold it"),
+        ({"metric": "loss"}, "metric: expected one that the profile holds, cosine, kl, got 'loss'"),
         ({"normalize": "all"}, "normalize: found 'all'"),
         ({"num_samples": 0}, "num_samples: found 0; accepted: at least 1"),
     ],

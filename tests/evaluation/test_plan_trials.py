@@ -64,7 +64,7 @@ def test_several_batches_have_standard_errors(tokens):
 
 
 def test_no_batches_are_refused():
-    with pytest.raises(InputError, match="batches: found none"):
+    with pytest.raises(InputError, match="batches: expected at least one, got none"):
         measure_truncations(make_iiet(), [], [[0, 0, 0]])
 
 
@@ -129,7 +129,7 @@ def test_on_the_profiles_own_blocks_a_cut_of_one_layer_costs_exactly_what_was_pr
 
 def test_another_model_than_the_profiled_one_is_refused(world):
     plans = [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])]
-    with pytest.raises(InputError, match="accepted: the one that was profiled") as caught:
+    with pytest.raises(InputError, match="model: expected the one that was profiled") as caught:
         verify(world, plans, model="other")
     assert "\n" not in str(caught.value)
 
@@ -150,9 +150,7 @@ def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypa
     with pytest.raises(InputError) as caught:
         measure_influence(folder / "model", [str(folder / "text.txt")], memory=1, cache_dir=folder / "cache")
     assert str(caught.value).startswith(f"profiling model on cpu: {size}")
-    assert str(caught.value).endswith(
-        helps.replace(" or bf", ", bf") + " or less memory for the pass (memory_gib)"
-    )
+    assert str(caught.value).endswith(helps)
 
 
 def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):

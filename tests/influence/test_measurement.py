@@ -1,0 +1,238 @@
+"""`iiad profile`, from a model folder and a text file to profile.json."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import save_checkpoint
+from iiad.data import train_tokenizer
+from iiad.errors import InputError
+from iiad.influence import METRICS, Profile, measure_influence
+from iiad.influence import measurement as room
+from iiad.influence.measurement import partial_path
+from tests.helpers import make_iiet
+
+TEXT = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher with its tokenizer, and a text."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = train_tokenizer([TEXT], vocab_size=300)
+    model = make_iiet(vocab_size=300, num_iterations=[2, 0, 1], max_position_embeddings=32)
+    save_checkpoint(model, folder / "model", tokenizer=tokenizer)
+    flat = make_iiet(vocab_size=300, num_iterations=0)
+    save_checkpoint(flat, folder / "flat", tokenizer=tokenizer)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, iiad):
+    """Run the command on the folder's text: exit code, stdout, stderr."""
+    monkeypatch.setenv("IIAD_CACHE", str(folder / "cache"))
+
+    def invoke(*arguments, model="model", output="profile.json"):
+        given = ["profile", folder / model, "--data", folder / "text.txt", "--output", tmp_path / output]
+        return iiad(*given, "--device", "cpu", *arguments)
+
+    return invoke
+
+
+def test_the_command_writes_a_profile_and_prints_its_tables(run, tmp_path):
+    code, shown, _ = run("--max-tokens", "640", "--batch-size", "8", "--seed", "3")
+    assert code == 0
+    for metric in METRICS:
+        assert f"influence by {metric}" in shown
+    made = Profile.load(tmp_path / "profile.json")
+    assert list(made.scores) == list(METRICS)
+    assert isinstance(made.model, ModelIdentity)
+    assert made.model.num_iterations == [2, 0, 1]
+    assert made.settings.block_size == 32  # the model's context, below 512
+    assert made.settings.dtype == "float32"
+    assert (len(made.batches), made.num_tokens, made.data[0].num_tokens) == (3, 640, 640)
+    assert not partial_path(tmp_path / "profile.json").exists()
+    assert run("--max-tokens", "640", "--seed", "3", "--overwrite")[0] == 0
+    assert Profile.load(tmp_path / "profile.json") == made
+
+
+def test_the_options_reach_the_profile(run, tmp_path):
+    options = "--metric cosine --block-size 16 --max-tokens 64 --batch-size 2 --dtype bfloat16 --memory-gib 1"
+    assert run(*options.split())[0] == 0
+    made = Profile.load(tmp_path / "profile.json")
+    assert list(made.scores) == ["cosine"]
+    assert (made.settings.block_size, made.settings.batch_size, made.settings.dtype) == (16, 2, "bfloat16")
+    run(*options.split(), "--seed", "4", output="other.json")
+    assert Profile.load(tmp_path / "other.json").scores != made.scores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "message"),
+    [
+        (
+            ["--metric", "magic"],
+            "model",
+            "metric: expected kl, loss, taylor, cosine, relative_l2, got 'magic'",
+        ),
+        (["--dtype", "int8"], "model", "dtype: "),
+        (["--block-size", "33"], "model", "block_size: expected 2 to 32, the model's context, got 33"),
+        (["--max-tokens", "31"], "model", "max_tokens: expected at least one block of 32, got 31"),
+        (["--memory-gib", "-1"], "model", "memory_gib: expected a number from 0, got -1.0"),
+        (["--data", "no-such-file.txt"], "model", "no-such-file.txt"),
+        ([], "flat", "got type 'iiet' and no iterations"),
+        ([], "missing", "missing"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_line_and_leaves_no_file(arguments, model, message, run, tmp_path):
+    code, _, errors = run(*arguments, model=model)
+    [line] = [line for line in errors.splitlines() if line.startswith("iiad: ")]
+    assert code == 2
+    assert message in line
+    assert not (tmp_path / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("profile.json", "exists already"),
+        ("profile.json.partial", "continue it with --resume, or start again with"),
+    ],
+)
+def test_files_of_an_earlier_run_are_refused_before_a_model_is_loaded(name, message, run, tmp_path):
+    (tmp_path / name).write_text("precious")
+    code, _, errors = run(model="missing")
+    assert code == 2
+    assert message in errors
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_help_shows_an_example(run):
+    assert "iiad profile teacher --data stdlib --output profile.json" in run("--help")[1]
+
+
+@pytest.fixture
+def measure(folder, tmp_path):
+    """Measure into a file."""
+    given = {"max_tokens": 320, "batch_size": 2, "metrics": ["cosine"], "cache_dir": folder / "cache"}
+
+    def run(data=None, **options):
+        options = {**given, "output": tmp_path / "p.json", **options}
+        return measure_influence(folder / "model", data or [str(folder / "text.txt")], **options)
+
+    return run
+
+
+def test_several_data_sets_are_kept_apart(folder, tmp_path, measure):
+    (tmp_path / "other.txt").write_text("".join(f"class Number{n}: pass\n" for n in range(300)))
+    sets = [[str(folder / "text.txt")], [str(tmp_path / "other.txt")]]
+    options = {"max_tokens": 128, "output": None}
+    made = measure(sets, **options)
+    assert [part.names for part in made.data] == sets
+    assert [batch.data for batch in made.batches] == [0, 0, 1, 1]
+    alone = measure(sets[1], **options)
+    assert [batch.scores for batch in made.batches[2:]] == [batch.scores for batch in alone.batches]
+    assert len(measure([sets[0] + sets[1]], **options).data) == 1
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """Let measurements fail after some batches; returns the list of the batches that were measured."""
+    whole = room.profile_batch
+
+    def set_up(count):
+        measured = []
+
+        def limited(*arguments, **options):
+            if len(measured) == count:
+                raise InterruptionError
+            measured.append(1)
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(room, "profile_batch", limited)
+        return measured
+
+    return set_up
+
+
+def test_an_interrupted_profile_goes_on_from_its_finished_batches_and_equals_the_unbroken_one(
+    measure, tmp_path, interrupt_after
+):
+    unbroken = measure(output=None, metrics=None)
+    interrupt_after(3)
+    with pytest.raises(InterruptionError):
+        measure(metrics=None)
+    assert not (tmp_path / "p.json").exists()
+    partial = partial_path(tmp_path / "p.json")
+    partial.write_text(partial.read_text() + '{"data": 0, "num_tok')  # killed while it wrote a line
+    measured = interrupt_after(5)
+    assert measure(metrics=None, resume=True) == unbroken == Profile.load(tmp_path / "p.json")
+    assert len(measured) == len(unbroken.batches) - 3 == 2
+    assert not partial.exists()
+
+
+def test_without_resume_an_interrupted_profile_is_begun_anew(measure, interrupt_after):
+    interrupt_after(3)
+    with pytest.raises(InterruptionError):
+        measure()
+    measured = interrupt_after(5)
+    measure()
+    assert len(measured) == 5
+
+
+def test_batches_of_another_measurement_are_not_gone_on_from(measure, tmp_path, interrupt_after):
+    interrupt_after(2)
+    with pytest.raises(InterruptionError):
+        measure()
+    before = partial_path(tmp_path / "p.json").read_bytes()
+    for change in ({"seed": 1}, {"max_tokens": 64}, {"metrics": ["kl"]}, {"batch_size": 3}):
+        with pytest.raises(InputError, match=f"{next(iter(change))} was ") as caught:
+            measure(resume=True, **change)
+        assert "\n" not in str(caught.value)
+        assert partial_path(tmp_path / "p.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00\xff\n"])
+def test_a_journal_that_was_killed_before_its_first_line_is_begun_anew(content, measure, tmp_path):
+    partial_path(tmp_path / "p.json").write_bytes(content)
+    assert measure(max_tokens=64, resume=True) == measure(max_tokens=64, output=None)
+
+
+@pytest.mark.parametrize("content", [b"null\n", b"[1]\n{}", b'{"kind": "profile"}\n'])
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(content, measure, tmp_path):
+    partial = partial_path(tmp_path / "p.json")
+    partial.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be resumed"):
+        measure(resume=True)
+    assert partial.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_a_killed_profile_goes_on_and_equals_the_unbroken_one(folder, tmp_path, measure):
+    options = "--block-size 16 --batch-size 1 --max-tokens 1600 --metric cosine --output p.json".split()
+    arguments = ["profile", folder / "model", "--data", folder / "text.txt", "--device", "cpu", *options]
+    environment = {**os.environ, "IIAD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from cli.main import run; run()", *map(str, arguments)]
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "p.json.partial"
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    finished = partial.read_text().split("\n")[1:-1]
+    assert 3 <= len(finished) < 100
+    same = {"block_size": 16, "batch_size": 1, "max_tokens": 1600}
+    resumed = measure(**same, resume=True)
+    assert [batch.model_dump_json() for batch in resumed.batches[: len(finished)]] == finished
+    assert resumed == measure(**same, output=None)
+    assert not partial.exists()

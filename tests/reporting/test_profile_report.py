@@ -1,0 +1,69 @@
+"""A profile as tables."""
+
+from iiad.planning.trust import assess_trust
+from iiad.reporting.profile_tables import InfluenceReport
+from tests.helpers import make_profile, printed
+
+
+def report(profile, threshold=None, seed=0, **options):
+    return printed(InfluenceReport(profile, assess_trust(profile, threshold, seed)), **options)
+
+
+def test_the_report_shows_scores_errors_meaning_and_how_far_to_trust_them():
+    text = report(make_profile())
+    words = " ".join(text.split())
+    for shown in (
+        "influence by kl",
+        "influence by cosine",
+        "iteration 3",
+        "0.3000 ±0.0300",
+        "KL(full || stopped)",
+        "teacher: 3.0000 nats a token on 4,096 tokens in 8 batches, standard errors over the batches",
+        "agreement with kl",
+        "fixed points: does the iteration settle?",
+        "converges",
+        "kept at threshold",
+        "100 %",
+    ):
+        assert shown in words
+    assert "\x1b" not in text
+
+
+def test_the_report_shows_the_threshold_asked_for_and_the_same_again():
+    profile = make_profile({"kl": [[1.0, 0.5]]}, (2,))
+    one = report(profile, threshold=0.5, seed=3)
+    assert "kept at threshold 0.5 on kl" in one
+    assert one == report(profile, threshold=0.5, seed=3)
+    [row] = [line for line in one.split("kept at")[1].splitlines() if line.startswith("1 ")]
+    first, _, second, _ = row.split()[1:]
+    assert first == "100"
+    assert 10 < int(second) < 90  # the threshold is the score itself
+
+
+def test_the_report_compares_data_sets_by_name():
+    words = " ".join(report(make_profile(num_sets=2)).split())
+    assert "1 with 2" in words
+    assert "between data sets (1: set0, 2: set1)" in words
+
+
+def test_the_report_shows_the_stages_of_a_predictor():
+    profile = make_profile()
+    model = profile.model.model_copy(update={"num_start_evaluations": 2})
+    stages = {"kl": [[0.7], [0.8], [0.9]]}
+    text = report(profile.model_copy(update={"model": model, "stages": stages}))
+    assert "predictor's stages by kl" in text
+    assert "stage 2" in text
+
+
+def test_the_table_is_coloured_where_there_is_colour():
+    text = report(make_profile({"kl": [[1.0, -0.5]]}, (2,)), force_terminal=True)
+    assert "\x1b[1;31m" in text  # the largest
+    assert "\x1b[35m" in text  # negative
+
+
+def test_the_report_survives_one_batch_zero_tiny_and_negative_scores_and_an_ascii_terminal():
+    text = report(make_profile({"kl": [[0.0, 0.0]]}, (2,), errors=False), encoding="ascii")
+    assert "in 1 batch" in text
+    assert "stability: expected several batches, got one" in text
+    text = report(make_profile({"kl": [[-3e-9, 1e-10]]}, (2,)), encoding="ascii")
+    assert "-3.0e-09 +-3.0e-10" in text
