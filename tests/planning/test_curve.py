@@ -189,5 +189,5 @@ def test_the_knee_of_the_front_is_found_like_that_of_thresholds():
 
 
 def test_a_front_by_a_metric_that_the_profile_lacks_is_refused():
-    with pytest.raises(InputError, match="metric 'loss'"):
+    with pytest.raises(InputError, match="metric: expected .*, got 'loss'"):
         pareto_front(profile_of([[0.1]]), "loss")

@@ -182,7 +182,7 @@ def test_a_missing_matplotlib_is_one_line(tmp_path, monkeypatch):
     [
         (
             lambda folder: draw_influence(make_profile(), "loss", folder),
-            "metric 'loss': this profile does not",
+            "metric: expected .*, got 'loss'",
         ),
         (lambda folder: draw_curve({}, folder), "curve: found no point to draw; accepted: at least one"),
         (
