@@ -14,13 +14,14 @@ from iiad.progress import print_status
 from iiad.training.batches import blocks_per_step
 from iiad.training.interruption import TimeLimit
 from iiad.training.learner import LanguageModelling, Objective
-from iiad.training.loop import RunContext, Stage, run_stage
+from iiad.training.loop import run_stage
 from iiad.training.model_card import model_card
 from iiad.training.processes import from_first_process, join_processes
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import announce
 from iiad.training.runs import RunFolder
 from iiad.training.sections import STAGES
+from iiad.training.stage import RunContext, Stage
 
 from .objectives import LearnFromTeacher, LearnLayers, hidden_layers, needs_signals
 from .preparation import Distillation, prepare

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel
@@ -24,29 +23,38 @@ AVERAGE = "average.safetensors"
 class AveragedWeights:
     """average <- decay average + (1 - decay) weights after each step, for each parameter from its first step on.
 
-    checkpoint: to continue from. Parameters that are frozen are left out.
+    decay: None for no average; every method then does nothing. Parameters that are frozen are left out.
+    checkpoint: to take it from; default: the weights as they are.
     """
 
-    def __init__(self, model: PreTrainedModel, decay: float, checkpoint: Path | None = None):
-        self.model, self.blend = model, get_ema_multi_avg_fn(decay)
-        self.values = {name: weight.detach().clone() for name, weight in _learning(model).items()}
+    def __init__(self, model: PreTrainedModel, decay: float | None, checkpoint: Path | None = None):
+        learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = learning if decay is not None else {}
+        self.values = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.blend = get_ema_multi_avg_fn(decay) if decay is not None else None
         if checkpoint is not None:
-            stored = load_file(checkpoint / AVERAGE)
-            for name, value in self.values.items():
-                assign(value, stored[name])
+            self.load(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take the average that a checkpoint holds."""
+        stored = load_file(checkpoint / AVERAGE) if self.values else {}
+        for name, value in self.values.items():
+            assign(value, stored[name])
 
     @torch.no_grad()
     def restart_unlearnt(self, optimizer: Optimizer) -> None:
         """Copy weights that have no optimizer state yet: a phase may begin by setting them."""
-        for name, weight in _learning(self.model).items():
+        for name, weight in self.weights.items():
             if weight not in optimizer.state:
                 self.values[name].copy_(weight)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""
-        weights = _learning(self.model)
-        self.blend(list(self.values.values()), [weights[name].detach() for name in self.values], None)
+        if self.blend is not None:
+            self.blend(
+                list(self.values.values()), [weight.detach() for weight in self.weights.values()], None
+            )
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -60,11 +68,7 @@ class AveragedWeights:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the average."""
-        for name, weight in _learning(self.model).items():
+        for name, weight in self.weights.items():
             kept = weight.detach().clone()
             weight.copy_(self.values[name])
             self.values[name].copy_(kept)
-
-
-def _learning(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

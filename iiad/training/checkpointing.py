@@ -64,6 +64,11 @@ class StageState:
         text = json.dumps(dataclasses.asdict(self), indent=1)
         (checkpoint / STATE).write_text(text + "\n", encoding="utf-8")
 
+    def figures(self) -> dict[str, Any]:
+        """Figures for the model card."""
+        notes = {"skipped_steps": self.skipped_steps, "best": self.best, "stopped": self.stopped}
+        return {"step": self.step, **self.newest, **{name: value for name, value in notes.items() if value}}
+
 
 class Checkpoints:
     """The checkpoints in a stage's folder.

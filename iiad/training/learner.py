@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .batches import Batch
 from .head import head_loss, next_token_labels
 
-__all__ = ["LanguageModelling", "Learner", "Objective", "shard", "unsharded"]
+__all__ = ["LanguageModelling", "Learner", "Objective", "set_recompute", "shard", "unsharded"]
 
 
 class Objective(Protocol):
@@ -87,6 +87,15 @@ def shard(learner: Learner) -> None:
     fully_shard(learner, mesh=mesh)
     for method in ("states", "run"):
         register_fsdp_forward_method(learner, method)
+
+
+def set_recompute(model: PreTrainedModel, level: bool | str) -> None:
+    """Have the backward pass compute again what `training.gradient_checkpointing` says; exact."""
+    if hasattr(model, "set_recompute"):
+        model.set_recompute(level if isinstance(level, str) else "layer" if level else "none")
+    elif level:  # a Transformer, whose layers are evaluated once
+        enable = "activation_checkpointing_enable"  # older transformers know the old name alone
+        (getattr(model, enable, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 @contextmanager

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,58 +20,16 @@ from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
 
 from .averaging import AVERAGE, AveragedWeights
-from .batches import Blocks, blocks_per_step, micro_batches, seed_step
+from .batches import blocks_per_step, micro_batches, seed_step
 from .checkpointing import Checkpoints, StageState
-from .interruption import Interruption, TimeLimit
-from .learner import LanguageModelling, Learner, Objective, shard, unsharded
+from .interruption import Interruption
+from .learner import Learner, set_recompute, shard, unsharded
 from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_optimizer, make_schedule
-from .phases import TwoPhases
 from .processes import any_process, from_first_process, gather, gather_full, mean_over_processes
-from .scoring import TokenScore
-from .sections import OptimizationSection, StageSection, TrainingSection
+from .stage import RunContext, Stage
 from .stage_log import StageLog
 
-__all__ = ["RunContext", "Stage", "run_stage"]
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What the stages of a run share.
-
-    folder: of the run. optimization: the recipe's section. tokenizer: saved with checkpoints. card: the model card
-    for figures by name. score: of a model on held-out text; draws no random number. limit: of the run's minutes.
-    on_step: called before each step with its number, from 1.
-    """
-
-    folder: Path
-    optimization: OptimizationSection
-    tokenizer: Any
-    card: Callable[[PreTrainedModel, dict[str, Any]], str]
-    score: Callable[[Any], TokenScore] | None = None
-    limit: TimeLimit = field(default_factory=TimeLimit)
-    on_step: Callable[[int], None] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of a run.
-
-    folder: for checkpoints. blocks: items with input_ids (T,), all of one length, and what the objective's signals
-    ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout and of the data's order. phases: of
-    the iterations. unused: some parameters get no gradient in some steps, which DDP must be told. retain: end once
-    this share of the teacher's accuracy is there. teacher: its score on the held-out text.
-    """
-
-    name: str
-    folder: Path
-    blocks: Blocks
-    length: TrainingSection | StageSection
-    seed: int
-    objective: Objective = field(default_factory=LanguageModelling)
-    phases: TwoPhases | None = None
-    unused: bool = False
-    retain: float | None = None
-    teacher: TokenScore | None = None
+__all__ = ["run_stage"]
 
 
 def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tuple[int, bool]:
@@ -84,23 +39,24 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tupl
     checkpoint saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN, checkpoints
     that cannot be saved or used, and where memory runs out.
     """
-    checkpoints = Checkpoints(stage.folder, context.optimization.save_total_limit)
+    settings = context.optimization
+    checkpoints = Checkpoints(stage.folder, settings.save_total_limit)
     start = from_first_process(checkpoints.newest_whole)
     state = StageState()
     if start is not None:
         state = StageState.load(start)
         model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
     if state.step == stage.length.max_steps or state.stopped:
-        print_status(
-            f"{stage.name}: {'stopped early' if state.stopped else 'all steps were made'} before; not run again"
-        )
-        if start is not None and context.optimization.ema_decay is not None:
-            AveragedWeights(model, context.optimization.ema_decay, start).swap()
+        found = "stopped early" if state.stopped else "all steps were made"
+        print_status(f"{stage.name}: {found} before; not run again")
+        AveragedWeights(model, settings.ema_decay, start).swap()
         return state.step, bool(state.stopped)
-    size = (context.optimization.per_device_train_batch_size, len(stage.blocks[0]["input_ids"]))
+    size = (settings.per_device_train_batch_size, len(stage.blocks[0]["input_ids"]))
     with memory_explained(f"{stage.name} on {model.device}", model, *size, training=True):
-        run = _StageRun(model, stage, context, state, start)
+        run = _StageRun(model, stage, context, checkpoints, state)
         try:
+            if start is not None:
+                run.load(start)
             run.make_steps()
             run.take_result(model)
         finally:
@@ -111,8 +67,8 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tupl
 class _StageRun:
     """A stage under way: the model as it is run, its optimizer, and how far it is.
 
-    state: of the checkpoint `start`, or of a beginning. What is run is the learner around the model; what is saved,
-    averaged and shown is the model, the same for one process, DDP and FSDP2.
+    What is run is the learner around the model, wrapped by DDP or sharded; what is saved, averaged and shown is the
+    model, the same for one process, DDP and FSDP2.
     """
 
     def __init__(
@@ -120,15 +76,14 @@ class _StageRun:
         model: PreTrainedModel,
         stage: Stage,
         context: RunContext,
+        checkpoints: Checkpoints,
         state: StageState,
-        start: Path | None,
     ):
-        self.stage, self.context, self.state = stage, context, state
+        self.stage, self.context, self.checkpoints, self.state = stage, context, checkpoints, state
         self.settings = settings = context.optimization
-        self.checkpoints = Checkpoints(stage.folder, settings.save_total_limit)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision="no",  # the learner's own autocast serves its teacher and its scores as well
+            mixed_precision="no",  # the learner's own autocast serves its teacher as well
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             log_with=list(settings.report_to) or None,
             project_dir=context.folder / "trackers",
@@ -136,9 +91,8 @@ class _StageRun:
         )
         sharded = settings.fsdp and self.accelerator.num_processes > 1
         # What is sharded cannot be made whole in place: a copy is, and the model waits in main memory.
-        self.device = self.accelerator.device
         self.model = copy.deepcopy(model.to("cpu")) if sharded else model
-        _recompute(self.model, settings)
+        set_recompute(self.model, settings.gradient_checkpointing)
         backend = settings.torch_compile_backend if settings.torch_compile else None
         self.learner = Learner(self.model, stage.objective, settings.bf16, backend).train()
         if sharded:
@@ -146,102 +100,98 @@ class _StageRun:
         self.wrapped = self.learner if sharded else self.accelerator.prepare(self.learner)
         self.optimizer = make_optimizer(self.model, settings, stage.length.learning_rate)
         self.schedule = make_schedule(self.optimizer, settings, stage.length)
-        self.average = (
-            AveragedWeights(self.model, settings.ema_decay, start) if settings.ema_decay is not None else None
-        )
-        if start is not None:
-            stored = torch.load(start / "optimizer.pt", map_location="cpu", weights_only=True)
-            load_optimizer(self.optimizer, stored["optimizer"])
-            self.schedule.load_state_dict(stored["schedule"])
-        self.window = {
-            name: torch.tensor(value, dtype=torch.float64, device=self.device)
-            for name, value in state.window.items()
-        }
+        self.average = AveragedWeights(self.model, settings.ema_decay)
+        self.window: dict[str, Tensor] = {}  # StageState's, where the losses are
         tokens = blocks_per_step(settings) * len(stage.blocks[0]["input_ids"])
         self.log = StageLog(context.folder / "log.jsonl", stage.name, state.step, tokens, self.accelerator)
-        if settings.report_to:
-            name = f"{context.folder.name} {stage.name}"
-            fields = {key: value for key, value in settings if isinstance(value, int | float | str)}
-            self.accelerator.init_trackers("iiad", fields, {"wandb": {"name": name}})
+        name = f"{context.folder.name} {stage.name}"
+        fields = {key: value for key, value in settings if isinstance(value, int | float | str)}
+        self.accelerator.init_trackers("iiad", fields, {"wandb": {"name": name}})
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, whose weights and state are there already."""
+        stored = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        load_optimizer(self.optimizer, stored["optimizer"])
+        self.schedule.load_state_dict(stored["schedule"])
+        self.average.load(checkpoint)
+        device = self.accelerator.device
+        for name, total in self.state.window.items():
+            self.window[name] = torch.tensor(total, dtype=torch.float64, device=device)
 
     def make_steps(self) -> None:
         """The loop: from where the stage was left to its last step. Raises Unfinished where it is interrupted."""
-        state, settings, last_step = self.state, self.settings, self.stage.length.max_steps
+        stage, state, settings = self.stage, self.state, self.settings
+        last_step = stage.length.max_steps
         with (
-            progress(self.stage.name, last_step - state.step, "steps") as advance,
+            progress(stage.name, last_step - state.step, "steps") as advance,
             Interruption(self.context.limit) as interruption,
         ):
             while state.step < last_step and not state.stopped and not interruption.reason:
                 if self.context.on_step is not None:
                     self.context.on_step(state.step + 1)
-                if self.stage.phases is not None:
-                    self.stage.phases.enter(state.step, self.model)
-                if self.average is not None:
-                    self.average.restart_unlearnt(self.optimizer)
+                if stage.phases is not None:
+                    stage.phases.enter(state.step, self.model)
+                self.average.restart_unlearnt(self.optimizer)
                 learning_rate = float(self.schedule.get_last_lr()[0])
                 norm = self.make_step(learning_rate)
                 self.schedule.step()
-                if self.average is not None:
-                    self.average.update()
+                self.average.update()
                 state.step += 1
                 if state.step % settings.logging_steps == 0:
                     self.log_window(norm, learning_rate)
                 saving = state.step % settings.save_steps == 0 or state.step == last_step
                 saving |= interruption.is_due()
                 if settings.eval_steps and state.step % settings.eval_steps == 0:
-                    saving = self.validate(saving)
+                    saving |= self.validate(saving)
                 if saving:
                     self.save()
                 advance(1, self.log.note)
-            if self.stage.phases is not None:
-                self.stage.phases.leave(self.model)
+            if stage.phases is not None:
+                stage.phases.leave(self.model)
             if interruption.is_due():  # also while the last step was being saved
-                raise Unfinished(
-                    f"{self.context.folder}: {interruption.reason}; saved {self.checkpoints.newest()}; "
-                    "continue with --resume"
-                )
+                saved = f"saved {self.checkpoints.newest()}; continue with --resume"
+                raise Unfinished(f"{self.context.folder}: {interruption.reason}; {saved}")
 
     def make_step(self, learning_rate: float) -> float:
         """One optimizer step, skipped if its loss or gradient is NaN or infinite; returns the gradient's norm."""
-        settings, state, seed = self.settings, self.state, self.stage.seed
-        seed_step(seed, state.step)
+        stage, state, settings = self.stage, self.state, self.settings
+        seed_step(stage.seed, state.step)
         means: dict[str, Tensor] = {}
-        for batch in micro_batches(self.stage.blocks, state.step, settings, seed, self.device):
+        for batch in micro_batches(stage.blocks, state.step, settings, stage.seed, self.accelerator.device):
             with self.accelerator.accumulate(self.wrapped):
                 if isinstance(self.learner, FSDPModule):
                     self.learner.set_requires_gradient_sync(self.accelerator.sync_gradients)
-                loss, parts = self.wrapped(batch, self.stage.objective.signal(batch))
+                loss, parts = self.wrapped(batch, stage.objective.signal(batch))
                 # An infinite loss may have a finite gradient: have it tell, since all processes see the gradient.
                 self.accelerator.backward(loss * (1 + 0 * loss.detach()))
             for name, part in {"loss": loss.detach(), **parts}.items():
                 means[name] = means.get(name, 0.0) + part.double() / settings.gradient_accumulation_steps
-        norm = clip_gradient(
-            self.model, settings.max_grad_norm
-        ).item()  # the one wait for the device in a step
+        norm = float(
+            clip_gradient(self.model, settings.max_grad_norm)
+        )  # the one wait for the device in a step
         if norm < float("inf"):
             state.skipped_in_a_row = 0
             state.window_steps += 1
             self.window = {name: mean + self.window.get(name, 0.0) for name, mean in means.items()}
         else:
-            self._count_skipped(norm, learning_rate)
+            self.count_skipped(norm, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
-    def _count_skipped(self, norm: float, learning_rate: float) -> None:
-        state = self.state
+    def count_skipped(self, norm: float, learning_rate: float) -> None:
+        """Note a skipped step. Raises InputError for too many in a row."""
+        state, problem = self.state, "loss or gradient is NaN or infinite"
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row > self.settings.max_skipped_steps:
             raise InputError(
-                f"loss or gradient is NaN or infinite at step {state.step + 1} (gradient norm {norm}, learning rate "
-                f"{learning_rate:.3g}), {state.skipped_in_a_row} in a row; the weights are as they were; "
-                f"last good checkpoint: {self.checkpoints.newest() or 'none yet in this stage'}; "
+                f"{problem} at step {state.step + 1} (gradient norm {norm}, learning rate {learning_rate:.3g}), "
+                f"{state.skipped_in_a_row} in a row; the weights are as they were; last good checkpoint: "
+                f"{self.checkpoints.newest() or 'none yet in this stage'}; "
                 "try a lower learning rate or a longer warm-up"
             )
-        print_status(
-            f"step {state.step + 1}: loss or gradient is NaN or infinite; skipped ({state.skipped_steps} so far)"
-        )
+        print_status(f"step {state.step + 1}: {problem}; skipped ({state.skipped_steps} so far)")
 
     def log_window(self, norm: float, learning_rate: float) -> None:
         """Log the mean losses of the steps since the last time; null where all were skipped. Collective."""
@@ -260,14 +210,14 @@ class _StageRun:
         self.log.write(state.step, figures, self.model)
 
     def validate(self, saving: bool) -> bool:
-        """Score on held-out text, log, note the best; returns whether to save, which `saving` says so far.
+        """Score on held-out text, log, and note the best; returns whether to save for it. Collective.
 
-        A checkpoint is made for being the best alone where scores are no more frequent than checkpoints.
+        saving: the step is saved anyway; else the best is where scores are no more frequent than checkpoints.
         """
         state, stage = self.state, self.stage
         if self.context.score is None:
-            return saving
-        with self.average.applied() if self.average is not None else nullcontext(), unsharded(self.learner):
+            return False
+        with self.average.applied(), unsharded(self.learner):
             score = self.context.score(self.model)
         figures = {"eval_loss": score.nll, "eval_accuracy": score.accuracy}
         retained = None if stage.teacher is None else score.retained(stage.teacher)
@@ -277,29 +227,25 @@ class _StageRun:
             if stage.retain is not None and any_process(retained >= stage.retain):
                 state.stopped = f"retains {100 * retained:.2f} % of the teacher's accuracy"
                 print_status(f"step {state.step}: {state.stopped}; {100 * stage.retain:g} % were asked for")
-                saving = True
         state.newest |= figures
         self.log.write(state.step, figures, self.model)
-        frequent = (self.settings.eval_steps or 0) < self.settings.save_steps
-        if score.nll < state.best.get("eval_loss", float("inf")) and (saving or not frequent):
+        saving |= bool(state.stopped) or (self.settings.eval_steps or 0) >= self.settings.save_steps
+        if saving and score.nll < state.best.get("eval_loss", float("inf")):
             state.best = {"step": state.step, "eval_loss": score.nll}
-            saving = True
-        return saving
+        return bool(state.stopped) or state.best.get("step") == state.step
 
     def save(self) -> None:
         """Make a checkpoint. Collective."""
         state = dataclasses.replace(self.state, window=mean_over_processes(self.window))
-        weights = gather(self.model.state_dict())
-        average = gather(self.average.values) if self.average is not None else {}
+        weights, average = gather(self.model.state_dict()), gather(self.average.values)
         stored = {"optimizer": gather_optimizer(self.optimizer), "schedule": self.schedule.state_dict()}
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder, state_dict=weights)
             if self.context.tokenizer is not None:
                 self.context.tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(
-                self.context.card(self.model, self._figures()), encoding="utf-8"
-            )
+            card = self.context.card(self.model, {"stage": self.stage.name, **state.figures()})
+            (folder / "README.md").write_text(card, encoding="utf-8")
             if average:
                 save_file({name: value.contiguous() for name, value in average.items()}, folder / AVERAGE)
             torch.save(stored, folder / "optimizer.pt")
@@ -307,33 +253,15 @@ class _StageRun:
 
         from_first_process(lambda: self.checkpoints.save(state.step, write, state.best.get("step")))
 
-    def _figures(self) -> dict[str, Any]:
-        """Figures so far, for the model card."""
-        state = self.state
-        notes = {"skipped_steps": state.skipped_steps, "best": state.best, "stopped": state.stopped}
-        given = {name: value for name, value in notes.items() if value}
-        return {"stage": self.stage.name, "step": state.step, **state.newest, **given}
-
     def take_result(self, model: PreTrainedModel) -> None:
-        """Give the model that `run_stage` was given the trained weights, averaged if the recipe says so."""
-        if self.average is not None:
-            self.average.swap()
+        """Give run_stage's model the trained weights, averaged if the recipe says so. Collective."""
+        self.average.swap()
         if model is not self.model:
             model.load_state_dict({name: gather_full(v).cpu() for name, v in self.model.state_dict().items()})
-            model.to(self.device)
+            model.to(self.accelerator.device)
 
     def close(self) -> None:
         """End the trackers and free what the stage holds."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.free_memory()
-
-
-def _recompute(model: PreTrainedModel, settings: OptimizationSection) -> None:
-    """Have the backward pass compute again what the recipe says; exact."""
-    level = settings.gradient_checkpointing
-    if hasattr(model, "set_recompute"):
-        model.set_recompute(level if isinstance(level, str) else "layer" if level else "none")
-    elif level:  # a Transformer, whose layers are evaluated once
-        enable = "activation_checkpointing_enable"  # older transformers know the old name alone
-        (getattr(model, enable, None) or model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -30,7 +30,7 @@ from iiad.progress import print_status, progress
 
 from .batches import blocks_per_step
 from .interruption import TimeLimit
-from .loop import RunContext, Stage, run_stage
+from .loop import run_stage
 from .model_card import model_card
 from .phases import TwoPhases
 from .processes import first_process_first, from_first_process, join_processes
@@ -39,6 +39,7 @@ from .requirements import announce, check_stage
 from .runs import RunFolder
 from .scoring import TokenScore, evaluate_model
 from .sections import DataSection, ModelSection, OptimizationSection, TokenizerSection
+from .stage import RunContext, Stage
 
 __all__ = ["Corpora", "build_model", "train"]
 

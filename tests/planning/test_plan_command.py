@@ -91,7 +91,10 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
     [
         (["--threshold", "-1"], "threshold: found -1.0"),
         (["--threshold", "nan"], "threshold: found nan"),
-        (["--threshold", "0.1", "--metric", "cosine"], "metric: expected one that the profile holds, kl, got 'cosine'"),
+        (
+            ["--threshold", "0.1", "--metric", "cosine"],
+            "metric: expected one that the profile holds, kl, got 'cosine'",
+        ),
         ([], "found neither a threshold nor a target; accepted: --threshold, .*--curve"),
         (["--threshold", "0.1", "--speedup", "2"], "threshold: found beside speedup; accepted"),
         (["--overhead-cut", "1.2"], "overhead_cut: found 1.2; accepted: a share from 0 to 1"),

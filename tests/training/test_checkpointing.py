@@ -98,6 +98,29 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_alone(step, best_
         assert left == {"LATEST", "BEST", f"checkpoint-{step}", f"checkpoint-{best_step}"}
 
 
+@pytest.mark.parametrize("file", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "another"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_remark(file, damage, folder, capsys):
+    path = folder / "checkpoint-4" / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("" if damage == "empty" else "x" * path.stat().st_size)
+    assert Checkpoints(folder).newest_whole().name == "checkpoint-2"
+    remark = capsys.readouterr().err
+    assert f"checkpoint-4: {file} is " in remark
+    assert remark.endswith("; going on from checkpoint-2\n")
+
+
+def test_damaged_checkpoints_alone_are_refused_by_name(folder):
+    for checkpoint in Checkpoints(folder).all():
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(
+        InputError, match=r"checkpoint-4: optimizer\.pt is missing; .*checkpoint-2: .*; no whole"
+    ):
+        Checkpoints(folder).newest_whole()
+
+
 def test_the_newest_and_the_best_are_kept(folder):
     assert {path.name for path in folder.iterdir()} == {"checkpoint-2", "checkpoint-4", "LATEST", "BEST"}
     save(folder, 6, best_step=6)

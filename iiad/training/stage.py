@@ -1,0 +1,59 @@
+"""What the training loop is given: one stage of a run, and what all stages of the run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .batches import Blocks
+from .interruption import TimeLimit
+from .learner import LanguageModelling, Objective
+from .phases import TwoPhases
+from .scoring import TokenScore
+from .sections import OptimizationSection, StageSection, TrainingSection
+
+__all__ = ["RunContext", "Stage"]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the stages of a run share.
+
+    folder: of the run. optimization: the recipe's section. tokenizer: saved with checkpoints. card: the model card
+    for figures by name. score: of a model on held-out text. limit: of the run's minutes. on_step: called before each
+    step with its number, from 1.
+    """
+
+    folder: Path
+    optimization: OptimizationSection
+    tokenizer: Any
+    card: Callable[[PreTrainedModel, dict[str, Any]], str]
+    score: Callable[[Any], TokenScore] | None = None
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    on_step: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run.
+
+    folder: for checkpoints. blocks: items with input_ids (T,), all of one length, and what the objective's signals
+    ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout and of the data's order. phases: of
+    the iterations. unused: some parameters get no gradient in some steps, which DDP must be told. retain: end once
+    this share of the teacher's accuracy is there. teacher: its score on the held-out text.
+    """
+
+    name: str
+    folder: Path
+    blocks: Blocks
+    length: TrainingSection | StageSection
+    seed: int
+    objective: Objective = field(default_factory=LanguageModelling)
+    phases: TwoPhases | None = None
+    unused: bool = False
+    retain: float | None = None
+    teacher: TokenScore | None = None
