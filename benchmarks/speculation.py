@@ -28,8 +28,7 @@ from torch import Tensor
 
 from iiad.data import pack, resolve_inputs
 from iiad.evaluation.timing import now, time_model
-from iiad.generation.reader import Reader
-from iiad.generation.speculation import Speculation, speculate
+from iiad.generation.speculation import Reader, Speculation, speculate
 from iiad.generation.text import load_drafted_generator
 
 LENGTHS = (1, 2, 4, 6, 8, 12)

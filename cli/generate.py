@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,6 +59,8 @@ def generate(
 
     Example:  iiad generate teacher --draft self --prompt "def main("
     """
+    from transformers import TextStreamer
+
     from iiad.checkpoints import require_cache_policy
     from iiad.errors import InputError
     from iiad.generation.drafts import Draft
@@ -68,7 +70,6 @@ def generate(
         load_drafted_generator,
         load_generator,
         read_prompt,
-        text_streamer,
     )
     from iiad.progress import print_status
 
@@ -76,22 +77,17 @@ def generate(
     text = read_prompt(prompt, prompt_file)
     require_cache_policy([model], cache_policy)
     proposer: Draft | None = None
+    where: dict[str, Any] = {"plan": plan, "device": device, "dtype": dtype}
     if draft is not None:
         if num_samples > 1:
-            raise InputError(f"num_samples: found {num_samples} with --draft; accepted: 1")
+            raise InputError(f"num_samples: expected 1 with --draft, got {num_samples}")
         loaded, tokenizer, proposer = load_drafted_generator(
-            model,
-            draft,
-            draft_plan=draft_plan,
-            draft_length=draft_length,
-            plan=plan,
-            device=device,
-            dtype=dtype,
+            model, draft, draft_plan=draft_plan, draft_length=draft_length, **where
         )
     elif draft_plan is not None or draft_length is not None:
-        raise InputError("draft plan and length: found without a draft; accepted: with --draft")
+        raise InputError("draft plan and length: expected --draft with them, got none")
     else:
-        loaded, tokenizer = load_generator(model, plan=plan, device=device, dtype=dtype)
+        loaded, tokenizer = load_generator(model, **where)
     if stream is None:
         stream = sys.stdout.isatty() and num_samples == 1
     generation = generate_text(
@@ -104,7 +100,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         num_samples=num_samples,
-        streamer=text_streamer(tokenizer) if stream else None,
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True) if stream else None,
         draft=proposer,
     )
     for number, sample in enumerate([] if stream else generation.texts, 1):

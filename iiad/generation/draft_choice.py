@@ -1,4 +1,4 @@
-"""Which plan and length of a draft give most tokens a second: a short measurement on the prompt's continuation.
+"""Choose the plan and length of a draft by a short measurement on the prompt's continuation.
 
 Legend: T prompt tokens, n tokens of the measured continuation, k drafted tokens of a round, V vocabulary.
 """
@@ -6,7 +6,7 @@ Legend: T prompt tokens, n tokens of the measured continuation, k drafted tokens
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from iiad.evaluation.timing import now
 
 from .drafts import Draft
-from .reader import Reader
-from .token_choice import Chooser
+from .speculation import Chooser, Reader
 
-__all__ = ["Choice", "Estimate", "choose_draft"]
+__all__ = ["Choice", "Estimate", "Probe", "choose_draft", "expected_tokens"]
 
 MAX_LENGTH = 16
 _NUM_CONTINUED = 32  # tokens of the continuation, n
@@ -31,7 +30,7 @@ _NUM_REPEATS = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one draft is predicted to do.
+    """The predicted speed of one draft.
 
     Attributes:
         plan: r_t for each layer of a self-draft; None for a model that runs as it is.
@@ -55,7 +54,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best estimate, all that were made, the seconds that took, and whether the length was given."""
+    """The best estimate, all that were made, their seconds, and True where the length was given."""
 
     best: Estimate
     tried: tuple[Estimate, ...]
@@ -64,37 +63,40 @@ class Choice:
 
     def __str__(self) -> str:
         """One line for people."""
-        slow = self.given_length and self.best.speedup < 1
         best, others = self.best, [str(estimate) for estimate in self.tried if estimate is not self.best]
-        return (
+        parts = [
             f"draft: measured in {self.seconds:.1f} s: best is {best} predicted, {best.acceptance:.0%} accepted, "
             f"a call of it {best.draft_cost:.2f} of the teacher's"
-            + (f"; tried {', '.join(others)}" if others else "")
-            + (
-                "; slower than no draft: without --draft-length a length is chosen, 0 included"
-                if slow
-                else ""
-            )
-        )
+        ]
+        if others:
+            parts.append(f"tried {', '.join(others)}")
+        if self.given_length and best.speedup < 1:
+            parts.append("slower than no draft: without --draft-length a length is chosen, 0 included")
+        return "; ".join(parts)
 
 
 @torch.inference_mode()
 def choose_draft(
-    teacher: Any, draft: Draft, prompt_ids: Tensor, max_new_tokens: int, chooser: Chooser
+    teacher: Any,
+    draft: Draft,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    chooser: Chooser,
+    clock: Callable[[torch.device], float] = now,
 ) -> Choice:
     """Measure the draft, under each of its plans if it has any, and choose plan and length (ours).
 
-    The teacher continues the prompt by a few tokens. What its calls and the draft's take is timed, and the chance of
-    the draft's next token to be accepted computed at every one of those tokens: sum over the vocabulary of min(p, q)
+    The teacher continues the prompt by a few tokens. Its calls and the draft's are timed, and the chance of the
+    draft's next token to be accepted computed at every one of those tokens: sum over the vocabulary of min(p, q)
     (Leviathan et al. 2023, theorem 3.5), 0 or 1 when greedy. A length k is then predicted to give
     1 + sum over j <= k of the mean chance of j acceptances in a row, in k calls of the draft and one of the teacher
     over k + 1 tokens.
 
-    prompt_ids: (1, T). max_new_tokens: bounds the lengths tried, a given one too; at least 1. Uses torch's random
-    state when sampling. Leaves the draft under the best plan.
+    prompt_ids: (1, T). max_new_tokens: bounds the lengths tried, a given one too; at least 1. clock: seconds on a
+    device. Uses torch's random state when sampling. Leaves the draft under the best plan.
     """
     started = time.perf_counter()
-    probe = _Probe(teacher, prompt_ids, max_new_tokens, chooser, draft.length)
+    probe = Probe(teacher, prompt_ids, max_new_tokens, chooser, draft.length, clock)
     tried, plans = [], list[Sequence[int] | None](draft.plans) or [None]
     for plan in plans:
         if plan is not None:
@@ -106,13 +108,19 @@ def choose_draft(
     return Choice(best, tuple(tried), time.perf_counter() - started, draft.length is not None)
 
 
-class _Probe:
-    """The teacher's continuation of a prompt, and what its calls take."""
+class Probe:
+    """The teacher's continuation of a prompt, and the seconds of its calls."""
 
     def __init__(
-        self, teacher: Any, prompt_ids: Tensor, max_new_tokens: int, chooser: Chooser, length: int | None
+        self,
+        teacher: Any,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        chooser: Chooser,
+        length: int | None,
+        clock: Callable[[torch.device], float] = now,
     ):
-        self.chooser, self.num_prompt = chooser, prompt_ids.shape[1]
+        self.chooser, self.num_prompt, self.clock = chooser, prompt_ids.shape[1], clock
         most = min(MAX_LENGTH, max_new_tokens - 1)
         # No round drafts more than is still to be said, whatever length was given.
         self.lengths = range(most + 1) if length is None else [min(length, max_new_tokens - 1)]
@@ -125,19 +133,17 @@ class _Probe:
         self.call_seconds = float(self.size_seconds[0])
 
     def _time_call(self, reader: Reader, size: int) -> float:
-        """Seconds of the teacher's call over `size` tokens after the prompt, and of what is made of it."""
+        """Seconds of the teacher's call over `size` tokens after the prompt, and of the choice from its logits."""
         reader.rollback(self.num_prompt)
         tokens = self.sequence[:, self.num_prompt : self.num_prompt + size]
-        started = now(self.sequence.device)
-        self.chooser.verify(reader.read(tokens, keep=size), tokens[0, 1:], list(self._uniform(size - 1)))
-        return now(self.sequence.device) - started
-
-    def _uniform(self, count: int) -> Tensor:
-        """Stand-ins for a draft's probabilities (count, 1, V): what they say takes no other time."""
-        return torch.full_like(self.logits[:1], 1 / self.logits.shape[1]).expand(count, 1, -1)
+        # Stand-ins for a draft's probabilities (1, V): what they say takes no other time.
+        uniform = torch.full_like(self.logits[:1], 1 / self.logits.shape[1])
+        started = self.clock(tokens.device)
+        self.chooser.verify(reader.read(tokens, keep=size), tokens[0, 1:], [uniform] * (size - 1))
+        return self.clock(tokens.device) - started
 
     def estimate(self, draft: Any, plan: Sequence[int] | None) -> Estimate:
-        """What the draft does on the continuation, at its best length."""
+        """Predict the draft's speed at its best length."""
         logits, seconds = self._follow(draft)
         if self.chooser.greedy:
             chances = (logits.argmax(-1) == self.logits.argmax(-1)).float()
@@ -147,7 +153,7 @@ class _Probe:
         # By Laplace's rule of succession: n of n accepted do not make the next one certain.
         num = len(chances)
         rows = (chances * (num + 1) / (num + 2)).tolist()
-        speedups = [self._speedup(_expected_tokens(rows, k), k, seconds) for k in self.lengths]
+        speedups = [self.speedup(expected_tokens(rows, k), k, seconds) for k in self.lengths]
         best = int(np.argmax(speedups))
         return Estimate(
             None if plan is None else tuple(plan),
@@ -159,28 +165,27 @@ class _Probe:
 
     def _follow(self, draft: Any) -> tuple[Tensor, float]:
         """The draft's logits (n, V) where the teacher has its own, and seconds of a call over one token."""
-        num = len(self.logits)
+        num, device = len(self.logits), self.sequence.device
         timed = min(_NUM_TIMED, num - 1)
         reader, whole = Reader(draft), self.num_prompt + num - 1
         parts, seconds = [reader.read(self.sequence[:, : whole - timed], keep=num - timed)], []
         for end in range(whole - timed + 1, whole + 1):
-            started = now(self.sequence.device)
+            started = self.clock(device)
             parts.append(reader.read(self.sequence[:, end - 1 : end]))
             self.chooser.choose(parts[-1])
-            seconds.append(now(self.sequence.device) - started)
+            seconds.append(self.clock(device) - started)
         return torch.cat(parts), min(seconds, default=self.call_seconds)
 
-    def _speedup(self, tokens: float, k: int, draft_seconds: float) -> float:
+    def speedup(self, tokens: float, k: int, draft_seconds: float) -> float:
         """Tokens a second with rounds of k drafted tokens that give so many, over the teacher's alone."""
-        return tokens * self.call_seconds / (k * draft_seconds + self._verification_seconds(k + 1))
-
-    def _verification_seconds(self, size: int) -> float:
-        """Of the teacher's call over `size` tokens: beyond the sizes timed the line through the last two goes on."""
-        sizes, seconds = self.sizes, self.size_seconds
-        beyond = size - sizes[-1]
-        if beyond <= 0 or len(sizes) == 1:
-            return float(np.interp(size, sizes, seconds))
-        return float(seconds[-1] + beyond * (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]))
+        sizes, seconds, size = self.sizes, self.size_seconds, k + 1
+        verification = float(np.interp(size, sizes, seconds))
+        if (
+            size > sizes[-1] and len(sizes) > 1
+        ):  # beyond the sizes timed the line through the last two goes on
+            slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+            verification += float((size - sizes[-1]) * slope)
+        return tokens * self.call_seconds / (k * draft_seconds + verification)
 
 
 def _continue(reader: Reader, prompt_ids: Tensor, num: int, chooser: Chooser) -> tuple[Tensor, Tensor]:
@@ -192,7 +197,7 @@ def _continue(reader: Reader, prompt_ids: Tensor, num: int, chooser: Chooser) ->
     return torch.cat(pieces, 1), torch.cat(rows)
 
 
-def _expected_tokens(chances: Sequence[float], k: int) -> float:
+def expected_tokens(chances: Sequence[float], k: int) -> float:
     """1 + sum over j = 1..k of the mean over starts of the chance that j tokens in a row are accepted.
 
     Runs that are longer than the continuation are taken to end with the mean chance.

@@ -24,27 +24,22 @@ __all__ = [
     "self_draft",
 ]
 
-
 # Fields of a generation_config that change which token is next or when a text ends, and what leaves both alone.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "top_h", "max_time"), (None,)),
-    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), (None,)),
-    **dict.fromkeys(
-        ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings"), (None, [])
-    ),
-    "sequence_bias": (None, [], {}),
+_OFF: dict[str, tuple[Any, ...]] = {
+    "forced_bos_token_id forced_eos_token_id top_h max_time exponential_decay_length_penalty watermarking_config "
+    "dola_layers": (None,),
+    "bad_words_ids suppress_tokens begin_suppress_tokens stop_strings sequence_bias": (None, [], {}),
     "token_healing": (None, False),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (None, 0)),
-    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "penalty_alpha"), (None, 0)),
-    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0)),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), (None, 1)),
-    **dict.fromkeys(("typical_p", "num_beams"), (None, 1)),
+    "no_repeat_ngram_size encoder_no_repeat_ngram_size min_length min_new_tokens min_p penalty_alpha "
+    "epsilon_cutoff eta_cutoff": (None, 0),
+    "repetition_penalty encoder_repetition_penalty guidance_scale typical_p num_beams": (None, 1),
 }
+_NEUTRAL = {name: neutral for names, neutral in _OFF.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What proposes tokens to a teacher.
+    """A model that proposes tokens to a teacher.
 
     Attributes:
         model: a causal language model of the teacher's vocabulary, in evaluation mode, on the teacher's device.
@@ -59,7 +54,7 @@ class Draft:
 
 
 def self_draft(teacher: Any, num_iterations: Sequence[int] | int = 0) -> Any:
-    """A second model on the teacher's own parameters, under a smaller plan (ours).
+    """Make a second model on the teacher's own parameters, under a smaller plan (ours).
 
     Parameters and buffers are the teacher's tensors: no memory, and what changes one changes the other. Modules and
     configuration are copied, so that the teacher's own plan stays as it is. num_iterations: r_t for each layer, or
@@ -75,7 +70,7 @@ def self_draft(teacher: Any, num_iterations: Sequence[int] | int = 0) -> Any:
 
 
 def candidate_plans(teacher: Any) -> list[list[int]]:
-    """Plans for a self-draft to try, cheapest first (ours).
+    """List plans for a self-draft to try, cheapest first (ours).
 
     No iterations at all, and one iteration in the first 1, 2, L / 2 and L layers: in the profiles seen, the first
     layers' first iterations are worth most. At most the teacher's own in any layer, and not the teacher's plan.
@@ -100,13 +95,13 @@ def load_draft(
     length: int | None = None,
     dtype: str = "float32",
 ) -> Draft:
-    """The draft that `iiad generate --draft` names.
+    """Load the draft that `iiad generate --draft` names.
 
     Args:
         which: "self", the teacher's own weights without iterations or at `plan`; "auto", the same at the best of
             `candidate_plans`; else a model folder or hub name.
         teacher: the loaded teacher.
-        identity: who it is, by which a plan is known to be for it.
+        identity: the teacher's, to check that a plan is for it.
         plan: for "self" only.
         length: the most tokens to draft at a time; None: measured when generating.
         dtype: of the weights of a folder's model.
@@ -128,9 +123,8 @@ def check_draft_options(
 ) -> None:
     """Raise InputError for options that do not go together, or a draft of another vocabulary. Loads no model."""
     if has_plan and which != "self":
-        raise InputError(f"draft plan: found with draft {which}; accepted: with the draft self")
-    if length is not None and length < 1:
-        raise InputError(f"draft length: found {length}; accepted: at least 1")
+        raise InputError(f"draft plan: expected the draft self with it, got {which}")
+    _check_length(length)
     if which not in ("self", "auto"):
         read_limits(which)  # that there is such a model
         require_same_vocabulary(load_tokenizer(teacher), load_tokenizer(which), teacher, which)
@@ -139,12 +133,13 @@ def check_draft_options(
 def require_same_vocabulary(tokenizer: Any, other: Any, name: str | Path, other_name: str | Path) -> None:
     """Raise InputError, naming both and the first token that differs, unless every id means the same token."""
     own, theirs = ({i: token for token, i in each.get_vocab().items()} for each in (tokenizer, other))
-    differing = (i for i in sorted(own.keys() | theirs.keys()) if own.get(i) != theirs.get(i))
-    for i in differing:
-        raise InputError(
-            f"draft: {other_name} has another tokenizer than {name}: token {i} is {_shown(theirs, i)} there "
-            f"and {_shown(own, i)} here; accepted: a draft with the teacher's vocabulary"
-        )
+    for i in sorted(own.keys() | theirs.keys()):
+        if own.get(i) != theirs.get(i):
+            expected, got = (repr(ids[i]) if i in ids else "none" for ids in (own, theirs))
+            raise InputError(
+                f"draft: expected the vocabulary of {name}, got that of {other_name}: token {i}: expected "
+                f"{expected}, got {got}"
+            )
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
@@ -154,29 +149,29 @@ def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
     """
     size, own = (model.get_input_embeddings().weight.shape[0] for model in (draft.model, teacher))
     if size != own:
-        raise InputError(f"draft: found a vocabulary of {size}; accepted: {own}, the teacher's")
-    if draft.length is not None and draft.length < 1:
-        raise InputError(f"draft length: found {draft.length}; accepted: at least 1")
+        raise InputError(f"draft: expected a vocabulary of {own}, the teacher's, got {size}")
+    _check_length(draft.length)
     limit = getattr(draft.model.config, "max_position_embeddings", None)
     if limit is not None and num_tokens > limit:
-        found = f"prompt and new tokens: found {num_tokens} together"
-        raise InputError(f"{found}; accepted: at most {limit}, the draft's positions")
+        raise InputError(
+            f"prompt and new tokens: expected at most {limit} together, the draft's positions, got {num_tokens}"
+        )
     for name, neutral in _NEUTRAL.items():
         setting = getattr(teacher.generation_config, name, None)
         if setting not in neutral:
-            what = f"generation_config: found {name} {setting!r}, which a draft cannot follow"
-            raise InputError(f"{what}; accepted with a draft: {' or '.join(map(str, neutral))}")
+            expected = " or ".join(map(str, neutral))
+            raise InputError(f"generation_config.{name}: expected {expected} with a draft, got {setting!r}")
+
+
+def _check_length(length: int | None) -> None:
+    if length is not None and length < 1:
+        raise InputError(f"draft length: expected at least 1, got {length}")
 
 
 def _require_iterations(teacher: Any) -> None:
-    """That there is something which a self-draft can leave out."""
+    """Raise InputError for a teacher without iterations, whose own draft could leave nothing out."""
     if not any(getattr(teacher.config, "num_iterations", None) or [0]):
-        kind = teacher.config.model_type
         raise InputError(
-            f"draft: the teacher, a {kind}, runs no iterations that its own draft could leave out; "
-            "accepted: a teacher with iterations, or a model folder as the draft"
+            "draft: expected a teacher with iterations, which its own draft leaves out, or a model folder as the "
+            f"draft, got a {teacher.config.model_type} without iterations"
         )
-
-
-def _shown(vocabulary: dict[int, str], i: int) -> str:
-    return repr(vocabulary[i]) if i in vocabulary else "missing"

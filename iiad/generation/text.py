@@ -1,19 +1,18 @@
-"""Text from a model: a prompt, and what the model says next, through transformers' own generate() or with a draft.
+"""Generate text from a model, through transformers' own generate() or with a draft (lossless mode).
 
 Legend: T tokens of the prompt.
 """
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TextStreamer
 
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
@@ -23,11 +22,9 @@ from iiad.memory import memory_explained
 from iiad.planning import Plan
 from iiad.planning.plan import read_plan, truncated_identity
 
-from .continuation import continue_with_draft
-from .draft_choice import Choice
-from .drafts import Draft, check_draft_options, load_draft
-from .speculation import Speculation
-from .token_choice import Chooser
+from .draft_choice import Choice, choose_draft
+from .drafts import Draft, check_draft, check_draft_options, load_draft
+from .speculation import Chooser, Speculation, speculate, until_end
 
 __all__ = [
     "Generation",
@@ -36,19 +33,18 @@ __all__ = [
     "load_drafted_generator",
     "load_generator",
     "read_prompt",
-    "text_streamer",
 ]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model said.
+    """Generated texts, and the tokens and seconds that they took.
 
     Attributes:
         texts: one per sample, the prompt included, special tokens left out.
         num_new_tokens: tokens generated, over all samples, the one that ends a text included.
-        seconds: what it took, reading the prompt included, without what the choice of a draft took.
-        speculation: what the draft and the teacher did; None without a draft.
+        seconds: of generating, reading the prompt included, without the choice of a draft.
+        speculation: calls and tokens of draft and teacher; None without a draft.
         choice: how the draft's plan and length were measured; None where they were given.
     """
 
@@ -81,10 +77,10 @@ def generate_text(
     """Continue a prompt with the model's own plan and cache.
 
     With a draft (lossless mode) the greedy text is the same and samples have the same distribution, but not the
-    same tokens for the same seed (`iiad.speculation.speculate`).
+    same tokens for the same seed (`iiad.generation.speculate`).
 
-    The same seed gives the same text on the same machine; the caller's random state is left as it was. What
-    ends a text, and anything else that is not an argument here, is up to the model's generation_config.
+    The same seed gives the same text on the same machine; the caller's random state is left as it was. The tokens
+    that end a text, and anything else that is not an argument here, follow the model's generation_config.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -96,7 +92,7 @@ def generate_text(
         top_p: sample among the likeliest tokens that hold this share of probability; default: all.
         seed: of the sampling.
         num_samples: texts to make; more than one only when sampling.
-        streamer: told every token as it comes, as transformers' TextStreamer; for one sample only.
+        streamer: gets every token as it comes, as transformers' TextStreamer; for one sample only.
         draft: proposes tokens, which makes one sample faster; see `load_drafted_generator`.
 
     Raises:
@@ -104,47 +100,75 @@ def generate_text(
             that cannot follow the model, or memory runs out.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
-    if streamer is not None and num_samples > 1:
-        raise InputError(f"num_samples: found {num_samples} with a streamer; accepted: 1")
-    if draft is not None and num_samples > 1:
-        raise InputError(f"num_samples: found {num_samples} with a draft; accepted: 1")
+    for name, given in (("streamer", streamer), ("draft", draft)):
+        if given is not None and num_samples > 1:
+            raise InputError(f"num_samples: expected 1 with a {name}, got {num_samples}")
     prompt_ids = _encode(model, tokenizer, prompt, max_new_tokens)  # (1, T)
+    chooser = Chooser(float(temperature), top_k, top_p)
     devices = [model.device] if model.device.type == "cuda" else []
     where, length = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
+    speculation = choice = None
     with torch.random.fork_rng(devices=devices), memory_explained(where, model, num_samples, length):
         torch.manual_seed(seed)
-        if draft is not None:
-            chooser = Chooser(float(temperature), top_k, top_p)
-            said, choice = continue_with_draft(
-                model, draft, prompt_ids, max_new_tokens, chooser, _ends(model), streamer
-            )
-            ids = [*prompt_ids[0].tolist(), *said.tokens]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            return Generation([text], len(said.tokens), said.seconds, said, choice)
-        options = _sampling_options(temperature, top_k, top_p)
-        started = time.perf_counter()
-        made = model.generate(
-            prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=num_samples,
-            pad_token_id=_padding(model, tokenizer),
-            streamer=streamer,
-            **options,
-        ).cpu()  # (num_samples, T + new tokens)
-        seconds = time.perf_counter() - started
-    kept = [_trim(row, prompt_ids.shape[1], _ends(model)) for row in made]
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
-    return Generation(texts, sum(len(row) - prompt_ids.shape[1] for row in kept), seconds)
+        if draft is None:
+            started = time.perf_counter()
+            new = _generate(model, tokenizer, prompt_ids, max_new_tokens, chooser, num_samples, streamer)
+            seconds = time.perf_counter() - started
+        else:
+            speculation, choice = _speculate(model, draft, prompt_ids, max_new_tokens, chooser, streamer)
+            new, seconds = [speculation.tokens], speculation.seconds
+    texts = [tokenizer.decode([*prompt_ids[0].tolist(), *row], skip_special_tokens=True) for row in new]
+    return Generation(texts, sum(map(len, new)), seconds, speculation, choice)
 
 
-def _sampling_options(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    """What generate() is told."""
-    if temperature > 0:
-        # transformers drops all but 50 tokens where top_k is not said; 0 keeps all.
-        sampling = {"temperature": float(temperature), "top_k": top_k or 0, "top_p": float(top_p or 1)}
-        return {"do_sample": True, **sampling}
-    return {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the defaults: unused
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    chooser: Chooser,
+    num_samples: int,
+    streamer: Any,
+) -> list[list[int]]:
+    """New tokens of each sample by transformers' generate(), up to the one that ended it."""
+    config = model.generation_config
+    padding = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    options: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # unused
+    if not chooser.greedy:
+        # transformers drops all but 50 tokens where top_k is not given; 0 keeps all.
+        options = {"do_sample": True, "temperature": chooser.temperature, "top_k": chooser.top_k or 0}
+        options["top_p"] = float(chooser.top_p or 1)
+    made = model.generate(
+        prompt_ids,
+        attention_mask=torch.ones_like(prompt_ids),
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_samples,
+        pad_token_id=next((token for token in padding if token is not None), None),
+        streamer=streamer,
+        **options,
+    )  # (num_samples, T + new tokens)
+    return [until_end(row, _ends(model)) for row in made[:, prompt_ids.shape[1] :].tolist()]
+
+
+def _speculate(
+    teacher: Any, draft: Draft, prompt_ids: Tensor, max_new_tokens: int, chooser: Chooser, streamer: Any
+) -> tuple[Speculation, Choice | None]:
+    """Run `speculate`, with the draft's plan and length chosen first where they are open."""
+    check_draft(teacher, draft, prompt_ids.shape[1] + max_new_tokens)
+    choice, length = None, draft.length
+    if length is None or draft.plans:
+        choice = choose_draft(teacher, draft, prompt_ids, max_new_tokens, chooser)
+        length = choice.best.length
+    on_tokens: Callable[[list[int]], None] | None = None
+    if streamer is not None:
+        streamer.put(prompt_ids.cpu())
+        on_tokens = lambda tokens: streamer.put(torch.tensor(tokens))  # noqa: E731
+    said = speculate(
+        teacher, draft.model, prompt_ids, max_new_tokens, length, chooser, _ends(teacher), on_tokens
+    )
+    if streamer is not None:
+        streamer.end()
+    return said, choice
 
 
 def check_sampling(
@@ -160,27 +184,24 @@ def check_sampling(
         ("max_new_tokens", max_new_tokens, 1),
         ("num_samples", num_samples, 1),
         ("seed", seed, 0),
+        ("top_k", 1 if top_k is None else top_k, 1),
     ):
         if value < least:
-            raise InputError(f"{name}: found {value}; accepted: at least {least}")
-    if temperature != 0 and not (math.isfinite(temperature) and 0.01 <= temperature <= 100):
-        raise InputError(f"temperature: found {temperature}; accepted: 0 (greedy), or from 0.01 to 100")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k: found {top_k}; accepted: at least 1")
+            raise InputError(f"{name}: expected at least {least}, got {value}")
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise InputError(f"temperature: expected 0 (greedy), or from 0.01 to 100, got {temperature}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p: found {top_p}; accepted: above 0, at most 1")
+        raise InputError(f"top_p: expected above 0, at most 1, got {top_p}")
     sampling = {"top_k": top_k, "top_p": top_p, "num_samples": num_samples if num_samples > 1 else None}
     for name, choice in sampling.items():
         if choice is not None and temperature == 0:
-            raise InputError(
-                f"{name}: found {choice} with temperature 0 (greedy); accepted: a temperature above 0"
-            )
+            raise InputError(f"{name}: expected a temperature above 0 with it, got {choice} and 0 (greedy)")
 
 
 def read_prompt(prompt: str | None, prompt_file: str | Path | None) -> str:
-    """The prompt from either place, empty from neither. Raises InputError: both, or a file that is not UTF-8 text."""
+    """Return the prompt from either place, empty from neither. Raises InputError: both, or no UTF-8 text."""
     if prompt is not None and prompt_file is not None:
-        raise InputError("prompt: found both a text and a file; accepted: one of them")
+        raise InputError("prompt: expected a text or a file, got both")
     if prompt_file is None:
         return prompt or ""
     try:
@@ -188,9 +209,7 @@ def read_prompt(prompt: str | None, prompt_file: str | Path | None) -> str:
     except OSError as error:
         raise InputError(f"{prompt_file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{prompt_file}: found byte {error.start} that is not UTF-8; accepted: UTF-8 text"
-        ) from None
+        raise InputError(f"{prompt_file}: expected UTF-8 text, got another byte at {error.start}") from None
 
 
 def load_generator(
@@ -200,12 +219,13 @@ def load_generator(
     device: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Any, Any]:
-    """A model, truncated to a plan if one is given, and its tokenizer.
+    """Load a model, truncated to a plan if one is given, and its tokenizer.
 
     plan: a plan or its file. device: default CUDA where there is one. dtype: of the weights, "float32" or
     "bfloat16"; default float32 on the CPU. Raises InputError for any of them that cannot be used.
     """
-    loaded, tokenizer, _ = _load(model, plan, device, dtype)
+    device = choose_device(device)
+    loaded, tokenizer, _ = _load(model, read_plan(plan), device, choose_dtype(dtype, device))
     return loaded, tokenizer
 
 
@@ -219,76 +239,51 @@ def load_drafted_generator(
     device: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Any, Any, Draft]:
-    """A model, its tokenizer and a draft for it, all as `load_generator` and `iiad.speculation.load_draft`.
+    """Load a model, its tokenizer and a draft for it, all as `load_generator`.
 
-    draft: "self", "auto", or a model folder or hub name. draft_plan: for "self", a plan or its file; default: no
-    iterations. draft_length: the most tokens to draft at a time; default: measured when generating. Raises
-    InputError also for a draft of another vocabulary.
+    draft: "self", "auto", or a model folder or hub name; see `iiad.generation.drafts.load_draft`. draft_plan: for
+    "self", a plan or its file; default: no iterations. draft_length: the most tokens to draft at a time; default:
+    measured when generating. Raises InputError also for a draft of another vocabulary.
     """
     check_draft_options(model, draft, draft_plan is not None, draft_length)
-    draft_budget = read_plan(draft_plan)
+    draft_plan = read_plan(draft_plan)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    loaded, tokenizer, identity = _load(model, plan, device, dtype)
-    made = load_draft(draft, loaded, identity, plan=draft_budget, length=draft_length, dtype=dtype)
+    loaded, tokenizer, identity = _load(model, read_plan(plan), device, dtype)
+    made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
     return loaded, tokenizer, made
 
 
-def _load(
-    model: str | Path, plan: Plan | str | Path | None, device: str | None, dtype: str | None
-) -> tuple[Any, Any, ModelIdentity]:
-    device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
-    budget = read_plan(plan)
+def _load(model: str | Path, plan: Plan | None, device: str, dtype: str) -> tuple[Any, Any, ModelIdentity]:
     loaded, identity = load_identified(model, device, dtype, cast=True)
-    if budget is not None:
-        runs = truncated_identity(identity, budget)
-        if runs.num_iterations != identity.num_iterations:
-            loaded.set_num_iterations(runs.num_iterations)
+    if plan is not None:
+        loaded.set_num_iterations(truncated_identity(identity, plan).num_iterations)
     return loaded, load_tokenizer(model), identity
-
-
-def text_streamer(tokenizer: Any) -> Any:
-    """What prints prompt and text to stdout as they come."""
-    return TextStreamer(tokenizer, skip_special_tokens=True)
 
 
 def _encode(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
     """(1, T) token ids on the model's device, T at least 1."""
     ids = tokenizer(prompt)["input_ids"]
-    if not ids:  # what stands before a document's first token
+    if not ids:  # the token before a document's first one
         start = tokenizer.bos_token_id
         ids = [tokenizer.eos_token_id if start is None else start]
     vocab_size = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= vocab_size:
-        found = f"its tokenizer gives token {max(ids)}"
-        raise InputError(f"prompt: {found}; accepted: below the model's vocabulary of {vocab_size}")
+        raise InputError(
+            f"prompt: expected tokens below the model's vocabulary of {vocab_size}, got {max(ids)} from the tokenizer"
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and len(ids) + max_new_tokens > limit:
-        found = f"{len(ids)} prompt tokens + {max_new_tokens} new tokens"
-        raise InputError(f"prompt: found {found}; accepted: at most {limit} together, the model's positions")
+        raise InputError(
+            f"prompt: expected at most {limit} tokens with the new ones, the model's positions, got {len(ids)} and "
+            f"{max_new_tokens} new"
+        )
     return torch.tensor([ids], device=model.device)
 
 
 def _ends(model: Any) -> set[int]:
-    """The tokens that end a text, as generate() sees it."""
+    """Tokens that end a text, as generate() takes them."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         return set()
     return {ends} if isinstance(ends, int) else set(ends)
-
-
-def _padding(model: Any, tokenizer: Any) -> int:
-    """What fills up samples that ended before others."""
-    padding = model.generation_config.pad_token_id
-    if padding is None:
-        padding = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if padding is None else padding
-
-
-def _trim(row: Tensor, num_prompt: int, ends: set[int]) -> Tensor:
-    """A sample up to the token that ended it, without the padding after that. row: (T + new tokens,)."""
-    for position in range(num_prompt, len(row)):
-        if int(row[position]) in ends:
-            return row[: position + 1]
-    return row

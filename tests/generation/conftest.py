@@ -3,12 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from iiad.generation.text import load_generator
 from tests.helpers import Folders, write_folders
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> Folders:
     return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(scope="session")
+def loaded(folders):
+    """The teacher and its tokenizer."""
+    return load_generator(folders.teacher, device="cpu")
 
 
 @pytest.fixture(autouse=True)

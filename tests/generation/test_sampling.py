@@ -7,19 +7,17 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from iiad.generation import speculation as decoding
-from iiad.generation import token_choice as choosing
+from iiad.generation import speculation
 from iiad.generation.draft_choice import choose_draft
-from iiad.generation.drafts import Draft, self_draft
-from iiad.generation.speculation import speculate
-from iiad.generation.token_choice import Chooser, verify
-from tests.helpers import make_iiet
+from iiad.generation.drafts import Draft
+from iiad.generation.speculation import Chooser, speculate, verify
 
-VOCABULARY, RUNS = 4, 1500
+VOCABULARY, RUNS = 4, 600
+PROMPT = torch.tensor([[0]])
 
 
 class Markov(torch.nn.Module):
-    """A model that looks at the last token only: cheap enough for thousands of texts, exact to enumerate."""
+    """A model that looks at the last token only: cheap enough for hundreds of texts, exact to enumerate."""
 
     def __init__(self, seed):
         super().__init__()
@@ -40,14 +38,13 @@ def two_token_distribution(chooser):
     }
 
 
-def p_value(chooser, seed=0):
+def p_value(chooser):
     """Of the chi-square test of sampled pairs against the teacher's distribution."""
     exact = two_token_distribution(chooser)
     counts = dict.fromkeys(exact, 0)
-    torch.manual_seed(seed)
     for _ in range(RUNS):
         # Of four new tokens the first comes with the prompt; the next two are drafted, or replaced.
-        said = speculate(Markov(1), Markov(2), torch.tensor([[0]]), 4, 2, chooser)
+        said = speculate(Markov(1), Markov(2), PROMPT, 4, 2, chooser)
         counts[tuple(said.tokens[1:3])] += 1
     impossible = [pair for pair, probability in exact.items() if probability < 1e-9]
     assert not any(counts[pair] for pair in impossible)
@@ -55,10 +52,7 @@ def p_value(chooser, seed=0):
     return chisquare([counts[pair] for pair in pairs], [RUNS * exact[pair] for pair in pairs]).pvalue
 
 
-CHOOSERS = [Chooser(1.0), Chooser(0.7, top_k=2), Chooser(1.3, top_p=0.8), Chooser(1.5, top_k=3, top_p=0.9)]
-
-
-@pytest.mark.parametrize("chooser", CHOOSERS, ids=str)
+@pytest.mark.parametrize("chooser", [Chooser(1.0), Chooser(0.7, top_k=2), Chooser(1.5, 3, 0.9)], ids=str)
 def test_pairs_of_tokens_have_the_teachers_distribution(chooser):
     assert p_value(chooser) > 0.01
 
@@ -78,9 +72,8 @@ def keep_target(target, drafted, by):
 
 @pytest.mark.parametrize("fault", [believe, keep_target])
 def test_the_test_of_the_distribution_finds_faults(fault, monkeypatch):
-    monkeypatch.setattr(choosing, "verify", fault)
-    monkeypatch.setattr(decoding.Chooser, "verify", choosing.Chooser.verify)
-    assert p_value(Chooser(1.0)) < 1e-6
+    monkeypatch.setattr(speculation, "verify", fault)
+    assert p_value(Chooser(1.0)) < 1e-4
 
 
 def test_a_token_that_the_teacher_never_says_never_stands():
@@ -97,12 +90,10 @@ def test_equal_distributions_always_agree():
     assert accepted == 3
 
 
-def test_sampling_among_one_token_is_greedy():
-    teacher = make_iiet(num_iterations=2)
-    prompt = torch.tensor([[5, 9, 11]])
-    greedy = speculate(teacher, self_draft(teacher), prompt, 20, 3)
-    for chooser in (Chooser(2.0, top_k=1), Chooser(2.0, top_p=1e-6)):
-        assert speculate(teacher, self_draft(teacher), prompt, 20, 3, chooser).tokens == greedy.tokens
+@pytest.mark.parametrize("chooser", [Chooser(2.0, top_k=1), Chooser(2.0, top_p=1e-6)], ids=str)
+def test_sampling_among_one_token_is_greedy(chooser):
+    greedy = speculate(Markov(1), Markov(2), PROMPT, 20, 3)
+    assert speculate(Markov(1), Markov(2), PROMPT, 20, 3, chooser).tokens == greedy.tokens
 
 
 def test_probabilities_are_those_that_generate_samples_by():
@@ -120,11 +111,8 @@ def test_probabilities_are_those_that_generate_samples_by():
 
 
 def test_the_predicted_acceptance_is_the_share_of_probability_in_common():
-    teacher = make_iiet(num_iterations=2)
-    draft = Draft(self_draft(teacher))
-    prompt, chooser = torch.tensor([[5, 9, 11]]), Chooser(1.0)
-    torch.manual_seed(0)
-    predicted = choose_draft(teacher, draft, prompt, 100, chooser).best.acceptance
-    said = [speculate(teacher, draft.model, prompt, 60, 2, chooser) for _ in range(12)]
+    chooser = Chooser(1.0)
+    predicted = choose_draft(Markov(1), Draft(Markov(2)), PROMPT, 100, chooser).best.acceptance
+    said = [speculate(Markov(1), Markov(2), PROMPT, 60, 2, chooser) for _ in range(10)]
     found = sum(run.num_accepted for run in said) / sum(run.num_tested for run in said)
     assert abs(found - predicted) < 0.1
