@@ -1,4 +1,4 @@
-"""Text in, tokens out: sources, tokenizers, packed corpora, and the blocks and windows a model reads."""
+"""Text to tokens: sources, documents, tokenizers, packed corpora, and blocks and windows for a model."""
 
 from __future__ import annotations
 

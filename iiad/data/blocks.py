@@ -1,4 +1,4 @@
-"""What a model reads of a token corpus: blocks to train on and windows to evaluate on.
+"""Blocks of a token corpus to train on, and windows to evaluate on.
 
 T tokens of a block, B windows of a batch.
 """
@@ -34,10 +34,11 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, corpus: TokenCorpus, block_size: int) -> None:
         if block_size < 2:
-            raise InputError(f"block_size: found {block_size}; accepted: at least 2")
+            raise InputError(f"block_size: expected at least 2, got {block_size}")
         if corpus.num_tokens < block_size:
-            found = f"the corpus has {corpus.num_tokens} tokens, fewer than one block of {block_size}"
-            raise InputError(f"block_size: {found}; accepted: at most the tokens of the corpus")
+            raise InputError(
+                f"block_size: expected at most the {corpus.num_tokens} tokens of the corpus, got {block_size}"
+            )
         self.corpus = corpus
         self.block_size = block_size
 
@@ -73,30 +74,23 @@ def evaluation_windows(
     Raises:
         InputError: on the call, if an argument is too small or the corpus has fewer than 2 tokens.
     """
-    lowest = {"block_size": (block_size, 1), "batch_size": (batch_size, 1)}
-    if max_tokens is not None:
-        lowest["max_tokens"] = (max_tokens, 2)
-    for field, (found, least) in lowest.items():
-        if found < least:
-            raise InputError(f"{field}: found {found}; accepted: at least {least}")
-    if corpus.num_tokens < 2:
-        raise InputError(f"corpus: found {corpus.num_tokens} tokens; accepted: at least 2")
-    num_tokens = corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, max_tokens)
-    return _windows(corpus.tokens[:num_tokens], block_size, batch_size)
+    limits = {"block_size": (block_size, 1), "batch_size": (batch_size, 1), "max_tokens": (max_tokens, 2)}
+    limits["corpus.num_tokens"] = (corpus.num_tokens, 2)
+    for field, (found, least) in limits.items():
+        if found is not None and found < least:
+            raise InputError(f"{field}: expected at least {least}, got {found}")
+    return _windows(corpus.tokens[:max_tokens], block_size, batch_size)
 
 
 def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[torch.Tensor]:
-    num_targets = len(tokens) - 1
-    num_full, rest = divmod(num_targets, block_size)
+    num_full, rest = divmod(len(tokens) - 1, block_size)
     for first in range(0, num_full, batch_size):
-        count = min(batch_size, num_full - first)
-        start = first * block_size
-        span = _tensor(tokens[start : start + count * block_size + 1])
-        yield span.unfold(0, block_size + 1, block_size).contiguous()  # (B, T + 1)
+        start, stop = first * block_size, min(first + batch_size, num_full) * block_size + 1
+        yield _tensor(tokens[start:stop]).unfold(0, block_size + 1, block_size).contiguous()  # (B, T + 1)
     if rest:
-        yield _tensor(tokens[num_full * block_size :])[None]
+        yield _tensor(tokens[num_full * block_size :])[None]  # (1, rest + 1)
 
 
 def _tensor(tokens: np.ndarray) -> torch.Tensor:
-    """A copy as int64: what embeddings take, and safe to write to."""
+    """Copy as int64, which embeddings take."""
     return torch.from_numpy(tokens.astype(np.int64))

@@ -1,8 +1,9 @@
-"""A token corpus on disk: one flat file of token ids and the record that vouches for it."""
+"""A token corpus in the cache folder: a flat file of token ids and the record that vouches for it."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ import numpy as np
 
 from iiad.files import atomic_file
 
-from .cache import ADVICE
-
-__all__ = ["TokenCorpus", "open_corpus", "record_path", "tokens_path", "write_record"]
+__all__ = ["ADVICE", "FORMAT", "TokenCorpus", "default_cache_dir", "open_corpus", "write_record"]
 
 FORMAT = 1
 """Raised when the files' layout or the meaning of a field changes; older files are then built again."""
+ADVICE = "; name another folder with cache_dir or IIAD_CACHE"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +47,16 @@ class TokenCorpus:
         return self.num_tokens / self.num_bytes
 
 
-def tokens_path(folder: Path, fingerprint: str) -> Path:
-    """Where the token ids lie: little-endian, nothing before or after them."""
-    return folder / f"{fingerprint}.bin"
-
-
-def record_path(folder: Path, fingerprint: str) -> Path:
-    """Where the record lies; it is written last, so that its presence says that the tokens are whole."""
-    return folder / f"{fingerprint}.json"
+def default_cache_dir() -> Path:
+    """Return `$IIAD_CACHE`, else `$XDG_CACHE_HOME/iiad`, else `~/.cache/iiad`."""
+    if os.environ.get("IIAD_CACHE"):
+        return Path(os.environ["IIAD_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iiad"
 
 
 def write_record(folder: Path, fingerprint: str, record: dict[str, Any]) -> None:
-    """Commit the corpus: `dtype`, `num_tokens`, `num_documents`, `num_bytes`, and what else is good to know."""
-    with atomic_file(record_path(folder, fingerprint), ADVICE) as file:
+    """Write the record of a corpus, last: its presence says that the tokens in `FINGERPRINT.bin` are whole."""
+    with atomic_file(folder / f"{fingerprint}.json", ADVICE) as file:
         file.write((json.dumps({"format": FORMAT, **record}, indent=2) + "\n").encode())
 
 
@@ -67,9 +64,9 @@ def open_corpus(
     folder: Path, fingerprint: str, names: tuple[str, ...], eos_token_id: int
 ) -> TokenCorpus | None:
     """Open the corpus, or return None if it is not there whole and must be built."""
-    path = tokens_path(folder, fingerprint)
+    path = folder / f"{fingerprint}.bin"  # token ids, little-endian, nothing before or after them
     try:
-        record = json.loads(record_path(folder, fingerprint).read_bytes())
+        record = json.loads((folder / f"{fingerprint}.json").read_bytes())
         dtype = np.dtype(record["dtype"])
         num_tokens, num_documents, num_bytes = (
             int(record[name]) for name in ("num_tokens", "num_documents", "num_bytes")

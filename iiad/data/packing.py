@@ -1,24 +1,22 @@
-"""Packing: tokenize sources once into a token corpus, and find it again in the cache the next time."""
+"""Packing: tokenize sources once into a token corpus, and find it in the cache the next time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iiad.data import corpus as store
 from iiad.errors import InputError
 from iiad.files import atomic_file
 from iiad.progress import Progress, report_progress
 
-from .cache import ADVICE, HashedSource, default_cache_dir, hash_sources
-from .corpus import TokenCorpus
+from .corpus import ADVICE, FORMAT, TokenCorpus, default_cache_dir, open_corpus, write_record
 from .documents import PIECE_CHARS, read_documents
+from .hashes import HashedSource, hash_sources
 from .sources import Source
 from .tokenizers import tokenizer_fingerprint
 
@@ -31,15 +29,6 @@ __all__ = ["pack"]
 SHORT_PIECE_CHARS = 1 << 14  # measured on two cores: 4.5 MB/s, against 2.6 on pieces of 1 MiB
 BATCH_CHARS = 1 << 21
 BATCH_PIECES = 1 << 12
-
-
-@dataclass
-class _Counts:
-    """What has been written so far."""
-
-    num_tokens: int = 0
-    num_documents: int = 0
-    num_bytes: int = 0
 
 
 def pack(
@@ -70,89 +59,34 @@ def pack(
             read, the tokenizer has no eos token, or `cache_dir` cannot be written or is full.
     """
     if not sources:
-        raise InputError("sources: found none; accepted: at least one")
+        raise InputError("sources: expected at least one, got none")
     if tokenizer.eos_token_id is None:
-        raise InputError("tokenizer: no eos_token, which must stand between documents")
+        raise InputError("tokenizer: expected an eos_token, to stand between documents, got none")
     folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     hashed = hash_sources(sources, folder, progress)
     backend = _own_backend(tokenizer)
-    recipe = _recipe(hashed, tokenizer, backend, text_field)
-    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    where = (folder, fingerprint, tuple(source.name for source in sources), tokenizer.eos_token_id)
-    corpus = store.open_corpus(*where)
-    if corpus is None:
-        _build(folder, fingerprint, recipe, hashed, backend, progress)
-        corpus = store.open_corpus(*where)
-    if corpus is None:  # another program is at work in the folder
-        raise InputError(f"cache_dir: {folder}: {fingerprint}.bin vanished or was cut as soon as written")
-    return corpus
-
-
-def _recipe(
-    hashed: list[HashedSource], tokenizer: PreTrainedTokenizerFast, backend: Tokenizer, text_field: str
-) -> dict[str, Any]:
-    """All that decides the tokens."""
-    return {
-        "format": store.FORMAT,
+    # All that decides the tokens.
+    settings = {
+        "format": FORMAT,
         "sources": [[item.sha256, item.source.kind, item.source.compressed] for item in hashed],
         "text_field": text_field,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "piece_chars": _piece_chars(backend),
     }
-
-
-def _piece_chars(backend: Tokenizer) -> int:
-    """Short pieces, for speed, if the tokenizer gives two lines the tokens that it gives each alone."""
-    whole, first, second = (
-        backend.encode(text, add_special_tokens=False).ids for text in ("one\ntwo", "one\n", "two")
-    )
-    return SHORT_PIECE_CHARS if whole == first + second else PIECE_CHARS
-
-
-def _build(
-    folder: Path,
-    fingerprint: str,
-    recipe: dict[str, Any],
-    hashed: list[HashedSource],
-    backend: Tokenizer,
-    progress: Progress,
-) -> None:
-    """Write the tokens, then the record that says that they are whole."""
-    largest = max(*backend.get_vocab().values(), recipe["eos_token_id"])
-    dtype = np.dtype("<u2" if largest < 1 << 16 else "<u4")
-    counts = _Counts()
-    total = sum(item.size for item in hashed)
-    with (
-        atomic_file(store.tokens_path(folder, fingerprint), ADVICE) as file,
-        report_progress("tokenizing", total, progress) as advance,
-    ):
-        pieces = _marked_pieces(hashed, recipe["text_field"], recipe["piece_chars"], advance)
-        for batch in _batches(pieces):
-            tokens = _tokenize(backend, batch, recipe["eos_token_id"], dtype)
-            file.write(tokens.tobytes())
-            counts.num_tokens += len(tokens)
-            counts.num_documents += sum(ends for _, ends in batch)
-            counts.num_bytes += sum(len(piece.encode()) for piece, _ in batch)
-        if counts.num_documents == 0:
-            raise InputError(
-                f"inputs: no text in {_listed(hashed)}; accepted: at least one document with text"
-            )
-    record = {
-        "dtype": dtype.str,
-        **vars(counts),
-        "settings": {**recipe, "sources": len(hashed)},
-        "sources": [
-            {"path": str(item.source.path), "name": item.source.name, "kind": item.source.kind}
-            | {"sha256": item.sha256, "size": item.size}
-            for item in hashed
-        ],
-    }
-    store.write_record(folder, fingerprint, record)
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    where = (folder, fingerprint, tuple(source.name for source in sources), tokenizer.eos_token_id)
+    corpus = open_corpus(*where)
+    if corpus is None:
+        _build(folder / f"{fingerprint}.bin", settings, hashed, backend, progress)
+        corpus = open_corpus(*where)
+    if corpus is None:  # another program is at work in the folder
+        raise InputError(f"cache_dir: {folder}: {fingerprint}.bin vanished or was cut as soon as written")
+    return corpus
 
 
 def _own_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy to tokenize with, so that the settings below do not change the caller's tokenizer."""
+    """Return a copy to tokenize with, so that the settings below do not change the caller's tokenizer."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -162,19 +96,62 @@ def _own_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-def _marked_pieces(
+def _piece_chars(backend: Tokenizer) -> int:
+    """Return short pieces, for speed, if the tokenizer gives two lines the tokens that it gives each alone."""
+    both, first, second = (
+        backend.encode(text, add_special_tokens=False).ids for text in ("one\ntwo", "one\n", "two")
+    )
+    return SHORT_PIECE_CHARS if both == first + second else PIECE_CHARS
+
+
+def _build(
+    path: Path, settings: dict[str, Any], hashed: list[HashedSource], backend: Tokenizer, progress: Progress
+) -> None:
+    """Write the tokens to `path`, then the record that says that they are whole."""
+    eos_token_id = settings["eos_token_id"]
+    dtype = np.dtype("<u2" if max(*backend.get_vocab().values(), eos_token_id) < 1 << 16 else "<u4")
+    counts = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
+    total = sum(item.size for item in hashed)
+    with atomic_file(path, ADVICE) as file, report_progress("tokenizing", total, progress) as advance:
+        for batch in _batches(_pieces(hashed, settings["text_field"], settings["piece_chars"], advance)):
+            tokens = _tokenize(backend, batch, eos_token_id, dtype)
+            file.write(tokens.tobytes())
+            counts["num_tokens"] += len(tokens)
+            counts["num_documents"] += sum(ends for _, ends in batch)
+            counts["num_bytes"] += sum(len(piece.encode()) for piece, _ in batch)
+        if counts["num_documents"] == 0:
+            more = f" and {len(hashed) - 3} more" if len(hashed) > 3 else ""
+            names = ", ".join(item.source.name for item in hashed[:3])
+            raise InputError(f"inputs: expected at least one document with text, got none in {names}{more}")
+    sources = [
+        {
+            "path": str(item.source.path),
+            "name": item.source.name,
+            "kind": item.source.kind,
+            "sha256": item.sha256,
+            "size": item.size,
+        }
+        for item in hashed
+    ]
+    settings = {**settings, "sources": len(hashed)}
+    write_record(
+        path.parent, path.stem, {"dtype": dtype.str, **counts, "settings": settings, "sources": sources}
+    )
+
+
+def _pieces(
     hashed: list[HashedSource], text_field: str, piece_chars: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, bool]]:
-    """All pieces of all documents; True marks the last of a document. Empty documents have none."""
+    """Yield all pieces of all documents; True marks the last of a document. Empty documents have none."""
     before = 0
     for item in hashed:
-        start = before
 
-        def on_position(position: int, start: int = start) -> None:
+        def on_position(position: int, start: int = before) -> None:
             advance(start + position)
 
-        documents = read_documents(item.source, text_field, piece_chars=piece_chars, on_position=on_position)
-        for document in documents:
+        for document in read_documents(
+            item.source, text_field, piece_chars=piece_chars, on_position=on_position
+        ):
             held = ""
             for piece in document:
                 if held:
@@ -188,7 +165,7 @@ def _marked_pieces(
 
 
 def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Enough pieces at a time to keep every core busy, few enough to fit in memory."""
+    """Gather enough pieces at a time to keep every core busy, few enough to fit in memory."""
     batch: list[tuple[str, bool]] = []
     num_chars = 0
     for piece, ends in pieces:
@@ -204,18 +181,8 @@ def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
 def _tokenize(
     backend: Tokenizer, batch: list[tuple[str, bool]], eos_token_id: int, dtype: np.dtype
 ) -> np.ndarray:
-    """The tokens of a batch, (num_tokens,), with the end-of-text tokens where documents end."""
+    """Return the tokens of a batch, (num_tokens,), with the end-of-text token where a document ends."""
     encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-    end = np.array([eos_token_id], dtype)
-    parts = []
-    for encoding, (_, ends) in zip(encodings, batch, strict=True):
-        parts.append(np.array(encoding.ids, dtype))
-        if ends:
-            parts.append(end)
-    return np.concatenate(parts)
-
-
-def _listed(hashed: list[HashedSource]) -> str:
-    """At most three names for an error message."""
-    names = ", ".join(item.source.name for item in hashed[:3])
-    return f"{names} and {len(hashed) - 3} more" if len(hashed) > 3 else names
+    ends = [[eos_token_id] * ends for _, ends in batch]
+    parts = [ids for encoding, end in zip(encodings, ends, strict=True) for ids in (encoding.ids, end)]
+    return np.concatenate([np.array(ids, dtype) for ids in parts])

@@ -1,4 +1,4 @@
-"""Tokenizers: load one, train one, and tell whether two are the same."""
+"""Tokenizers: load, train and fingerprint them."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
     name = os.path.expanduser(path)
     if not os.path.isdir(name) and (Path(path).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise InputError(f"tokenizer: {str(path)!r}: no such folder")
+        raise InputError(f"tokenizer: expected a folder or hub name, got {path}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loader raises whatever its many parsers raise
-        raise InputError(f"tokenizer: {str(path)!r}: cannot be loaded: {one_line(error)}") from error
+        raise InputError(f"tokenizer: {path} cannot be loaded: {one_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
-        accepted = "accepted: one with a tokenizer.json"
-        raise InputError(f"tokenizer: {str(path)!r}: found {type(tokenizer).__name__}; {accepted}")
+        raise InputError(
+            f"tokenizer: expected one with a tokenizer.json, got {type(tokenizer).__name__} of {path}"
+        )
     if tokenizer.eos_token_id is None:
-        raise InputError(f"tokenizer: {str(path)!r}: no eos_token, which must stand between documents")
+        raise InputError(f"tokenizer: expected an eos_token, to stand between documents, got none in {path}")
     return tokenizer
 
 
@@ -70,9 +71,9 @@ def train_tokenizer(
         InputError: `vocab_size` below 257 or `context_length` below 1, or `texts` hold no text.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise InputError(f"vocab_size: found {vocab_size}; accepted: at least {MIN_VOCAB_SIZE}")
+        raise InputError(f"vocab_size: expected at least {MIN_VOCAB_SIZE}, got {vocab_size}")
     if context_length is not None and context_length < 1:
-        raise InputError(f"context_length: found {context_length}; accepted: at least 1")
+        raise InputError(f"context_length: expected at least 1, got {context_length}")
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,21 +100,20 @@ def train_tokenizer(
 
 
 def _with_text(texts: Iterable[str]) -> Iterator[str]:
-    """The texts that are not empty; that there are none is an error."""
+    """Yield the texts that are not empty. Raises InputError where all are."""
     found = False
     for text in texts:
         if text:
             found = True
             yield text
     if not found:
-        raise InputError("texts: found no text; accepted: at least one document with text to train on")
+        raise InputError("texts: expected at least one document with text to train on, got none")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hash what decides which ids a text gets: sha256 in hexadecimal.
+    """Return the sha256, in hexadecimal, of all that decides which ids a text gets: `tokenizer.json`, special tokens.
 
-    Two tokenizers agree if and only if their `tokenizer.json` and special tokens do. Where they were loaded
-    from does not count, nor do padding and truncation, which calling a tokenizer may switch.
+    Padding and truncation, which calling a tokenizer may switch, do not count, nor does the folder.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None

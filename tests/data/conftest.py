@@ -54,13 +54,25 @@ def refused() -> Refused:
 
 @pytest.fixture
 def packed(tokenizer, tmp_path):
-    """Pack files, patterns or sources in a cache of the test's own."""
+    """Pack files, patterns or sources in the test's own cache; `packed.tokenized`: the last call did tokenize."""
 
-    def run(*inputs, **options):
+    def run(*inputs, tokenizer=tokenizer, **options):
         paths = [str(item) for item in inputs if not isinstance(item, Source)]
-        sources = [item for item in inputs if isinstance(item, Source)] + (
-            resolve_inputs(paths) if paths else []
-        )
-        return pack(sources, tokenizer, **{"cache_dir": tmp_path / "cache", "progress": False, **options})
+        sources = [item for item in inputs if isinstance(item, Source)]
+        sources += resolve_inputs(paths) if paths else []
+        run.tokenized = False
+
+        def progress(done, total):
+            run.tokenized = True
+
+        return pack(sources, tokenizer, **{"cache_dir": tmp_path / "cache", "progress": progress, **options})
 
     return run
+
+
+@pytest.fixture
+def file(tmp_path, code):
+    """A text file."""
+    path = tmp_path / "a.txt"
+    path.write_text(code)
+    return path

@@ -14,36 +14,20 @@ def corpus_of(num_tokens: int) -> TokenCorpus:
     return TokenCorpus(tokens, num_tokens, 1, num_tokens, "0" * 64, ("a.txt",), 0)
 
 
-def test_blocks_do_not_overlap_and_the_tail_is_dropped():
+def test_blocks_do_not_overlap_the_tail_is_dropped_and_labels_are_a_copy():
     blocks = TokenBlocks(corpus_of(11), 4)
-    assert len(blocks) == 2
     assert [block["input_ids"].tolist() for block in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert blocks[-1]["input_ids"].tolist() == [4, 5, 6, 7]
-    assert blocks[0]["input_ids"].dtype == torch.int64
-
-
-def test_labels_are_the_ids_and_masking_them_leaves_the_ids_alone():
-    block = TokenBlocks(corpus_of(8), 4)[1]
+    assert len(blocks) == 2
+    block = blocks[-1]
     assert torch.equal(block["labels"], block["input_ids"])
     block["labels"][:] = -100
     assert block["input_ids"].tolist() == [4, 5, 6, 7]
-
-
-def test_blocks_batch_in_a_data_loader():
-    batch = next(iter(torch.utils.data.DataLoader(TokenBlocks(corpus_of(20), 5), batch_size=3)))
-    assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "input_ids": (3, 5),
-        "labels": (3, 5),
-    }
-
-
-def test_a_corpus_shorter_than_a_block_is_refused(refused):
-    with refused("block_size", "has 7 tokens", "one block of 8"):
-        TokenBlocks(corpus_of(7), 8)
-    with refused("block_size", "found 1", "at least 2"):
-        TokenBlocks(corpus_of(7), 1)
+    batch = next(iter(torch.utils.data.DataLoader(blocks, batch_size=2)))
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == dict.fromkeys(
+        ("input_ids", "labels"), (torch.Size([2, 4]), torch.int64)
+    )
     with pytest.raises(IndexError):
-        TokenBlocks(corpus_of(8), 8)[1]
+        blocks[2]
 
 
 @given(
@@ -71,12 +55,20 @@ def test_a_short_last_window_is_a_batch_of_its_own():
     assert shapes == [(2, 4), (1, 4), (1, 3)]
 
 
-def test_windows_refuse_bad_arguments_on_the_call(refused):
-    with refused("corpus", "found 1 tokens"):
-        evaluation_windows(corpus_of(1), 4)
-    with refused("block_size", "found 0"):
-        evaluation_windows(corpus_of(9), 0)
-    with refused("max_tokens", "found 1"):
-        evaluation_windows(corpus_of(9), 4, max_tokens=1)
-    with refused("batch_size", "found 0"):
-        evaluation_windows(corpus_of(9), 4, batch_size=0)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: TokenBlocks(corpus_of(7), 8),
+            "block_size: expected at most the 7 tokens of the corpus, got 8",
+        ),
+        (lambda: TokenBlocks(corpus_of(7), 1), "block_size: expected at least 2, got 1"),
+        (lambda: evaluation_windows(corpus_of(1), 4), "corpus.num_tokens: expected at least 2, got 1"),
+        (lambda: evaluation_windows(corpus_of(9), 0), "block_size: expected at least 1, got 0"),
+        (lambda: evaluation_windows(corpus_of(9), 4, max_tokens=1), "max_tokens: expected at least 2, got 1"),
+        (lambda: evaluation_windows(corpus_of(9), 4, batch_size=0), "batch_size: expected at least 1, got 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_on_the_call(refused, call, message):
+    with refused(message):
+        call()

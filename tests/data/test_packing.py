@@ -1,9 +1,11 @@
+"""Packing gives the documents' tokens exactly, whatever the kind of file and wherever pieces and batches are cut."""
+
 from __future__ import annotations
 
 import gzip
 import json
 import tracemalloc
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -11,23 +13,27 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from iiad.data import Source, TokenBlocks, pack, packing, resolve_inputs, train_tokenizer
-from iiad.data import cache as cache_room
-from iiad.data import documents as documents_room
+from iiad import files
+from iiad.data import Source, TokenBlocks, pack, packing, train_tokenizer
 from iiad.data.tokenizers import END_OF_TEXT
 
 
-def write_jsonl(path: Path, texts: list[str]) -> Source:
+def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return Source(path, path.name, "jsonl")
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    texts=st.lists(st.text(max_size=40), min_size=1, max_size=6).filter(any),
-    block_size=st.integers(2, 9),
-)
+def tokenizer_of(backend):
+    """What packing uses of a tokenizer, on a backend whose token 0 ends documents."""
+    return SimpleNamespace(
+        backend_tokenizer=backend, eos_token_id=0, special_tokens_map={"eos_token": "</s>"}
+    )
+
+
+@settings(max_examples=15)
+@given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=6).filter(any), block_size=st.integers(2, 9))
 def test_blocks_decode_to_the_documents_each_with_an_end(tokenizer, tmp_path_factory, texts, block_size):
     folder = tmp_path_factory.mktemp("packing")
     corpus = pack([write_jsonl(folder / "a.jsonl", texts)], tokenizer, cache_dir=folder, progress=False)
@@ -47,10 +53,10 @@ def test_every_kind_of_file_gives_the_same_tokens(packed, tmp_path, code, monkey
     write_jsonl(tmp_path / "a.jsonl", texts)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes(), mtime=0))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "c.parquet")
+    for name in "de":
+        (tmp_path / name).mkdir()
     for number, text in enumerate(texts):
-        (tmp_path / "d").mkdir(exist_ok=True)
         (tmp_path / "d" / f"{number}.txt").write_bytes(text.encode())
-        (tmp_path / "e").mkdir(exist_ok=True)
         (tmp_path / "e" / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     corpora = [packed(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d", "e")]
     for corpus in corpora[1:]:
@@ -68,14 +74,13 @@ def test_tokens_do_not_depend_on_where_pieces_are_cut(
     assert packed(tmp_path / "a.txt").tokens.tolist() == [*tokenizer(text)["input_ids"], 0]
 
 
-def test_a_tokenizer_that_adds_a_space_before_text_gets_long_pieces(tokenizer):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocab = {token: number for number, token in enumerate(["▁", *"onetw\n"])}
-    spaced = Tokenizer(models.BPE(vocab, []))
+def test_a_tokenizer_that_adds_a_space_before_text_gets_whole_documents(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", 4)
+    spaced = Tokenizer(models.BPE({token: n for n, token in enumerate(["</s>", "▁", *"onetw\n"])}, []))
     spaced.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    assert packing._piece_chars(spaced) == documents_room.PIECE_CHARS
-    assert packing._piece_chars(tokenizer.backend_tokenizer) == packing.SHORT_PIECE_CHARS
+
+    (tmp_path / "a.txt").write_text("one\ntwo\none")
+    assert packed(tmp_path / "a.txt", tokenizer=tokenizer_of(spaced)).tokens.tolist().count(1) == 1
 
 
 def test_an_end_of_text_spelt_out_in_the_text_ends_nothing(packed, tmp_path, tokenizer):
@@ -85,29 +90,23 @@ def test_an_end_of_text_spelt_out_in_the_text_ends_nothing(packed, tmp_path, tok
     assert tokenizer.decode(corpus.tokens) == f"a{END_OF_TEXT}b{END_OF_TEXT}"
 
 
-def test_the_callers_padding_and_truncation_neither_count_nor_change(packed, tmp_path, code):
+def test_the_callers_padding_and_truncation_neither_count_nor_change(packed, tmp_path, code, file):
     tokenizer = train_tokenizer([code], 300)
-    (tmp_path / "a.txt").write_text(code)
-    before = pack(
-        resolve_inputs([str(tmp_path / "a.txt")]), tokenizer, cache_dir=tmp_path / "1", progress=False
-    )
+    before = packed(file, tokenizer=tokenizer)
     tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)
-    after = pack(
-        resolve_inputs([str(tmp_path / "a.txt")]), tokenizer, cache_dir=tmp_path / "2", progress=False
-    )
+    after = packed(file, tokenizer=tokenizer, cache_dir=tmp_path / "other")
     assert after.tokens.tolist() == before.tokens.tolist()
     assert after.fingerprint == before.fingerprint
     assert tokenizer.backend_tokenizer.truncation is not None
 
 
-def test_ids_are_as_wide_as_the_vocabulary_needs(packed, tmp_path, code):
-    (tmp_path / "a.txt").write_text(code)
-    assert packed(tmp_path / "a.txt").tokens.dtype == np.uint16
-    wide = train_tokenizer([code], 300)
-    wide.add_tokens([f"<{n}>" for n in range(1 << 16)])
-    corpus = pack(resolve_inputs([str(tmp_path / "a.txt")]), wide, cache_dir=tmp_path / "c", progress=False)
-    assert corpus.tokens.dtype == np.uint32
-    assert wide.decode(corpus.tokens) == code + END_OF_TEXT
+@pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_ids_are_as_wide_as_the_vocabulary_needs(packed, tmp_path, size, dtype):
+    words = Tokenizer(models.WordLevel({"</s>": 0} | {f"w{n}": n for n in range(1, size)}, "</s>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "a.txt").write_text(f"w1 w{size - 1}")
+    tokens = packed(tmp_path / "a.txt", tokenizer=tokenizer_of(words)).tokens
+    assert (tokens.tolist(), tokens.dtype) == ([1, size - 1, 0], dtype)
 
 
 def test_a_corpus_says_what_it_is(packed, tmp_path, code):
@@ -123,53 +122,51 @@ def test_a_corpus_says_what_it_is(packed, tmp_path, code):
         corpus.tokens[0] = 1
 
 
-def test_sources_without_text_are_named_in_one_line(packed, tmp_path, refused, tokenizer):
+def test_progress_is_told_in_bytes_done_and_bytes_in_all(packed, tmp_path, code, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(code)
+    calls: list[tuple[int, int]] = []
+    packed(tmp_path / "*.txt", progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[-1] == (2 * len(code.encode()),) * 2
+    packed(tmp_path / "a.txt", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_sources_without_text_and_tokenizers_without_an_end_are_refused(
+    packed, tmp_path, refused, tokenizer, code, file
+):
+    endless = train_tokenizer([code], 300)
+    endless.eos_token = None
+    with refused("tokenizer: expected an eos_token"):
+        packed(file, tokenizer=endless)
+    file.unlink()
     for number in range(5):
         (tmp_path / f"{number}.txt").touch()
-    with refused("no text in", "0.txt, 1.txt, 2.txt and 2 more"):
+    with refused("with text, got none in 0.txt, 1.txt, 2.txt and 2 more"):
         packed(tmp_path / "*.txt")
     assert list((tmp_path / "cache").iterdir()) == []
-    with refused("sources"):
+    with refused("sources: expected at least one"):
         pack([], tokenizer, cache_dir=tmp_path)
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path, refused, code):
-    tokenizer = train_tokenizer([code], 300)
-    tokenizer.eos_token = None
-    (tmp_path / "a.txt").write_text(code)
-    with refused("eos_token"):
-        pack(resolve_inputs([str(tmp_path / "a.txt")]), tokenizer, cache_dir=tmp_path, progress=False)
-
-
-def test_a_fault_in_a_file_leaves_nothing_behind(packed, tmp_path, refused):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": 1}\n')
-    with refused(tmp_path / "a.jsonl", "line 2"):
-        packed(tmp_path / "a.jsonl")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_memory_does_not_grow_with_the_corpus(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_CHARS", 1 << 15)
-    monkeypatch.setattr(cache_room, "READ_BYTES", 1 << 12)
+def test_memory_does_not_grow_with_the_corpus_of_one_or_many_documents(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READ_BYTES", 1 << 12)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 1 << 13)
+    monkeypatch.setattr(packing, "BATCH_PIECES", 1 << 8)
     monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", 1 << 12)
-    monkeypatch.setattr(documents_room, "READ_BYTES", 1 << 12)
 
-    def peak(num_lines: int) -> int:
-        (tmp_path / "a.txt").write_bytes(b"some line of text\n" * num_lines)
+    def peak(name, line, num_lines):
+        (tmp_path / name).write_bytes(line * num_lines)
         tracemalloc.start()
-        packed(tmp_path / "a.txt")
+        packed(tmp_path / name)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
 
-    peak(1_000)  # imports count once
-    assert peak(80_000) < peak(8_000) * 1.2
-
-
-def test_many_tiny_documents_are_batched_within_bounds(monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_PIECES", 3)
-    monkeypatch.setattr(packing, "BATCH_CHARS", 10)
-    pieces = [("a", True)] * 7 + [("b" * 9, True), ("c" * 30, False), ("d", True)]
-    batches = list(packing._batches(iter(pieces)))
-    assert [len(batch) for batch in batches] == [3, 3, 2, 1, 1]
-    assert [pair for batch in batches for pair in batch] == pieces
+    for name, line, num_lines in (
+        ("a.txt", b"some line of text\n", 20_000),
+        ("a.jsonl", b'{"text": "a"}\n', 2_000),
+    ):
+        peak(name, line, 1_000)  # imports count once
+        assert peak(name, line, 3 * num_lines) < peak(name, line, num_lines) * 1.2

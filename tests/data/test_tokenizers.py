@@ -4,7 +4,7 @@ import json
 
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iiad.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer
@@ -12,17 +12,12 @@ from iiad.data.tokenizers import END_OF_TEXT
 
 
 @given(text=st.text())
+@example(" a , b . c 's")
+@example("\r\n\t x\n\n\n    y ")
+@example(f"{END_OF_TEXT}\x00\x1c\u00a0\ufeff")
 def test_any_text_comes_back_exactly(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=True)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-
-
-@pytest.mark.parametrize(
-    "text", [" a , b . c 's", "\r\n\t x\n\n\n    y ", END_OF_TEXT, "\x00\x1c\u00a0\ufeff"]
-)
-def test_awkward_text_comes_back_exactly(tokenizer, text):
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.decode(ids) == tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_the_same_texts_give_the_same_tokenizer(code, tokenizer):
@@ -37,20 +32,14 @@ def test_one_special_token_begins_ends_and_pads(tokenizer):
     assert len(tokenizer) == 320
 
 
-def test_context_length_is_recorded(code):
-    assert train_tokenizer([code], 257, context_length=64).model_max_length == 64
-
-
 def test_the_smallest_vocabulary_is_every_byte_and_the_end_of_text(code, refused):
-    assert len(train_tokenizer([code], 257)) == 257
-    with refused("vocab_size", "found 256", "at least 257"):
+    smallest = train_tokenizer([code], 257, context_length=64)
+    assert (len(smallest), smallest.model_max_length) == (257, 64)
+    with refused("vocab_size: expected at least 257, got 256"):
         train_tokenizer([code], 256)
-
-
-def test_training_refuses_no_text_and_no_context(code, refused):
-    with refused("texts", "no text"):
+    with refused("texts: expected at least one document with text"):
         train_tokenizer(["", ""], 300)
-    with refused("context_length", "found 0"):
+    with refused("context_length: expected at least 1, got 0"):
         train_tokenizer([code], 300, context_length=0)
 
 
@@ -69,19 +58,14 @@ def test_a_saved_tokenizer_loads_with_the_same_fingerprint(tokenizer, tmp_path, 
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
-def test_use_does_not_change_the_fingerprint(code):
-    tokenizer = train_tokenizer([code], 300)
-    before = tokenizer_fingerprint(tokenizer)
-    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=3)
-    tokenizer("x", split_special_tokens=True)
-    assert tokenizer_fingerprint(tokenizer) == before
-
-
-def test_another_vocabulary_or_special_token_changes_the_fingerprint(code, tokenizer):
+def test_vocabulary_and_special_tokens_change_the_fingerprint_and_use_does_not(code, tokenizer):
     other = train_tokenizer([code], 300)
-    prints = {tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(other)}
+    before = tokenizer_fingerprint(other)
+    other(["a", "b c"], padding=True, truncation=True, max_length=3)
+    other("x", split_special_tokens=True)
+    assert tokenizer_fingerprint(other) == before
     other.add_special_tokens({"pad_token": "<pad>"})
-    assert len(prints | {tokenizer_fingerprint(other)}) == 3
+    assert len({tokenizer_fingerprint(tokenizer), before, tokenizer_fingerprint(other)}) == 3
 
 
 def test_what_cannot_be_loaded_is_named_in_one_line(tokenizer, tmp_path, refused, monkeypatch):
@@ -101,16 +85,13 @@ def test_what_cannot_be_loaded_is_named_in_one_line(tokenizer, tmp_path, refused
         load_tokenizer(tmp_path / "endless")
 
 
-def test_a_name_is_left_to_the_hub_and_its_errors_made_one_line(monkeypatch, refused):
+def test_a_name_is_left_to_the_hub_and_what_it_answers_is_checked(monkeypatch, refused):
     def offline(name, **options):
         raise OSError(f"cannot reach the hub\nfor {name}")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
-    with refused("'owner/name'", "cannot reach the hub for owner/name"):
+    with refused("owner/name cannot be loaded: cannot reach the hub for owner/name"):
         load_tokenizer("owner/name")
-
-
-def test_a_tokenizer_without_a_fast_backend_is_refused(monkeypatch, refused):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **options: object())
-    with refused("'owner/name'", "tokenizer.json"):
+    with refused("expected one with a tokenizer.json, got object of owner/name"):
         load_tokenizer("owner/name")

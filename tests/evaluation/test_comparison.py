@@ -164,8 +164,8 @@ def test_the_artefact_comes_back_as_it_was(evaluation, tmp_path):
     [
         ({"block_size": 129}, "block_size: found 129; accepted: at most 128"),
         ({"block_size": 0}, "block_size: found 0"),
-        ({"batch_size": 0}, "batch_size: found 0"),
-        ({"max_tokens": 1}, "max_tokens: found 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"max_tokens": 1}, "max_tokens: expected at least 2, got 1"),
         ({"dtype": "float16"}, "dtype: expected float32 or bfloat16, got 'float16'"),
         ({"plan": "nowhere.json"}, "nowhere.json: no such file"),
     ],
