@@ -36,7 +36,7 @@ def demo(
 
     def show(artefact: Artefact) -> None:
         if isinstance(artefact, Plan):
-            console.print(PlanReport(artefact))
+            console.print(PlanReport(artefact, artefact.costs()))
         elif isinstance(artefact, Profile):
             console.print(InfluenceReport(artefact, assess_trust(artefact)))
 

@@ -75,7 +75,7 @@ def _report(artefact: Any, width: int) -> RenderableType:
 
     reports: dict[str, Callable[[], RenderableType]] = {
         "profile": lambda: influence.InfluenceReport(artefact, assess_trust(artefact)),
-        "plan": lambda: planning.PlanReport(artefact),
+        "plan": lambda: planning.PlanReport(artefact, artefact.costs()),
         "verification": lambda: verification.VerificationReport(artefact),
         "latency": lambda: latency.latency_table(artefact, width),
         "evaluation": lambda: evaluation.evaluation_table(artefact, width),

@@ -207,6 +207,11 @@ def make_profile(scores=None, num_iterations=(2, 0, 3), errors=True, num_sets=1,
     return Profile(**{**defaults, **fields})
 
 
+def profile_of(scores):
+    """A profile by `kl` alone of a model that runs as many iterations as there are scores."""
+    return make_profile({"kl": scores}, tuple(len(layer) for layer in scores))
+
+
 def make_fixed_point(r, contraction=0.5, turn=0.2):
     """A layer of r iterations, each changing the state `contraction` times as much as the one before."""
     return FixedPoint(

@@ -1,18 +1,25 @@
-"""Planning: from a profile and a threshold or targets to a plan, the budget of iterations of every layer.
+"""Planning: from a profile and a threshold or targets to a plan, the number of iterations of every layer.
 
 Needs no torch; a new plan takes a second, for the profile holds all scores.
 """
 
 from .baselines import baseline_plans
-from .bounds import Bounds, read_pins
-from .costs import PlanCost, cost_of
-from .curve import CurvePoint, FrontPoint, choose_threshold, find_knee, pareto_front, threshold_curve
-from .latency import LatencyTable, check_latency
+from .costs import PlanCost, compute_cut, cost_of, overhead_cut, predicted_loss
+from .curve import (
+    CurvePoint,
+    FrontPoint,
+    TradeOff,
+    choose_threshold,
+    find_knee,
+    pareto_front,
+    threshold_curve,
+    trade_off,
+)
+from .latency import LatencyTable, check_latency, load_latency
 from .plan import Plan, check_plan
-from .planner import load_latency, make_plan, plan_by_target
-from .prediction import predicted_loss
+from .search import make_plan, plan_by_target
 from .stability import Stability, keep_frequency, measure_stability
-from .targets import Targets
+from .targets import Bounds, Targets, read_pins
 from .threshold import normalize_scores, plan_by_threshold, threshold_budget
 from .verification import Candidate, Verification, candidates
 
@@ -26,12 +33,14 @@ __all__ = [
     "PlanCost",
     "Stability",
     "Targets",
+    "TradeOff",
     "Verification",
     "baseline_plans",
     "candidates",
     "check_latency",
     "check_plan",
     "choose_threshold",
+    "compute_cut",
     "cost_of",
     "find_knee",
     "keep_frequency",
@@ -39,6 +48,7 @@ __all__ = [
     "make_plan",
     "measure_stability",
     "normalize_scores",
+    "overhead_cut",
     "pareto_front",
     "plan_by_target",
     "plan_by_threshold",
@@ -46,4 +56,5 @@ __all__ = [
     "read_pins",
     "threshold_budget",
     "threshold_curve",
+    "trade_off",
 ]

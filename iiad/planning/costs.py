@@ -1,26 +1,74 @@
-"""What a plan costs: evaluations, FLOPs, cache bytes, parameters that lie idle, predicted seconds.
+"""Costs of a plan: evaluations, FLOPs, cache bytes, unused parameters, predicted seconds and predicted loss.
 
-All counts are ours. Legend: B sequences, T tokens of context, D model width, F MLP width, N query heads,
+All definitions are ours. Legend: B sequences, T tokens of context, D model width, F MLP width, N query heads,
 K key/value heads, E head width, V vocabulary, t the layer from 1, r_t its iterations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from iiad.artefacts import ModelIdentity, ModelShape
 from iiad.errors import InputError
+from iiad.influence.profile import Profile, Scores, average
 
-if TYPE_CHECKING:
-    from .latency import LatencyTable
+from .latency import LatencyTable
 
-__all__ = ["DEFAULT_CONTEXT", "PlanCost", "compare_costs", "compute_cut", "cost_of", "overhead_cut"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "LOSS_UNITS",
+    "PlanCost",
+    "compare_costs",
+    "compute_cut",
+    "cost_of",
+    "dropped_scores",
+    "overhead_cut",
+    "predicted_loss",
+    "predicted_loss_error",
+]
 
 DEFAULT_CONTEXT = 1024
 BLOCK_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-"""The sizes that the cost of one block evaluation follows from."""
+"""Sizes that the cost of one block evaluation follows from."""
+
+LOSS_UNITS: dict[str, str] = {
+    "kl": "nats per token",
+    "loss": "nats per token",
+    "taylor": "nats per token",
+    "cosine": "of cosine distance, summed over layers",
+    "relative_l2": "of relative change, summed over layers",
+}
+"""Unit of the predicted loss by each metric. Only the first three are losses of the model's output."""
+
+
+def predicted_loss(scores: Scores, num_iterations: Sequence[int]) -> float:
+    """Sum of the dropped scores, in the metric's unit (ours).
+
+    By `kl` and `loss` it is exact where one layer alone is cut; that layers add up is an assumption.
+    """
+    return math.fsum(s for layer, r in zip(scores, num_iterations, strict=True) for s in layer[r:])
+
+
+def predicted_loss_error(profile: Profile, metric: str, num_iterations: Sequence[int]) -> float | None:
+    """Standard error of the predicted loss over the profile's batches; None for one batch, which has none.
+
+    It says how far another sample of text would move the prediction, not whether layers add up.
+    """
+    if len(profile.batches) < 2:
+        return None
+    _, errors = average(
+        [{metric: [[predicted_loss(batch.scores[metric], num_iterations)]]} for batch in profile.batches],
+        [batch.num_tokens for batch in profile.batches],
+        [batch.data for batch in profile.batches],
+    )
+    return errors[metric][0][0]
+
+
+def dropped_scores(scores: Scores) -> Scores:
+    """For each layer the loss predicted of running 0, 1, ..., R_t iterations."""
+    return [[math.fsum(layer[r:]) for r in range(len(layer) + 1)] for layer in scores]
 
 
 def overhead_cut(kept: Sequence[int], whole: Sequence[int]) -> float:
@@ -53,7 +101,7 @@ def compare_costs(model: ModelIdentity, first: ModelIdentity) -> tuple[float | N
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What a model costs under a plan, with B sequences of T tokens.
+    """Costs of a model under a plan, for B sequences of T tokens.
 
     context, batch_size: T and B.
     num_iterations: sum of r_t.
@@ -94,10 +142,10 @@ def cost_of(
     batch_size: int | None = None,
     latency: LatencyTable | None = None,
 ) -> PlanCost:
-    """The cost of a teacher under a plan.
+    """Count what a teacher costs under a plan.
 
-    context, batch_size: default to the latency table's or, without one, to 1024 and 1. latency: must be of this
-    teacher, context and batch size, which `check_latency` tells. Raises InputError for a number below 1.
+    context, batch_size: default: the latency table's or, without one, 1024 and 1. latency: must be of this
+    teacher, context and batch size, as `check_latency` checks. Raises InputError for a number below 1.
     """
     if context is None:
         context = latency.settings.context if latency else DEFAULT_CONTEXT
@@ -105,7 +153,7 @@ def cost_of(
         batch_size = latency.settings.batch_size if latency else 1
     for name, value in (("context", context), ("batch_size", batch_size)):
         if value < 1:
-            raise InputError(f"{name}: found {value}; accepted: a whole number from 1")
+            raise InputError(f"{name}: expected a whole number from 1, got {value}")
     evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
     per_token = teacher.cache_bytes_at(evaluations)
     shape = teacher.shape
@@ -133,12 +181,8 @@ def _flops(
     teacher: ModelIdentity, shape: ModelShape, num_iterations: Sequence[int], tokens: int, attended: int
 ) -> int:
     """FLOPs of one sequence: `tokens` new tokens that attend to `attended` tokens in all; the head sees one."""
-    d, heads, kv_heads, e = (
-        shape.hidden_size,
-        shape.num_attention_heads,
-        shape.num_key_value_heads,
-        shape.head_dim,
-    )
+    d, e = shape.hidden_size, shape.head_dim
+    heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
     projections = 4 * heads * e * d + 6 * d * shape.intermediate_size  # all but those of keys and values
     evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
     evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
@@ -149,9 +193,9 @@ def _flops(
 
 
 def _history_terms(t: int, r: int) -> int:
-    """States that layer t adds up: the t before it and its own for the output, and again for its iterations.
+    """Number of states that layer t adds up: the t before it and its own for the output, again for its iterations.
 
-    The sum over the t earlier states is the same for all iterations and done once.
+    The sum over the t earlier states is the same for all iterations and counted once.
     """
     return t + 1 + (t + r if r else 0)
 

@@ -1,4 +1,4 @@
-"""The trade-off between cut and predicted loss: what a threshold can give, what is best, and where the knee is."""
+"""The trade-off of cut and predicted loss: plans that a threshold gives, the best of all plans, and the knees."""
 
 from __future__ import annotations
 
@@ -6,72 +6,107 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .bounds import Bounds
-from .exact import best_by_steps
-from .prediction import dropped_scores, predicted_loss
+from .costs import dropped_scores, overhead_cut, predicted_loss
+from .targets import Bounds
 from .threshold import normalize_scores, threshold_budget
 
 __all__ = [
     "CurvePoint",
     "FrontPoint",
+    "Point",
+    "TradeOff",
     "choose_threshold",
     "find_knee",
     "pareto_front",
     "shortest_threshold",
     "threshold_curve",
+    "trade_off",
 ]
 
 
-class TradeOff(Protocol):
-    """Anything with a cut and a predicted loss."""
+@dataclass(frozen=True)
+class Point:
+    """A plan on a trade-off.
 
-    @property
-    def overhead_cut(self) -> float: ...
-    @property
-    def predicted_loss(self) -> float: ...
+    num_iterations: r_t for each layer.
+    overhead_cut: iterations dropped / iterations of the teacher.
+    predicted_loss: sum of the dropped scores, in the metric's unit.
+    """
 
-
-Point = TypeVar("Point", bound=TradeOff)
+    num_iterations: tuple[int, ...]
+    overhead_cut: float
+    predicted_loss: float
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One plan of the threshold rule.
+class CurvePoint(Point):
+    """A plan of the threshold rule.
 
     threshold: gives this plan and lies well inside its range, so that a small error of a score changes nothing.
     above, up_to: the thresholds that give it: above < threshold <= up_to. 0 gives the first point, whatever they
         are; the last point's up_to is infinite.
-    num_iterations: r_t for each layer.
-    overhead_cut: iterations dropped / iterations of the teacher.
-    predicted_loss: sum of the dropped scores, in the metric's unit. By `kl` it is exact within one layer; that
-        the layers add up is an assumption (ours).
     """
 
     threshold: float
     above: float
     up_to: float
-    num_iterations: tuple[int, ...]
-    overhead_cut: float
-    predicted_loss: float
 
 
 @dataclass(frozen=True)
-class FrontPoint:
-    """A plan that no other one beats: none loses less, by prediction, in as few evaluations.
+class FrontPoint(Point):
+    """A plan of which no other loses less, by prediction, in as few evaluations.
 
-    num_iterations: r_t for each layer. num_evaluations: block evaluations per token. overhead_cut: iterations
-    dropped / iterations of the teacher. predicted_loss: sum of the dropped scores, in the metric's unit.
+    num_evaluations: block evaluations per token.
     """
 
-    num_iterations: tuple[int, ...]
     num_evaluations: int
-    overhead_cut: float
-    predicted_loss: float
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Point)
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """Both curves of a profile with their knees, computed once for reports, pictures and verification.
+
+    front: of `pareto_front`. thresholds: of `threshold_curve`.
+    """
+
+    teacher: ModelIdentity
+    metric: str
+    normalize: str
+    bounds: Bounds
+    front: list[FrontPoint]
+    front_knee: FrontPoint
+    thresholds: list[CurvePoint]
+    threshold_knee: CurvePoint
+
+
+def trade_off(
+    profile: Profile, metric: str = "kl", normalize: str = "none", bounds: Bounds | None = None
+) -> TradeOff:
+    """Compute the Pareto front, the threshold curve and their knees within the bounds.
+
+    normalize: for the thresholds, as of `plan_by_threshold`. Raises InputError as that does.
+    """
+    front = pareto_front(profile, metric, bounds)
+    thresholds = threshold_curve(profile, metric, normalize, bounds)
+    return TradeOff(
+        teacher=profile.model,
+        metric=metric,
+        normalize=normalize,
+        bounds=bounds or Bounds(),
+        front=front,
+        front_knee=find_knee(front),
+        thresholds=thresholds,
+        threshold_knee=find_knee(thresholds),
+    )
 
 
 def threshold_curve(
@@ -79,9 +114,9 @@ def threshold_curve(
 ) -> list[CurvePoint]:
     """Every plan that the threshold rule can give, each once, from threshold 0 (the teacher) upwards.
 
-    normalize, bounds: as for `plan_by_threshold`. Raises InputError for a metric that the profile does not hold.
+    normalize, bounds: as of `plan_by_threshold`. Raises InputError for a metric that the profile does not hold.
     """
-    raw = profile.scores_of(metric)
+    raw, teacher = profile.scores_of(metric), profile.model
     scores = normalize_scores(raw, normalize)
     bounds = bounds or Bounds()
     # An iteration goes when the threshold passes the largest score from it on: there the plan changes.
@@ -93,35 +128,39 @@ def threshold_curve(
     curve: list[CurvePoint] = []
     for above, up_to in ranges:
         threshold = _between(above, up_to) if curve else 0.0
-        budget = tuple(bounds.clip(threshold_budget(scores, threshold), profile.model))
+        budget = tuple(bounds.clip(threshold_budget(scores, threshold), teacher))
         if curve and curve[-1].num_iterations == budget:  # bounds may make neighbours equal
-            before = curve.pop()
-            above, threshold = before.above, _between(before.above, up_to) if curve else 0.0
-        cut = _overhead_cut(raw, budget)
-        curve.append(CurvePoint(threshold, above, up_to, budget, cut, predicted_loss(raw, budget)))
+            above = curve.pop().above
+            threshold = _between(above, up_to) if curve else 0.0
+        cut = overhead_cut(budget, teacher.num_iterations)
+        curve.append(CurvePoint(budget, cut, predicted_loss(raw, budget), threshold, above, up_to))
     return curve
 
 
 def pareto_front(profile: Profile, metric: str = "kl", bounds: Bounds | None = None) -> list[FrontPoint]:
-    """Every best trade of evaluations for predicted loss within the bounds, exactly, from most evaluations down.
+    """Every best trade of evaluations for predicted loss within the bounds, from most evaluations down.
 
     Each point loses less, by prediction, than any plan of fewer evaluations and no more than any of as many: of
-    several such plans the lexicographically first. Where iterations have scores below zero, the teacher itself is
-    none of them. Raises InputError for a metric that the profile does not hold.
+    several such plans the lexicographically first, up to the rounding of sums. Where iterations have scores below
+    zero, the teacher itself is none of them. Raises InputError for a metric that the profile does not hold.
     """
     scores, teacher = profile.scores_of(metric), profile.model
     limits = (bounds or Bounds()).limits(teacher)
-    losses, _ = dropped_scores(scores)
-    within = [layer[least : most + 1] for layer, (least, most) in zip(losses, limits, strict=True)]
+    # Dynamic programme over layers: total iterations -> least loss so far, and the budgets that have it.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for losses, (least, most) in zip(dropped_scores(scores), limits, strict=True):
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for count, (loss, budget) in best.items():
+            for r in range(least, most + 1):
+                found = (loss + losses[r], (*budget, r))
+                longer[count + r] = min(found, longer.get(count + r, found))
+        best = longer
     front: list[FrontPoint] = []
-    best: int | None = None
-    for loss, steps in best_by_steps(within):
-        if best is None or loss < best:
-            best = loss
-            budget = tuple(least + j for (least, _), j in zip(limits, steps, strict=True))
-            evaluations = sum(budget) + teacher.num_start_evaluations * len(budget)
-            cut = _overhead_cut(scores, budget)
-            front.append(FrontPoint(budget, evaluations, cut, predicted_loss(scores, budget)))
+    for count, (_, budget) in sorted(best.items()):
+        loss = predicted_loss(scores, budget)
+        if not front or loss < front[-1].predicted_loss:
+            evaluations = count + teacher.num_start_evaluations * teacher.num_layers
+            front.append(FrontPoint(budget, overhead_cut(budget, teacher.num_iterations), loss, evaluations))
     return front[::-1]
 
 
@@ -136,7 +175,7 @@ def shortest_threshold(point: CurvePoint) -> str:
     return repr(point.threshold)
 
 
-def find_knee(points: Sequence[Point]) -> Point:
+def find_knee(points: Sequence[AnyPoint]) -> AnyPoint:
     """The point with the best balance of cut and predicted loss (ours).
 
     With overhead cut and predicted loss each scaled to [0, 1] over the points, the knee is the one with the
@@ -145,7 +184,7 @@ def find_knee(points: Sequence[Point]) -> Point:
     predicted to cost nothing, that is the answer. Raises InputError for no point.
     """
     if not points:
-        raise InputError("curve: found no point; accepted: at least one")
+        raise InputError("curve: expected at least one point, got none")
     losses = [point.predicted_loss for point in points]
     cuts = [point.overhead_cut for point in points]
 
@@ -156,7 +195,7 @@ def find_knee(points: Sequence[Point]) -> Point:
 
 
 def choose_threshold(curve: Sequence[CurvePoint]) -> tuple[float, str]:
-    """The threshold at the curve's knee, and one sentence that says why (ours); of equals the one that cuts least."""
+    """The threshold at the curve's knee, and one sentence that says why (ours)."""
     knee = find_knee(curve)
     largest = max(curve, key=lambda point: point.overhead_cut)
     why = (
@@ -167,13 +206,8 @@ def choose_threshold(curve: Sequence[CurvePoint]) -> tuple[float, str]:
     return knee.threshold, why
 
 
-def _overhead_cut(scores: Sequence[Sequence[float]], budget: Sequence[int]) -> float:
-    whole = sum(len(layer) for layer in scores)
-    return (whole - sum(budget)) / whole
-
-
 def _share(value: float, values: Sequence[float]) -> float:
-    """Where a value lies between the least and the largest of all, 0 to 1; 0 where they are the same."""
+    """Position of a value between the least and the largest of all, 0 to 1; 0 where they are the same."""
     low, high = min(values), max(values)
     return (value - low) / (high - low) if high > low else 0.0
 

@@ -1,12 +1,13 @@
-"""The latency table: seconds of each layer at each number of iterations, on one machine. Needs no torch.
+"""The latency table: seconds of each layer at each number of iterations, on one machine.
 
-Made by `iiad bench MODEL --layers`, read by `iiad plan`. All definitions here are ours.
+Written by `iiad bench MODEL --layers`, read by `iiad plan`. All definitions are ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -14,16 +15,16 @@ from pydantic import Field, field_validator, model_validator
 from iiad.artefacts import Artefact, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
-__all__ = ["LatencyCheck", "LatencySettings", "LatencyTable", "PhaseLatency", "check_latency"]
+__all__ = ["LatencyCheck", "LatencySettings", "LatencyTable", "PhaseLatency", "check_latency", "load_latency"]
 
 Seconds = Annotated[float, Field(ge=0)]
 
 
 class LatencySettings(Record):
-    """What was run, and on what: the table holds for nothing else."""
+    """Machine and run that the table holds for."""
 
     device: str
-    device_name: str = Field(description="what the machine calls it")
+    device_name: str = Field(description="as the machine names it")
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
     batch_size: int = Field(ge=1, description="sequences at a time")
     context: int = Field(
@@ -35,27 +36,27 @@ class LatencySettings(Record):
 
 
 class LatencyCheck(Record):
-    """A whole model under one plan: what the table says, and what the clock says."""
+    """Predicted and measured seconds of a whole model under one plan."""
 
     num_iterations: list[int] = Field(description="the plan: r_t for each layer")
     predicted_seconds: float = Field(ge=0, description="of one call, by the table")
-    measured_seconds: float = Field(gt=0, description="of one call, on the clock, as the layers are")
+    measured_seconds: float = Field(gt=0, description="of one call, timed like the layers")
 
     @property
     def error(self) -> float:
-        """Predicted / measured - 1: above 0, the model is faster than the table says."""
+        """Predicted / measured - 1; above 0 the model is faster than predicted."""
         return self.predicted_seconds / self.measured_seconds - 1
 
 
 class PhaseLatency(Record):
     """Seconds of one call: a prefill of the context, or one decoding step at that context.
 
-    Refused as invalid: NaN, infinity and numbers below 0, a layer without a number, no check, a check of a plan
-    that the layers do not hold or with another prediction than theirs.
+    Invalid: NaN, infinity and numbers below 0, a layer without a number, no check, a check of a plan that the
+    layers do not hold or with another prediction than theirs.
     """
 
     fixed_seconds: float = Field(
-        ge=0, description="what is no layer: embedding, mask, final norm, head, choice of the next token"
+        ge=0, description="outside the layers: embedding, mask, final norm, head, choice of the next token"
     )
     layers: list[Annotated[list[Seconds], Field(min_length=1)]] = Field(
         min_length=1, description="for each layer its seconds at r = 0, 1, ..., R_t iterations"
@@ -69,7 +70,7 @@ class PhaseLatency(Record):
         layers: Sequence[Sequence[float]],
         measured: Iterable[tuple[Sequence[int], float]],
     ) -> Self:
-        """The phase whose checks are these plans, each with its seconds on the clock."""
+        """Make the phase whose checks are these plans, each with its measured seconds."""
         rows = [list(layer) for layer in layers]
         checks = [
             LatencyCheck(
@@ -82,7 +83,7 @@ class PhaseLatency(Record):
         return cls(fixed_seconds=fixed_seconds, layers=rows, checks=checks)
 
     def seconds(self, num_iterations: Sequence[int]) -> float:
-        """Predicted seconds of one call under a plan: what is no layer, plus each layer at its r_t.
+        """Predicted seconds of one call under a plan: the fixed part plus each layer at its r_t.
 
         Raises InputError for a plan that the table does not hold.
         """
@@ -102,8 +103,8 @@ class PhaseLatency(Record):
                 raise ValueError(f"checks.{number}: num_iterations: {error}") from None
             if not math.isclose(check.predicted_seconds, predicted, rel_tol=1e-9, abs_tol=1e-15):
                 raise ValueError(
-                    f"checks.{number}: predicted_seconds: found {check.predicted_seconds}; "
-                    f"accepted: {predicted}, as the layers add up"
+                    f"checks.{number}: predicted_seconds: expected {predicted}, as the layers add up, "
+                    f"got {check.predicted_seconds}"
                 )
         return self
 
@@ -111,7 +112,7 @@ class PhaseLatency(Record):
 class LatencyTable(Artefact):
     """Seconds of a model's calls as a sum over its layers, each at its own number of iterations.
 
-    Refused as invalid: a phase that does not hold 0, ..., R_t iterations for each layer of `model`.
+    Invalid: a phase that does not hold 0, ..., R_t iterations for each layer of `model`.
     """
 
     kind: Literal["latency"] = "latency"
@@ -130,16 +131,11 @@ class LatencyTable(Artefact):
     def _phases_fit(self) -> Self:
         wanted = [1 + r for r in self.model.num_iterations]
         for name, phase in (("decode", self.decode), ("prefill", self.prefill)):
-            if len(phase.layers) != len(wanted):
+            found = [len(layer) for layer in phase.layers]
+            if found != wanted:
                 raise ValueError(
-                    f"{name}: found {len(phase.layers)} layers; accepted: {len(wanted)}, as the model has"
+                    f"{name}: expected {wanted} numbers in the layers, for 0 to R_t iterations, got {found}"
                 )
-            for number, (layer, length) in enumerate(zip(phase.layers, wanted, strict=True), 1):
-                if len(layer) != length:
-                    raise ValueError(
-                        f"{name}: found {len(layer)} numbers for layer {number}; "
-                        f"accepted: {length}, for 0 to {length - 1} iterations"
-                    )
         return self
 
 
@@ -151,33 +147,51 @@ def check_latency(
     batch_size: int | None = None,
     context: int | None = None,
 ) -> None:
-    """Raise InputError, in one line, unless the table was measured for this teacher and as asked for.
-
-    device, dtype, batch_size, context: None takes what the table has.
-    """
+    """Raise InputError unless the table was measured for this teacher and with these settings (None: any)."""
     if table.model.fingerprint != teacher.fingerprint:
         raise InputError(
-            f"latency: was measured for model {table.model.name} ({table.model.fingerprint[:12]}); found "
-            f"{teacher.name} ({teacher.fingerprint[:12]}), which has other weights or configuration"
+            f"latency: expected a table of {teacher.name} ({teacher.fingerprint[:12]}), got one of "
+            f"{table.model.name} ({table.model.fingerprint[:12]}), of other weights or configuration"
         )
     most = table.model.num_iterations
     for number, (r, highest) in enumerate(zip(teacher.num_iterations, most, strict=True), 1):
         if r > highest:
-            raise InputError(
-                f"latency: was measured for 0 to {highest} iterations of layer {number}; "
-                f"found {teacher.name}, which runs {r} there"
-            )
+            expected = f"0 to {r} iterations of layer {number}, as {teacher.name} runs"
+            raise InputError(f"latency: expected a table with {expected}, got 0 to {highest}")
     asked = {"device": device, "dtype": dtype, "batch_size": batch_size, "context": context}
     for name, value in asked.items():
         measured = getattr(table.settings, name)
         if value is not None and value != measured:
-            raise InputError(f"latency: was measured for {name} {measured}; found {value} asked for")
+            raise InputError(f"latency: expected a table with {name} {value}, got {measured}")
+
+
+def load_latency(
+    path: str | Path | None,
+    teacher: ModelIdentity,
+    phase: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+    context: int | None = None,
+) -> LatencyTable | None:
+    """Load a latency table and check it as `check_latency` does; None where no file is named.
+
+    Raises InputError for a table of anything else, and for a phase, device or dtype without a file.
+    """
+    if path is None:
+        for name, value in {"phase": phase, "device": device, "dtype": dtype}.items():
+            if value is not None:
+                raise InputError(f"{name}: expected a latency table (--latency) with it, got {value} alone")
+        return None
+    table = LatencyTable.load(path)
+    check_latency(table, teacher, device, dtype, batch_size, context)
+    return table
 
 
 def _total(fixed: float, layers: Sequence[Sequence[float]], num_iterations: Sequence[int]) -> float:
     if len(num_iterations) != len(layers):
-        raise InputError(f"found {len(num_iterations)} layers; accepted: {len(layers)}, as were measured")
+        raise InputError(f"expected {len(layers)} layers, as were measured, got {len(num_iterations)}")
     for number, (r, layer) in enumerate(zip(num_iterations, layers, strict=True), 1):
         if not 0 <= r < len(layer):
-            raise InputError(f"found {r} for layer {number}; accepted: 0 to {len(layer) - 1}")
+            raise InputError(f"expected 0 to {len(layer) - 1} for layer {number}, got {r}")
     return math.fsum([fixed, *(layer[r] for r, layer in zip(num_iterations, layers, strict=True))])

@@ -1,11 +1,7 @@
-"""How far a profile's scores depend on which batches of text were drawn: the bootstrap over its batches.
-
-Needs no torch, but numpy, and scipy for ranks. All definitions here are ours.
-"""
+"""Stability of a profile's scores: the bootstrap over its batches of text. All definitions are ours."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,9 +11,13 @@ from numpy.typing import NDArray
 
 from iiad.errors import InputError
 from iiad.influence.diagnostics import rank_correlation
-from iiad.influence.profile import BatchRecord, Profile, Scores, average
+from iiad.influence.profile import Profile, Scores
 
-__all__ = ["Stability", "keep_frequency", "measure_stability"]
+from .plan import Plan
+from .targets import Bounds
+from .threshold import normalize_scores, require_threshold, threshold_budget
+
+__all__ = ["Stability", "keep_frequency", "measure_stability", "plan_keep_frequency"]
 
 Array = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ LOW_PERCENTILE = 5
 
 @dataclass(frozen=True)
 class Stability:
-    """How far other batches of the same text would rank a model's iterations as the profile does.
+    """Agreement of other batches of the same text, and of other data sets, on the ranks of a model's iterations.
 
     median, low: Spearman's rank correlation of the profile's scores with those of a resample, over the resamples:
         the median and the 5th percentile, from -1 to 1. A resample whose scores are all equal counts as 0.
@@ -50,7 +50,7 @@ def keep_frequency(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> list[list[float]] | None:
-    """For each layer and iteration the share of resamples in which the threshold rule keeps it, in [0, 1].
+    """Share of resamples, in [0, 1], in which the threshold rule keeps each iteration of each layer.
 
     A resample draws as many batches of each data set as it has, with replacement, and averages them as the
     profile does, weighted by tokens. Near 0 or 1 the decision holds on other text of the kind; near a half it is
@@ -60,10 +60,7 @@ def keep_frequency(
     threshold, normalize: as of `iiad.planning.plan_by_threshold`. Raises InputError for what that refuses, and
     for num_samples below 1.
     """
-    from .threshold import normalize_scores, threshold_budget
-
-    if not math.isfinite(threshold) or threshold < 0:
-        raise InputError(f"threshold: found {threshold}; accepted: a number from 0")
+    require_threshold(threshold)
     own = normalize_scores(profile.scores_of(metric), normalize)
     means = _resample(profile, metric, num_samples, seed)
     if means is None:
@@ -77,8 +74,22 @@ def keep_frequency(
     ]
 
 
+def plan_keep_frequency(plan: Plan, profile: Profile) -> list[list[float]] | None:
+    """`keep_frequency` of a threshold plan within its bounds; None for other plans and for a single batch."""
+    if plan.origin != "threshold" or plan.metric is None or plan.threshold is None:
+        return None
+    shares = keep_frequency(profile, plan.metric, plan.threshold, plan.normalize or "none")
+    if shares is None:
+        return None
+    limits = (plan.bounds or Bounds()).limits(plan.teacher)
+    return [
+        [1.0 if i <= least else 0.0 if i > most else share for i, share in enumerate(layer, 1)]
+        for layer, (least, most) in zip(shares, limits, strict=True)
+    ]
+
+
 def measure_stability(profile: Profile, metric: str, num_samples: int = 1000, seed: int = 0) -> Stability:
-    """How stable a metric's ranking of the iterations is, over resamples of the batches and between data sets.
+    """Measure how stable a metric's ranking of the iterations is, over resamples and between data sets.
 
     Raises InputError for a metric that the profile does not hold and for num_samples below 1.
     """
@@ -97,9 +108,9 @@ def measure_stability(profile: Profile, metric: str, num_samples: int = 1000, se
 
 
 def _resample(profile: Profile, metric: str, num_samples: int, seed: int) -> Array | None:
-    """(num_samples, N) scores of resamples, N iterations of all layers; None where they could not differ."""
+    """Scores of resamples, (num_samples, N), N iterations of all layers; None where they could not differ."""
     if num_samples < 1:
-        raise InputError(f"num_samples: found {num_samples}; accepted: at least 1")
+        raise InputError(f"num_samples: expected at least 1, got {num_samples}")
     own = np.array(_flat(profile.scores_of(metric)))
     origins = np.array([batch.data for batch in profile.batches])
     sizes = np.bincount(origins)
@@ -131,14 +142,12 @@ def _correlations(means: Array, own: Array) -> Array:
 
 def _scores_of_sets(profile: Profile, metric: str) -> dict[int, list[float]]:
     """The mean scores of each data set, all layers in a row; none for a set without batches."""
-    batches: dict[int, list[BatchRecord]] = {number: [] for number in range(len(profile.data))}
-    for batch in profile.batches:
-        batches[batch.data].append(batch)
     scores: dict[int, list[float]] = {}
-    for number, drawn in batches.items():
-        shares = [batch.num_tokens for batch in drawn]
-        means = average([{metric: batch.scores[metric]} for batch in drawn], shares)[0] if drawn else {}
-        scores[number] = _flat(means.get(metric, []))
+    for number in range(len(profile.data)):
+        drawn = [batch for batch in profile.batches if batch.data == number]
+        weights = [batch.num_tokens for batch in drawn]
+        rows = [_flat(batch.scores[metric]) for batch in drawn]
+        scores[number] = np.average(rows, axis=0, weights=weights).tolist() if drawn else []
     return scores
 
 

@@ -1,33 +1,34 @@
-"""Targets: what a plan must reach, instead of a threshold."""
+"""Targets that a plan must reach, and bounds on the iterations that it may give each layer. All ours."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pydantic import ConfigDict
 
+from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 
-__all__ = ["Targets"]
+__all__ = ["Bounds", "Targets", "read_pins"]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a plan must reach; several may be given, and all must hold (ours). None: not asked for.
+    """Requirements on a plan; all that are given must hold. None: not asked for.
 
-    overhead_cut: the least share of the teacher's iterations that is dropped, in [0, 1].
-    compute_cut: the least share of the teacher's block evaluations that is dropped, in [0, 1].
-    max_evaluations: the most block evaluations per token, from 1.
-    max_cache_bytes: the most bytes of keys and values per token, from 1.
-    max_latency_ms: the most milliseconds of one call, above 0, as a latency table predicts them.
-    speedup: the least factor between the teacher's predicted seconds and the plan's, above 0.
-    max_score: the most predicted loss, in the metric's unit.
-    phase: decode or prefill, of whose calls the latency is meant.
+    overhead_cut: least share of the teacher's iterations to drop, in [0, 1].
+    compute_cut: least share of the teacher's block evaluations to drop, in [0, 1].
+    max_evaluations: most block evaluations per token, from 1.
+    max_cache_bytes: most bytes of keys and values per token, from 1.
+    max_latency_ms: most milliseconds of one call, above 0, as a latency table predicts them.
+    speedup: least factor between the teacher's predicted seconds and the plan's, above 0.
+    max_score: most predicted loss, in the metric's unit.
+    phase: decode or prefill: the calls that the two latency targets are about.
 
-    Raises InputError for a value out of range, for NaN and infinity.
+    Raises InputError for a value out of range, NaN or infinity.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -49,22 +50,21 @@ class Targets:
         for name in ("max_latency_ms", "speedup"):
             self._require(name, "a number above 0", lambda value: 0 < value < math.inf)
         self._require("max_score", "a number", math.isfinite)
-        if self.phase not in ("decode", "prefill"):
-            raise InputError(f"phase: found {self.phase!r}; accepted: decode, prefill")
+        self._require("phase", "decode or prefill", lambda phase: phase in ("decode", "prefill"))
 
     def __bool__(self) -> bool:
-        """Whether any target is given."""
+        """True if any target is given."""
         return bool(self.given)
 
     @property
     def given(self) -> dict[str, float]:
         """Name -> value of each target that is asked for."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "phase"}
+        values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "phase"}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def limits_latency(self) -> bool:
-        """Whether a latency table is needed to tell what reaches them."""
+        """True if a latency table is needed to judge a plan."""
         return self.max_latency_ms is not None or self.speedup is not None
 
     def __str__(self) -> str:
@@ -80,7 +80,86 @@ class Targets:
         }
         return " and ".join(texts[name](value) for name, value in self.given.items())
 
-    def _require(self, name: str, accepted: str, holds: Callable[[Any], bool]) -> None:
+    def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
-            raise InputError(f"{name}: found {value}; accepted: {accepted}")
+            raise InputError(f"{name}: expected {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Fewest and most iterations of the layers, whatever their scores.
+
+    min_iterations: of every layer; a layer of which the teacher runs fewer keeps all that it has. Default: 0.
+    max_iterations: of every layer. Default: as the teacher.
+    pins: layer, counted from 1 -> its exact number of iterations; overrides the other two.
+
+    Raises InputError for a number below 0 and for a minimum above the maximum.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    min_iterations: int | None = None
+    max_iterations: int | None = None
+    pins: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least, most = self.min_iterations, self.max_iterations
+        for name, value in (("min_iterations", least), ("max_iterations", most)):
+            if value is not None and value < 0:
+                raise InputError(f"{name}: expected a whole number from 0, got {value}")
+        if least is not None and most is not None and least > most:
+            raise InputError(f"min_iterations: expected at most max_iterations, {most}, got {least}")
+
+    def __bool__(self) -> bool:
+        """True if anything is bound."""
+        return self != Bounds()
+
+    def limits(self, teacher: ModelIdentity) -> list[tuple[int, int]]:
+        """Fewest and most iterations of each layer. Raises InputError for what the teacher cannot run."""
+        whole = teacher.num_iterations
+        for name in ("min_iterations", "max_iterations"):
+            value = getattr(self, name)
+            if value is not None and value > max(whole):
+                raise InputError(f"{name}: expected 0 to {max(whole)}, the teacher's most, got {value}")
+        least = self.min_iterations or 0
+        most = max(whole) if self.max_iterations is None else self.max_iterations
+        limits = [(min(least, r), min(most, r)) for r in whole]
+        for layer, pinned in self.pins.items():
+            if not 1 <= layer <= len(whole):
+                raise InputError(f"pins: expected a layer from 1 to {len(whole)}, got {layer}")
+            if not 0 <= pinned <= whole[layer - 1]:
+                expected = f"0 to {whole[layer - 1]} for layer {layer}, the teacher's"
+                raise InputError(f"pins: expected {expected}, got {pinned}")
+            limits[layer - 1] = (pinned, pinned)
+        return limits
+
+    def clip(self, num_iterations: Sequence[int], teacher: ModelIdentity) -> list[int]:
+        """The nearest budgets within the bounds."""
+        limits = self.limits(teacher)
+        return [min(max(r, least), most) for r, (least, most) in zip(num_iterations, limits, strict=True)]
+
+    def __str__(self) -> str:
+        """As in "at least 1 iteration a layer, layer 3 at 2"; empty where nothing is bound."""
+        parts = [
+            f"{word} {value} iteration{'' if value == 1 else 's'} a layer"
+            for word, value in (("at least", self.min_iterations), ("at most", self.max_iterations))
+            if value is not None
+        ]
+        return ", ".join(parts + [f"layer {layer} at {r}" for layer, r in sorted(self.pins.items())])
+
+
+def read_pins(texts: Iterable[str]) -> dict[int, int]:
+    """Parse pins of the command line: "3=2" is layer 3, counted from 1, at 2 iterations.
+
+    Raises InputError for anything else, and for a layer that is pinned twice.
+    """
+    pins: dict[int, int] = {}
+    for text in texts:
+        layer, _, r = text.partition("=")
+        if not (layer.strip().isdecimal() and r.strip().isdecimal()):
+            raise InputError(f"pin: expected LAYER=ITERATIONS, as in 3=2, got {text!r}")
+        if int(layer) in pins:
+            raise InputError(f"pin: expected each layer once, got layer {int(layer)} twice")
+        pins[int(layer)] = int(r)
+    return pins

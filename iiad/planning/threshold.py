@@ -1,4 +1,4 @@
-"""The threshold rule: which iterations a layer keeps, by their scores."""
+"""The threshold rule: drop a layer's trailing iterations whose scores stay below a threshold."""
 
 from __future__ import annotations
 
@@ -9,41 +9,47 @@ from typing import Literal, cast
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .bounds import Bounds
+from .costs import predicted_loss, predicted_loss_error
 from .plan import Plan
-from .prediction import predicted_loss, predicted_loss_error
+from .targets import Bounds
 
-__all__ = ["NORMALIZATIONS", "normalize_scores", "plan_by_threshold", "threshold_budget"]
+__all__ = ["normalize_scores", "plan_by_threshold", "require_threshold", "threshold_budget"]
 
-NORMALIZATIONS: dict[str, str] = {
-    "none": "scores as they are: the threshold is in the metric's unit",
-    "layer": "each score divided by the largest absolute score of its layer: the threshold is a share of it",
-    "model": "each score divided by the largest absolute score of the model: the threshold is a share of it",
-}
-"""What scores may be divided by before a threshold is laid on them (ours)."""
+NORMALIZATIONS = ("none", "layer", "model")
+"""Divisors of scores before a threshold is applied: 1, the largest of the layer, the largest of the model (ours)."""
 
 
 def normalize_scores(scores: Sequence[Sequence[float]], how: str) -> list[list[float]]:
-    """The scores as shares of the largest absolute one of their layer or of the model, or as they are (ours).
+    """Divide scores by the largest absolute one of their layer or of the model; "none" leaves them (ours).
 
-    scores: for each layer one number for each of its iterations. how: a key of `NORMALIZATIONS`. Where the largest
-    is 0 the scores stay 0. Raises InputError for another `how`.
+    scores: for each layer one number for each of its iterations. Where the largest is 0 the scores stay 0.
+    Raises InputError for a `how` that is not in `NORMALIZATIONS`.
     """
-    if how == "layer":
-        return [_shares(layer, max(map(abs, layer), default=0.0)) for layer in scores]
+    if how not in NORMALIZATIONS:
+        raise InputError(f"normalize: expected one of {', '.join(NORMALIZATIONS)}, got {how!r}")
+    if how == "none":
+        return [list(layer) for layer in scores]
+    largest = [max(map(abs, layer), default=0.0) for layer in scores]
     if how == "model":
-        largest = max((abs(score) for layer in scores for score in layer), default=0.0)
-        return [_shares(layer, largest) for layer in scores]
-    if how != "none":
-        raise InputError(f"normalize: found {how!r}; accepted: {', '.join(NORMALIZATIONS)}")
-    return [list(layer) for layer in scores]
+        largest = [max(largest)] * len(largest)
+    return [
+        [score / most if most else 0.0 for score in layer]
+        for layer, most in zip(scores, largest, strict=True)
+    ]
+
+
+def require_threshold(threshold: float) -> None:
+    """Raise InputError unless the threshold is a finite number from 0."""
+    if not math.isfinite(threshold) or threshold < 0:
+        raise InputError(f"threshold: expected a number from 0, got {threshold}")
 
 
 def threshold_budget(scores: Sequence[Sequence[float]], threshold: float) -> list[int]:
     """r_t for each layer: the last iteration whose score is at least the threshold, or 0 where none is (ours).
 
     Trailing iterations below it are dropped; one that comes before an iteration at or above it stays, because
-    iterations run in order. A higher threshold never adds an iteration. Threshold 0 keeps every iteration.
+    iterations run in order. A higher threshold never adds an iteration. Threshold 0 keeps every iteration, by
+    definition, even one that does harm, whose score is below 0.
     """
     if threshold == 0:
         return [len(layer) for layer in scores]
@@ -57,20 +63,15 @@ def plan_by_threshold(
     normalize: str = "none",
     bounds: Bounds | None = None,
 ) -> Plan:
-    """Keep of each layer the iterations up to the last one whose influence reaches the threshold (ours).
+    """Make the plan of the threshold rule, see `threshold_budget` (ours).
 
-    Trailing iterations below it are dropped; one that comes before an iteration at or above it stays, because
-    iterations run in order. A higher threshold never adds an iteration. Threshold 0 keeps the whole teacher, by
-    definition: an iteration that does harm has a score below zero and is dropped by any threshold above 0.
-
-    threshold: at least 0, in the metric's unit or, where scores are normalized, a share of the largest.
-    normalize: none, layer or model, see `NORMALIZATIONS`.
+    threshold: from 0, in the metric's unit or, where scores are normalized, a share of the largest.
+    normalize: none, layer or model.
     bounds: each layer's budget is then clipped to them, at threshold 0 too. Default: none.
 
-    Raises InputError for another threshold, for NaN and infinity, and for a metric that the profile does not hold.
+    Raises InputError for a value that is not accepted, and for a metric that the profile does not hold.
     """
-    if not math.isfinite(threshold) or threshold < 0:
-        raise InputError(f"threshold: found {threshold}; accepted: a number from 0")
+    require_threshold(threshold)
     bounds = bounds or Bounds()
     scores = profile.scores_of(metric)
     kept = threshold_budget(normalize_scores(scores, normalize), threshold)
@@ -99,7 +100,3 @@ def _explain(threshold: float, metric: str, normalize: str, bounds: Bounds) -> s
         f"each layer keeps its iterations up to the last one whose influence by {metric} reaches "
         f"{threshold:.4g}{share}{clipped}"
     )
-
-
-def _shares(scores: Sequence[float], largest: float) -> list[float]:
-    return [score / largest if largest else 0.0 for score in scores]

@@ -1,24 +1,23 @@
-"""The verification: what plans truly cost the untrained, truncated teacher, beside what was predicted.
+"""The verification: true loss of plans on the untrained, truncated teacher, beside the predicted loss.
 
-Needs no torch; `iiad.evaluation.plan_trials` measures.
+`iiad.evaluation.plan_trials` measures it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Profile
 
 from .baselines import baseline_plans
-from .bounds import Bounds
-from .costs import overhead_cut
-from .curve import pareto_front, shortest_threshold, threshold_curve
-from .planner import plan_by_target
-from .prediction import predicted_loss
+from .costs import overhead_cut, predicted_loss
+from .curve import AnyPoint, TradeOff, shortest_threshold
+from .search import plan_by_target
 from .targets import Targets
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "Verification",
     "VerificationSettings",
     "VerifiedPlan",
-    "additivity",
     "candidates",
     "verified",
 ]
@@ -35,18 +33,18 @@ Kind = Literal["plan", "threshold", "front", "metric", "baseline"]
 
 
 class Candidate(Record):
-    """A plan that is to be verified, and where it comes from."""
+    """A plan to verify, and where it comes from."""
 
     kind: Kind = Field(
         description="the plan itself, a point of the threshold's curve or of the Pareto front, the best plan of as "
         "many evaluations by another metric, or a baseline"
     )
-    name: str = Field(description="what tables call it")
+    name: str = Field(description="row label")
     num_iterations: list[int]
 
 
 class VerifiedPlan(Candidate):
-    """What a plan is predicted to lose and what it loses, untrained; means over tokens, in nats."""
+    """Predicted and true loss of a plan, untrained; means over tokens, in nats."""
 
     overhead_cut: float = Field(description="iterations dropped / iterations of the teacher")
     predicted: float = Field(description="sum of the dropped scores, in the metric's unit")
@@ -83,80 +81,94 @@ class Verification(Artefact):
     @classmethod
     def _plan_first(cls, plans: list[VerifiedPlan]) -> list[VerifiedPlan]:
         if any(plan.kind == "plan" for plan in plans[1:]):
-            raise ValueError("found the plan itself behind others; accepted: first or not at all")
+            raise ValueError("expected the plan itself first or not at all, got it behind others")
         return plans
 
     @property
     def points(self) -> list[VerifiedPlan]:
-        """The plan and the points of curve and front, each different one once."""
-        different: dict[tuple[int, ...], VerifiedPlan] = {}
-        for plan in self.plans:
-            if plan.kind in ("plan", "threshold", "front"):
-                different.setdefault(tuple(plan.num_iterations), plan)
-        return list(different.values())
+        """The plan and the points of curve and front, each budget once."""
+        return self._different("plan", "threshold", "front")
+
+    @property
+    def equal_cost(self) -> list[VerifiedPlan]:
+        """The plan and those of as many iterations, or nearly, each budget once."""
+        return self._different("plan", "metric", "baseline")
 
     def true_loss(self, plan: VerifiedPlan) -> float:
-        """What the metric predicts, measured: the loss for `loss` and `taylor`, the KL for the others."""
+        """Measured value of what the metric predicts: the loss for `loss` and `taylor`, the KL for the others."""
         return plan.loss if self.metric in ("loss", "taylor") else plan.kl
+
+    def rank_correlation(self, plans: Sequence[VerifiedPlan]) -> float | None:
+        """Spearman's rank correlation of predicted and true loss over plans; None for fewer than three."""
+        return rank_correlation([plan.predicted for plan in plans], [self.true_loss(plan) for plan in plans])
+
+    @property
+    def additivity(self) -> float | None:
+        """True loss / predicted loss, over all points of curve and front together (ours); 1: scores add up.
+
+        None for a metric whose scores are no losses, and where nothing was predicted to be lost.
+        """
+        if self.metric not in ("kl", "loss", "taylor"):
+            return None
+        predicted = sum(plan.predicted for plan in self.points)
+        return sum(map(self.true_loss, self.points)) / predicted if predicted > 0 else None
+
+    def _different(self, *kinds: Kind) -> list[VerifiedPlan]:
+        different: dict[tuple[int, ...], VerifiedPlan] = {}
+        for plan in self.plans:
+            if plan.kind in kinds:
+                different.setdefault(tuple(plan.num_iterations), plan)
+        return list(different.values())
 
 
 def candidates(
     profile: Profile,
-    metric: str,
+    curves: TradeOff,
     num_iterations: Sequence[int] | None = None,
     *,
-    normalize: str = "none",
-    bounds: Bounds | None = None,
     num_points: int = 12,
     num_random: int = 5,
     seed: int = 0,
 ) -> list[Candidate]:
-    """The plans that say whether predictions can be trusted, and whether influence beats choosing without it.
+    """Choose plans that test the predictions, and plans chosen without influence to compare with.
 
-    The plan (num_iterations) itself; points of the threshold's curve and, where no threshold gives them, of the
-    Pareto front, at most num_points of each, evenly thinned; the best plan by each other metric of the profile, of
-    at most as many iterations as the plan, or as the middle of the curve where there is none, and baselines of as
-    many. All keep to the bounds. The teacher is left out.
+    num_iterations: the plan itself. curves: of the profile, by the plan's metric and within its bounds. num_points:
+    most points of the threshold's curve, and most of the Pareto front where no threshold gives them, evenly thinned.
+
+    Added are the best plan by each other metric of the profile, of at most as many iterations as the plan, or as the
+    middle of the curve where there is none, and baselines of as many, num_random of them random. The teacher is left
+    out.
     """
-    curve = threshold_curve(profile, metric, normalize, bounds)
-    ruled = {point.num_iterations for point in curve}
-    others = [point for point in pareto_front(profile, metric, bounds) if point.num_iterations not in ruled]
+    teacher, ruled = profile.model, {point.num_iterations for point in curves.thresholds}
+    others = [point for point in curves.front if point.num_iterations not in ruled]
     found: list[tuple[Kind, str, Sequence[int]]] = []
     if num_iterations is not None:
         found.append(("plan", "plan", num_iterations))
-    points, rest = _thinned(curve, num_points), _thinned(others, num_points)
     found += [
-        ("threshold", f"threshold {shortest_threshold(point)}", point.num_iterations) for point in points
+        ("threshold", f"threshold {shortest_threshold(point)}", point.num_iterations)
+        for point in _thinned(curves.thresholds, num_points)
     ]
-    found += [("front", f"best of {point.num_evaluations}", point.num_iterations) for point in rest]
-    middle = num_iterations if num_iterations is not None else curve[len(curve) // 2].num_iterations
-    evaluations = sum(middle) + profile.model.num_start_evaluations * profile.model.num_layers
+    found += [
+        ("front", f"best of {point.num_evaluations}", point.num_iterations)
+        for point in _thinned(others, num_points)
+    ]
+    middle = num_iterations or curves.thresholds[len(curves.thresholds) // 2].num_iterations
+    evaluations = sum(middle) + teacher.num_start_evaluations * teacher.num_layers
     for other in profile.scores:
-        if other != metric:
-            plan = plan_by_target(profile, Targets(max_evaluations=evaluations), other, bounds)
+        if other != curves.metric:
+            plan = plan_by_target(profile, Targets(max_evaluations=evaluations), other, curves.bounds)
             found.append(("metric", f"by {other}", plan.num_iterations))
-    for name, baseline in baseline_plans(profile.model, sum(middle), num_random, seed, bounds):
+    for name, baseline in baseline_plans(teacher, sum(middle), num_random, seed, curves.bounds):
         found.append(("baseline", name, baseline))
     return [
         Candidate(kind=kind, name=name, num_iterations=list(budget))
         for kind, name, budget in found
-        if list(budget) != profile.model.num_iterations
+        if list(budget) != teacher.num_iterations
     ]
 
 
-def additivity(verification: Verification) -> float | None:
-    """True loss / predicted loss, over all points of curve and front together (ours); 1: scores add up.
-
-    None for a metric whose scores are no losses, and where nothing was predicted to be lost.
-    """
-    if verification.metric not in ("kl", "loss", "taylor"):
-        return None
-    predicted = sum(plan.predicted for plan in verification.points)
-    return sum(map(verification.true_loss, verification.points)) / predicted if predicted > 0 else None
-
-
 def verified(candidate: Candidate, profile: Profile, metric: str, **measured: float | None) -> VerifiedPlan:
-    """A candidate with what was predicted of it and what was measured."""
+    """Join a candidate with its predicted loss and what was measured of it."""
     return VerifiedPlan(
         **candidate.model_dump(),
         overhead_cut=overhead_cut(candidate.num_iterations, profile.model.num_iterations),
@@ -165,7 +177,8 @@ def verified(candidate: Candidate, profile: Profile, metric: str, **measured: fl
     )
 
 
-def _thinned(points: Sequence[Any], most: int) -> list[Any]:
+def _thinned(points: Sequence[AnyPoint], most: int) -> list[AnyPoint]:
+    """At most so many of the points, at even distances, the first and the last among them."""
     if len(points) <= most:
         return list(points)
     return [points[round(k * (len(points) - 1) / (most - 1))] for k in range(most)]

@@ -1,4 +1,4 @@
-"""A verification as a table: what was predicted of plans beside what they cost the untrained teacher."""
+"""Tables of a verification: predicted loss of plans beside their true loss on the untrained teacher."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from iiad.influence.diagnostics import rank_correlation
-from iiad.planning.prediction import LOSS_UNITS
-from iiad.planning.verification import Verification, VerifiedPlan, additivity
+from iiad.planning.costs import LOSS_UNITS
+from iiad.planning.verification import Verification, VerifiedPlan
 from iiad.progress import print_status
 
 from .evaluation_tables import format_share, stacked_tables
@@ -19,27 +18,16 @@ from .pictures import draw_verification
 
 __all__ = ["VerificationReport", "draw_predictions", "verification_remarks"]
 
-TITLES = {
-    "plan": "the plan",
-    "threshold": "points of the threshold's curve",
-    "front": "best plans by prediction (Pareto front)",
-    "metric": "best plans by other metrics, of at most as many iterations",
-    "baseline": "chosen without influence, as many iterations as the plan",
+KINDS = {
+    "plan": ("plan", "the plan"),
+    "threshold": ("threshold", "points of the threshold's curve"),
+    "front": ("Pareto front", "best plans by prediction (Pareto front)"),
+    "metric": ("other metrics", "best plans by other metrics, of at most as many iterations"),
+    "baseline": ("no influence", "chosen without influence, as many iterations as the plan"),
 }
-
-
-EQUAL_COST = ("plan", "metric", "baseline")
-"""Kinds of as many iterations as the plan, or nearly."""
+"""Kind of plan -> its name in a picture's legend and its table's title."""
 
 COLUMNS = ["plan", "iterations", "overhead\ncut", "predicted", "true KL", "loss\ngrows by", "perplexity"]
-
-PICTURE_NAMES = {
-    "plan": "plan",
-    "threshold": "threshold",
-    "front": "Pareto front",
-    "metric": "other metrics",
-    "baseline": "no influence",
-}
 
 
 class VerificationReport:
@@ -56,20 +44,19 @@ class VerificationReport:
             f"perplexity {math.exp(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
         sign = "+-" if options.ascii_only else "±"
-        for kind, title in TITLES.items():
-            plans = [plan for plan in verification.plans if plan.kind == kind]
-            if plans:
+        for kind, (_, title) in KINDS.items():
+            rows = [self._cells(plan, sign) for plan in verification.plans if plan.kind == kind]
+            if rows:
                 yield Text(title, style="italic")
-                yield from stacked_tables(
-                    COLUMNS, [self._cells(plan, sign) for plan in plans], options.max_width
-                )
+                yield from stacked_tables(COLUMNS, rows, options.max_width)
                 yield Text()
         yield Text("\n".join(verification_remarks(verification)))
 
     def _cells(self, plan: VerifiedPlan, sign: str) -> list[str]:
+        separator = "" if max(plan.num_iterations) < 10 else " "  # as in 2211
         return [
             plan.name,
-            format_plan(plan.num_iterations),
+            separator.join(map(str, plan.num_iterations)),
             format_share(plan.overhead_cut),
             f"{plan.predicted:.4f}",
             _measured(plan.kl, plan.kl_error, sign),
@@ -78,39 +65,22 @@ class VerificationReport:
         ]
 
 
-def format_plan(num_iterations: Sequence[int]) -> str:
-    """As in 2211: a digit a layer, or numbers with spaces between where one is above 9."""
-    return ("" if max(num_iterations) < 10 else " ").join(map(str, num_iterations))
-
-
 def verification_remarks(verification: Verification) -> list[str]:
-    """What the figures say, in words: are scores additive, do they rank plans, does influence beat other choices?"""
+    """Say if scores are additive, if they rank plans, and if influence beats choosing without it."""
     remarks = []
-    ratio = additivity(verification)
-    points = verification.points
+    ratio, points, alike = verification.additivity, verification.points, verification.equal_cost
     if ratio is not None:
-        verdict = (
-            "scores add up"
-            if 0.9 <= ratio <= 1.1
-            else "scores are not additive: "
-            f"together, iterations are worth {'more' if ratio > 1 else 'less'} than one by one"
-        )
+        verdict = "scores add up"
+        if not 0.9 <= ratio <= 1.1:
+            than = "more" if ratio > 1 else "less"
+            verdict = f"scores are not additive: together, iterations are worth {than} than one by one"
         remarks.append(f"True loss / predicted loss over the {len(points)} points: {ratio:.2f}: {verdict}.")
-    if len(points) > 2:
-        order = rank_correlation(
-            [plan.predicted for plan in points], [verification.true_loss(plan) for plan in points]
-        )
-        if order is not None:
-            remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
-    alike = list(
-        {tuple(plan.num_iterations): plan for plan in verification.plans if plan.kind in EQUAL_COST}.values()
-    )
-    if len(alike) > 2:
-        order = rank_correlation(
-            [plan.predicted for plan in alike], [verification.true_loss(plan) for plan in alike]
-        )
-        if order is not None:
-            remarks.append(f"Over {len(alike)} different plans of like cost, the harder test: {order:+.2f}.")
+    order = verification.rank_correlation(points)
+    if order is not None:
+        remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
+    order = verification.rank_correlation(alike)
+    if order is not None:
+        remarks.append(f"Over {len(alike)} different plans of like cost, the harder test: {order:+.2f}.")
     first, baselines = verification.plans[0], [plan for plan in verification.plans if plan.kind == "baseline"]
     if first.kind == "plan" and baselines:
         remarks.append(_against_baselines(first, baselines))
@@ -132,11 +102,10 @@ def _against_baselines(plan: VerifiedPlan, baselines: Sequence[VerifiedPlan]) ->
 
 
 def draw_predictions(verification: Verification, folder: str | Path) -> list[Path]:
-    """Predicted against true loss of every plan, by where it comes from. Raises InputError as `draw_verification`."""
-    errors = {"loss": "loss_error", "taylor": "loss_error"}
-    error = errors.get(verification.metric, "kl_error")
+    """Draw predicted against true loss of every plan, by where it comes from. Errors as of `draw_verification`."""
+    error = "loss_error" if verification.metric in ("loss", "taylor") else "kl_error"
     points = [
-        (PICTURE_NAMES[plan.kind], plan.predicted, verification.true_loss(plan), getattr(plan, error))
+        (KINDS[plan.kind][0], plan.predicted, verification.true_loss(plan), getattr(plan, error))
         for plan in sorted(verification.plans, key=lambda plan: plan.kind == "plan")  # on top of the others
     ]
     paths = draw_verification(points, folder, unit=LOSS_UNITS[verification.metric])

@@ -217,7 +217,7 @@ def test_a_plan_for_another_teacher_is_refused_everywhere(iiad, pipeline, text_f
     ):
         code, _, err = iiad(*command)
         assert code == 2, command
-        assert "was made for teacher" in err
+        assert "expected one for teacher" in err
         assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

@@ -181,7 +181,7 @@ def test_a_plan_for_another_teacher_or_another_depth_is_refused(teacher_folder, 
     plan = json.loads(plan_file.read_text())
     bad = tmp_path / "plan.json"
     bad.write_text(json.dumps({**plan, "teacher": {**plan["teacher"], "fingerprint": "0" * 64}}))
-    assert "was made for teacher" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
+    assert "expected one for teacher" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
     bad.write_text(json.dumps({**plan, "num_iterations": [1, 1, 1]}))
     assert "found 3 layers; accepted: 2" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
     bad.write_text(json.dumps({**plan, "num_iterations": [3, 0]}))

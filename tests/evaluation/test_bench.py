@@ -142,7 +142,7 @@ def test_bad_values_are_refused_before_a_model_is_loaded(folders, monkeypatch, o
 
 
 def test_a_plan_for_another_teacher_is_refused(folders):
-    with pytest.raises(InputError, match="plan: was made for teacher"):
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
         bench_models([folders.student], plan=folders.plan, **QUICK)
 
 

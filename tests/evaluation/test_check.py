@@ -84,7 +84,7 @@ def test_a_fault_is_exit_code_1_with_the_table_and_the_file(iiad, pair, tmp_path
         (["{teacher}", "--teacher", "missing"], "missing: no such model folder"),
         (["{teacher}", "--plan", "{plan}"], "plan: expected a teacher with it, got none"),
         (["{student}", "--teacher", "{teacher}", "--plan", "missing.json"], "missing.json: no such file"),
-        (["{teacher}", "--teacher", "{student}", "--plan", "{plan}"], "plan: was made for teacher"),
+        (["{teacher}", "--teacher", "{student}", "--plan", "{plan}"], "plan: expected one for teacher"),
         (["{student}", "--teacher", "{llama}"], "teacher: expected a model with iterations, got"),
         (["{teacher}", "--prompt-tokens", "3"], "prompt_tokens: expected at least 4, got 3"),
         (["{teacher}", "--new-tokens", "1"], "new_tokens: expected at least 2, got 1"),

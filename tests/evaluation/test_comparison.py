@@ -191,7 +191,7 @@ def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
 
 
 def test_a_plan_for_another_teacher_is_refused(folders):
-    with pytest.raises(InputError, match="plan: was made for teacher"):
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
         run(folders, folders.student, plan=folders.plan)
 
 

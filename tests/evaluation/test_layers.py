@@ -255,7 +255,7 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(
 
 
 def test_a_plan_for_another_teacher_is_refused(folders):
-    with pytest.raises(InputError, match="plan: was made for teacher"):
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
         measure_latency(folders.student, plan=folders.plan, **QUICK)
 
 

@@ -11,7 +11,7 @@ from iiad.errors import InputError
 from iiad.evaluation.plan_trials import measure_truncations, verify_plans
 from iiad.influence import measure_influence, profile_model
 from iiad.models.layers import IterativeLayer
-from iiad.planning import Plan
+from iiad.planning import Plan, trade_off
 from iiad.planning.verification import Candidate, Verification, candidates
 from tests.helpers import VARIANTS, make_iiet
 from tests.influence.naive import naive_kl, naive_nll
@@ -100,7 +100,7 @@ def verify(world, plans, model="model", metric="kl", **options):
 
 def test_a_verification_holds_every_kind_of_plan_and_comes_back_from_its_file(world, tmp_path):
     _, profile = world
-    plans = candidates(profile, "kl", [1, 0, 1], num_random=3)
+    plans = candidates(profile, trade_off(profile), [1, 0, 1], num_random=3)
     made = verify(world, plans)
     assert made.plans[0].num_iterations == [1, 0, 1]
     assert {plan.kind for plan in made.plans} >= {"plan", "threshold", "metric", "baseline"}
@@ -155,7 +155,7 @@ def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypa
 
 def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
     _, profile = world
-    found = candidates(profile, "kl", num_points=3, num_random=2)
+    found = candidates(profile, trade_off(profile), num_points=3, num_random=2)
     assert found[0].kind == "threshold"
     assert sum(candidate.kind == "threshold" for candidate in found) <= 3
     counts = {sum(candidate.num_iterations) for candidate in found if candidate.kind == "baseline"}
@@ -211,11 +211,11 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verify", "model"], "verify: --verify and --data go together"),
-        (["--data", "text.txt"], "verify: --verify and --data go together"),
-        (["--verification", "v.json"], "--verification needs both"),
-        (["--max-tokens", "64"], "verify: found none; accepted with --max-tokens"),
-        (["--text-field", "body"], "verify: found none; accepted with --max-tokens and --text-field"),
+        (["--verify", "model"], "verify: expected --verify and --data together"),
+        (["--data", "text.txt"], "verify: expected --verify and --data together"),
+        (["--verification", "v.json"], "verify: expected --verify with --verification"),
+        (["--max-tokens", "64"], "verify: expected --verify with .*--max-tokens"),
+        (["--text-field", "body"], "verify: expected --verify with .*--text-field"),
         (["--verify", "nowhere", "--data", "nothing.txt"], "nothing.txt"),
         (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
     ],

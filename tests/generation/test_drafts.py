@@ -91,7 +91,7 @@ def test_a_plan_for_another_teacher_is_refused():
     teacher, other = make_iiet(num_iterations=2), make_iiet(num_iterations=2, hidden_size=64)
     plan = Plan.explicit([1, 0, 0], identify_model(other, "other"))
     identity: ModelIdentity = identify_model(teacher, "teacher")
-    with pytest.raises(InputError, match="plan: was made for teacher other"):
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
         load_draft("self", teacher, identity, plan=plan)
     fitting = Plan.explicit([1, 0, 0], identity)
     assert load_draft("self", teacher, identity, plan=fitting).model.config.iterations == [1, 0, 0]

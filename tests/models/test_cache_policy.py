@@ -126,7 +126,8 @@ def test_costs_follow_the_policy():
 
 def test_a_plan_for_a_shared_cache_is_reported_to_save_nothing_of_it():
     exact, shared = (identify_model(model, "model") for model in pair(num_iterations=2))
-    reports = [printed(PlanReport(Plan.explicit([2, 1, 0], identity)), 100) for identity in (exact, shared)]
+    plans = [Plan.explicit([2, 1, 0], identity) for identity in (exact, shared)]
+    reports = [printed(PlanReport(plan, plan.costs()), 100) for plan in plans]
     cuts = [next(line for line in report.splitlines() if "of the cache" in line) for report in reports]
     assert "33.3% of the cache" in cuts[0]
     assert " 0.0% of the cache" in cuts[1]

@@ -65,7 +65,7 @@ def test_random_plans_are_drawn_uniformly_and_repeat_with_the_seed():
 
 
 def test_what_no_plan_can_keep_is_refused():
-    with pytest.raises(InputError, match="num_kept: found 7; accepted: 0 to 6, the teacher's"):
+    with pytest.raises(InputError, match="num_kept: expected 0 to 6, the teacher's, got 7"):
         baseline_plans(teacher_of([3, 3]), 7, 0, 0)
-    with pytest.raises(InputError, match="num_random: found -1; accepted"):
+    with pytest.raises(InputError, match="num_random: expected a whole number from 0, got -1"):
         baseline_plans(teacher_of([3, 3]), 3, -1, 0)

@@ -97,7 +97,7 @@ def test_seconds_and_settings_come_from_the_table():
 
 @pytest.mark.parametrize("name", ["context", "batch_size"])
 def test_no_tokens_and_no_sequences_are_refused(name):
-    with pytest.raises(InputError, match=f"{name}: found 0; accepted: a whole number from 1"):
+    with pytest.raises(InputError, match=f"{name}: expected a whole number from 1, got 0"):
         cost_of(TEACHER, [1, 0, 1], **{name: 0})
 
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from cli.plan import plan as command
 from iiad.errors import InputError
-from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
-from iiad.planning.stability import keep_frequency
+from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold, trade_off
+from iiad.planning.stability import keep_frequency, plan_keep_frequency
 from iiad.reporting.plan_tables import CurveReport, PlanReport
 from tests.helpers import make_profile, make_table, printed
 
@@ -89,43 +89,55 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threshold", "-1"], "threshold: found -1.0"),
-        (["--threshold", "nan"], "threshold: found nan"),
+        (["--threshold", "-1"], "threshold: expected a number from 0, got -1.0"),
+        (["--threshold", "nan"], "threshold: expected a number from 0, got nan"),
         (
             ["--threshold", "0.1", "--metric", "cosine"],
-            "metric: expected one that the profile holds, kl, got 'cosine'",
+            "metric: expected .*, kl, got 'cosine'",
         ),
-        ([], "found neither a threshold nor a target; accepted: --threshold, .*--curve"),
-        (["--threshold", "0.1", "--speedup", "2"], "threshold: found beside speedup; accepted"),
-        (["--overhead-cut", "1.2"], "overhead_cut: found 1.2; accepted: a share from 0 to 1"),
+        ([], "targets: expected one of --threshold, .*--curve"),
+        (
+            ["--threshold", "0.1", "--speedup", "2"],
+            "threshold: expected a threshold or targets, got it and speedup",
+        ),
+        (["--overhead-cut", "1.2"], "overhead_cut: expected a share from 0 to 1, got 1.2"),
         (
             ["--overhead-cut", "0.9", "--pin", "3=3"],
-            "overhead_cut: found 0.9; accepted: at most 0.4 within the bo",
+            "overhead_cut: expected at most 0.4 within the bounds, got 0.9",
         ),
-        (["--speedup", "2"], "speedup: found no latency table"),
+        (["--speedup", "2"], "speedup: expected a latency table with it"),
         (
             ["--overhead-cut", "0.5", "--device", "cuda"],
-            "device: found cuda without a latency table; accepted with",
+            "device: expected a latency table .*, got cuda alone",
         ),
-        (["--overhead-cut", "0.5", "--phase", "prefill"], "phase: found prefill without a latency table"),
-        (["--speedup", "2", "--latency", "TABLE", "--device", "cuda"], "measured for device cpu; found cuda"),
+        (
+            ["--overhead-cut", "0.5", "--phase", "prefill"],
+            "phase: expected a latency table .*, got prefill alone",
+        ),
+        (
+            ["--speedup", "2", "--latency", "TABLE", "--device", "cuda"],
+            "a table with device cuda, got cpu",
+        ),
         (
             ["--speedup", "2", "--latency", "TABLE", "--dtype", "bfloat16"],
-            "measured for dtype float32; found bf",
+            "a table with dtype bfloat16, got float32",
         ),
-        (["--speedup", "2", "--latency", "TABLE", "--context", "8"], "measured for context 256; found 8"),
+        (
+            ["--speedup", "2", "--latency", "TABLE", "--context", "8"],
+            "a table with context 8, got 256",
+        ),
         (
             ["--speedup", "2", "--latency", "TABLE", "--phase", "x"],
-            "phase: found 'x'; accepted: decode, prefill",
+            "phase: expected decode or prefill, got x",
         ),
         (["--speedup", "2", "--latency", "none.json"], "none.json: no such file"),
         (
             ["--threshold", "0.1", "--normalize", "rank"],
-            "normalize: found 'rank'; accepted: none, layer, model",
+            "normalize: expected one of none, layer, model, got 'rank'",
         ),
-        (["--threshold", "0.1", "--pin", "3:2"], "pin: found '3:2'; accepted: LAYER=ITERATIONS"),
-        (["--threshold", "0.1", "--context", "0"], "context: found 0; accepted"),
-        (["--curve"], "output: found with --curve alone"),
+        (["--threshold", "0.1", "--pin", "3:2"], "pin: expected LAYER=ITERATIONS"),
+        (["--threshold", "0.1", "--context", "0"], "context: expected a whole number from 1, got 0"),
+        (["--curve"], "output: expected a threshold or a target with it"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, message, run, tmp_path):
@@ -136,7 +148,7 @@ def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, messag
 
 
 def test_a_plan_without_an_output_is_refused(run):
-    with pytest.raises(InputError, match="output: found none; accepted: a file"):
+    with pytest.raises(InputError, match="output: expected a file for the plan, got none"):
         run("--threshold", "0.1", output=False)
 
 
@@ -144,8 +156,13 @@ def test_help_shows_an_example(run):
     assert "iiad plan profile.json --threshold 0.01 --output plan.json" in run("--help").stdout
 
 
+def report(plan, profile=None, latency=None, **counted):
+    costs = plan.costs(**counted, latency=latency)
+    return PlanReport(plan, costs, plan_keep_frequency(plan, profile) if profile else None, latency)
+
+
 def test_the_table_names_which_cut_is_meant_and_what_the_teacher_costs():
-    text = printed(PlanReport(Plan.explicit([1, 0, 1], make_profile().model)))
+    text = printed(report(Plan.explicit([1, 0, 1], make_profile().model)))
     assert "■□□" in text
     assert "5 → 2" in text
     assert "60.0% overhead cut" in text
@@ -162,9 +179,9 @@ def test_the_table_names_which_cut_is_meant_and_what_the_teacher_costs():
 
 def test_the_table_survives_an_ascii_terminal():
     plan = plan_by_threshold(PROFILE, 0.4)
-    for report in (PlanReport(plan, PROFILE), CurveReport(PROFILE)):
-        printed(report, encoding="ascii").encode("ascii")
-    text = printed(PlanReport(plan), encoding="ascii")
+    for shown in (report(plan, PROFILE), CurveReport(trade_off(PROFILE))):
+        printed(shown, encoding="ascii").encode("ascii")
+    text = printed(report(plan), encoding="ascii")
     assert "#.." in text
     assert "5 -> 2" in text
     assert "+-" in text
@@ -173,24 +190,24 @@ def test_the_table_survives_an_ascii_terminal():
 def test_a_threshold_plan_shows_how_often_each_iteration_is_kept():
     scores = {"kl": [[0.5, 0.105], [], [0.9, 0.05, 0.3]]}
     profile = make_profile(scores, (2, 0, 3))  # batches 10 % to both sides: 0.105 is near the threshold
-    text = printed(PlanReport(plan_by_threshold(profile, 0.1), profile))
+    text = printed(report(plan_by_threshold(profile, 0.1), profile))
     share = keep_frequency(profile, "kl", 0.1)[0][1]
     assert 0 < share < 1
     assert re.search(rf"100% +{share:.0%}", text)
     pinned = plan_by_threshold(profile, 0.1, bounds=Bounds(pins={1: 1}))
-    assert re.search(r"100% +0%", printed(PlanReport(pinned, profile)))
+    assert re.search(r"100% +0%", printed(report(pinned, profile)))
     one = make_profile(scores, (2, 0, 3), errors=False)
-    for report in (
-        PlanReport(plan_by_threshold(one, 0.1), one),
-        PlanReport(plan_by_target(profile, Targets(overhead_cut=0.5)), profile),
+    for plan, known in (
+        (plan_by_threshold(one, 0.1), one),
+        (plan_by_target(profile, Targets(overhead_cut=0.5)), profile),
     ):
-        assert "kept in" not in printed(report)
+        assert "kept in" not in printed(report(plan, known))
 
 
 def test_the_report_says_what_is_lost_and_how_far_to_trust_the_clock():
     table = make_table(PROFILE.model)
     plan = plan_by_target(PROFILE, Targets(speedup=1.5), latency=table)
-    text = " ".join(printed(PlanReport(plan, PROFILE, table)).split())
+    text = " ".join(printed(report(plan, PROFILE, latency=table)).split())
     assert "a speedup of decode of at least 1.5" in text
     assert "Predicted loss by kl: 0.45 ± 0.017 nats per token, if the layers add up." in text
     assert "9 → 6 ms" in text
@@ -199,13 +216,13 @@ def test_the_report_says_what_is_lost_and_how_far_to_trust_the_clock():
     assert "cpu (a CPU), float32" in text
     assert "2 sequences of 256 tokens" in text
     bare = plan_by_threshold(PROFILE, 100.0)
-    assert "134 parameters of the teacher have no use under the plan" in printed(PlanReport(bare))
-    bytes_and_loss = printed(PlanReport(bare, context=2048, batch_size=4))
+    assert "134 parameters of the teacher are unused under the plan" in printed(report(bare))
+    bytes_and_loss = printed(report(bare, context=2048, batch_size=4))
     assert "6.55 MB → 2.46 MB" in bytes_and_loss
 
 
 def test_the_curve_shows_the_front_beside_thresholds_with_their_knees():
-    text = printed(CurveReport(PROFILE, latency=make_table(PROFILE.model)))
+    text = printed(CurveReport(trade_off(PROFILE), make_table(PROFILE.model)))
     rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == ["8", "7", "6", "5", "4", "3"]
     assert rows[3] == ["5", "60.0%", "0.45 ◄", "6", "0.39 ◄", "0.45"]
@@ -220,8 +237,7 @@ def test_the_curve_shows_the_front_beside_thresholds_with_their_knees():
 def test_a_long_curve_is_thinned_and_says_so():
     scores = [[1 / (1 + t + 3 * i) for i in range(3)] for t in range(24)]
     profile = make_profile({"kl": scores}, (3,) * 24)
-    report = CurveReport(profile)
-    text = printed(report)
+    text = printed(CurveReport(trade_off(profile)))
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert len(rows) == 40
     assert "Thinned: 40 of 73 rows are shown." in text

@@ -194,11 +194,11 @@ def test_a_data_set_without_batches_cannot_be_compared():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"threshold": -0.1}, "threshold: found -0.1; accepted"),
-        ({"threshold": math.nan}, "threshold: found nan"),
+        ({"threshold": -0.1}, "threshold: expected a number from 0, got -0.1"),
+        ({"threshold": math.nan}, "threshold: expected .*, got nan"),
         ({"metric": "loss"}, "metric: expected one that the profile holds, cosine, kl, got 'loss'"),
-        ({"normalize": "all"}, "normalize: found 'all'"),
-        ({"num_samples": 0}, "num_samples: found 0; accepted: at least 1"),
+        ({"normalize": "all"}, "normalize: expected .*, got 'all'"),
+        ({"num_samples": 0}, "num_samples: expected at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_resampled_is_refused(arguments, problem):

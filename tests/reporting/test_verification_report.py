@@ -2,7 +2,8 @@
 
 import pytest
 
-from iiad.planning.verification import Verification, VerificationSettings, additivity, candidates, verified
+from iiad.planning import trade_off
+from iiad.planning.verification import Verification, VerificationSettings, candidates, verified
 from iiad.reporting.verification_tables import VerificationReport, draw_predictions, verification_remarks
 from tests.helpers import make_profile, printed
 
@@ -16,7 +17,7 @@ def make_verification(true_share=1.0, metric="kl", plan=(1, 0, 1), shift=0.0, sc
     """Plans whose true loss is `true_share` of what is predicted; baselines lose `shift` more."""
     profile = make_profile(scores)
     plans = []
-    for candidate in candidates(profile, metric, plan, num_random=2):
+    for candidate in candidates(profile, trade_off(profile, metric), plan, num_random=2):
         predicted = verified(
             candidate, profile, metric, kl=0, kl_error=None, loss=0, loss_error=None
         ).predicted
@@ -59,13 +60,13 @@ def test_a_narrow_terminal_gets_several_tables_and_whole_words():
 )
 def test_additivity_is_said_in_words(share, words):
     made = make_verification(share)
-    assert additivity(made) == pytest.approx(share)
+    assert made.additivity == pytest.approx(share)
     assert words in verification_remarks(made)[0]
 
 
 def test_scores_that_are_no_losses_are_compared_by_rank_alone():
     made = make_verification(metric="cosine")
-    assert additivity(made) is None
+    assert made.additivity is None
     assert "Rank correlation of predicted and true loss" in verification_remarks(made)[0]
 
 
@@ -84,7 +85,7 @@ def test_the_picture_is_drawn(tmp_path):
 def test_the_plan_comes_first():
     made = make_verification()
     assert made.plans[0] == made.points[0]
-    with pytest.raises(ValueError, match="found the plan itself behind others"):
+    with pytest.raises(ValueError, match="expected the plan itself first"):
         Verification.model_validate(
             {**made.model_dump(), "plans": [p.model_dump() for p in made.plans[::-1]]}
         )

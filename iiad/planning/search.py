@@ -1,0 +1,249 @@
+"""Search for the best plan that reaches targets, among all plans, not only those that a threshold gives.
+
+Targets on counts and loss pick a point of the Pareto front. Where a latency table has a say, `scipy.optimize.milp`
+searches. All definitions here are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+
+from iiad.artefacts import ModelIdentity
+from iiad.errors import InputError
+from iiad.influence.profile import Profile
+
+from .costs import LOSS_UNITS, compute_cut, dropped_scores, overhead_cut, predicted_loss, predicted_loss_error
+from .curve import pareto_front
+from .latency import LatencyTable, PhaseLatency, check_latency
+from .plan import Plan
+from .targets import Bounds, Targets
+from .threshold import plan_by_threshold
+
+__all__ = ["TOLERANCE", "make_plan", "minimise", "plan_by_target"]
+
+TOLERANCE = 1e-6
+"""Share of a target by which a plan may miss it, and of the largest single number by which `minimise` may err."""
+
+AT_LEAST = ("overhead_cut", "compute_cut", "speedup")
+"""Targets that are the least of what they name; the others are the most."""
+
+Rows = Sequence[Sequence[float]]
+"""For each layer one number for each of its choices."""
+
+
+def make_plan(
+    profile: Profile,
+    threshold: float | None = None,
+    targets: Targets | None = None,
+    metric: str = "kl",
+    normalize: str | None = None,
+    bounds: Bounds | None = None,
+    latency: LatencyTable | None = None,
+) -> Plan:
+    """Make the plan by a threshold or by targets, whichever is given.
+
+    Raises InputError for both and for neither, for `normalize` with targets, and as the two functions do.
+    """
+    if threshold is None and not targets:
+        names = ["threshold", *(name for name in Targets.__dataclass_fields__ if name != "phase")]
+        options = ", ".join("--" + name.replace("_", "-") for name in names)
+        raise InputError(f"targets: expected one of {options}, got none; --curve shows all plans")
+    if threshold is not None:
+        if targets:
+            given = ", ".join(targets.given)
+            raise InputError(f"threshold: expected a threshold or targets, got it and {given}")
+        return plan_by_threshold(profile, threshold, metric, normalize or "none", bounds)
+    if normalize is not None:
+        raise InputError(f"normalize: expected a threshold to go with it, got {normalize} and targets")
+    assert targets is not None
+    return plan_by_target(profile, targets, metric, bounds, latency)
+
+
+def plan_by_target(
+    profile: Profile,
+    targets: Targets,
+    metric: str = "kl",
+    bounds: Bounds | None = None,
+    latency: LatencyTable | None = None,
+) -> Plan:
+    """Make the best plan that reaches all targets.
+
+    With targets of cost alone the best is the least predicted loss, the sum of the dropped scores. With
+    `max_score` it is the cheapest: of the fewest evaluations, or of the least seconds of `targets.phase` where a
+    latency table is given. Of equals the one of fewest evaluations, then the one that is quicker or loses less.
+    Iterations with scores below zero are dropped where that helps. Targets hold up to `TOLERANCE`; the best is
+    exact but for the rounding of sums and, where a latency table has a say, up to `TOLERANCE` too.
+
+    bounds: what each layer may run. Default: up to the teacher's. latency: needed for `max_latency_ms` and
+    `speedup`; must be of this teacher.
+
+    Raises InputError for no target, for a latency target without a table, for a table of another model, and for
+    targets that cannot be reached, saying what can.
+    """
+    if not targets:
+        raise InputError("targets: expected at least one, got none")
+    if targets.limits_latency and latency is None:
+        name = "max_latency_ms" if targets.max_latency_ms is not None else "speedup"
+        raise InputError(
+            f"{name}: expected a latency table with it, as `iiad bench --layers` writes, got none"
+        )
+    if latency is not None:
+        check_latency(latency, profile.model)
+    bounds = bounds or Bounds()
+    timed = latency is not None and (targets.limits_latency or targets.max_score is not None)
+    if latency is not None and timed:
+        phase = latency.decode if targets.phase == "decode" else latency.prefill
+        budget = _search_seconds(profile, targets, metric, bounds, phase)
+    else:
+        budget = _search_front(profile, targets, metric, bounds)
+    loss = predicted_loss(profile.scores_of(metric), budget)
+    return Plan(
+        teacher=profile.model,
+        num_iterations=budget,
+        origin="target",
+        metric=metric,
+        targets=targets,
+        bounds=bounds or None,
+        predicted_loss=loss,
+        predicted_loss_error=predicted_loss_error(profile, metric, budget),
+        profile_fingerprint=profile.fingerprint,
+        latency_fingerprint=latency.fingerprint if latency is not None and timed else None,
+        explanation=_explain(targets, metric, bounds, timed),
+    )
+
+
+def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -> list[int]:
+    """Choose one entry for each layer and return its position: least first objective, of equals least second, ...
+
+    objectives: to be least in turn, in total over the chosen entries. limits: numbers and the most that they may
+    total; must be possible. Both hold up to `TOLERANCE`.
+    """
+    import numpy as np
+    from scipy.optimize import Bounds as Range
+    from scipy.optimize import LinearConstraint, milp  # takes a third of a second to import
+
+    lengths = [len(layer) for layer in objectives[0]]
+    layer_of = np.repeat(np.arange(len(lengths)), lengths)  # of each variable, 1 where its entry is chosen
+    one_of_each = (np.arange(len(lengths))[:, None] == layer_of).astype(float)
+    constraints = [LinearConstraint(one_of_each, 1, 1)]
+
+    def scaled(rows: Rows) -> tuple[np.ndarray, float]:
+        numbers = np.array([number for layer in rows for number in layer], dtype=float)
+        scale = float(abs(numbers).max()) or 1.0
+        return numbers / scale, scale
+
+    for rows, most in limits:
+        numbers, scale = scaled(rows)
+        constraints.append(LinearConstraint(numbers, -np.inf, most / scale + TOLERANCE))
+    chosen = np.zeros(len(layer_of), dtype=bool)
+    for rows in objectives:
+        numbers, _ = scaled(rows)
+        found = milp(
+            numbers, integrality=1, bounds=Range(0, 1), constraints=constraints, options={"mip_rel_gap": 0}
+        )
+        assert found.success, found.message
+        chosen = found.x > 0.5
+        constraints.append(LinearConstraint(numbers, -np.inf, numbers[chosen].sum() + TOLERANCE))
+    return [int(chosen[layer_of == t].argmax()) for t in range(len(lengths))]
+
+
+def _search_front(profile: Profile, targets: Targets, metric: str, bounds: Bounds) -> list[int]:
+    """The point of the Pareto front that is best under targets on counts and loss."""
+    front = pareto_front(profile, metric, bounds)  # from most evaluations and least loss to fewest and most
+    counts = [_counts(profile.model, sum(point.num_iterations)) for point in front]
+    _require_reached(targets, counts[-1], bounds)
+    front = [point for point, count in zip(front, counts, strict=True) if _missed(targets, count) is None]
+    if targets.max_score is None:
+        return list(front[0].num_iterations)
+    _require_reached(targets, {"max_score": front[0].predicted_loss}, bounds, f" {LOSS_UNITS[metric]}")
+    front = [p for p in front if _missed(targets, {"max_score": p.predicted_loss}) is None]
+    return list(front[-1].num_iterations)
+
+
+def _search_seconds(
+    profile: Profile, targets: Targets, metric: str, bounds: Bounds, phase: PhaseLatency
+) -> list[int]:
+    """The best plan by a latency table: least loss under a limit on seconds, or least seconds under one on loss."""
+    teacher, scores = profile.model, profile.scores_of(metric)
+    allowed = bounds.limits(teacher)
+    counts = [list(range(low, high + 1)) for low, high in allowed]
+    losses, seconds = (
+        [layer[low : high + 1] for layer, (low, high) in zip(rows, allowed, strict=True)]
+        for rows in (dropped_scores(scores), phase.layers)
+    )
+    seconds[0] = [
+        phase.fixed_seconds + number for number in seconds[0]
+    ]  # so that totals are of the whole call
+    fewest, most = (sum(limit[side] for limit in allowed) for side in (0, 1))
+    _require_reached(targets, _counts(teacher, fewest), bounds)
+    possible = [n for n in range(fewest, most + 1) if _missed(targets, _counts(teacher, n)) is None]
+    limits: list[tuple[Rows, float]] = [(counts, possible[-1])]
+
+    def best(*objectives: Rows) -> list[int]:
+        steps = minimise(objectives, limits)
+        return [low + step for (low, _), step in zip(allowed, steps, strict=True)]
+
+    if targets.limits_latency:
+        whole, quickest = phase.seconds(teacher.num_iterations), phase.seconds(best(seconds))
+        reached = {"max_latency_ms": 1000 * quickest, "speedup": whole / quickest if quickest else math.inf}
+        _require_reached(targets, reached, bounds, f", by the table's seconds of {targets.phase}")
+        if targets.max_latency_ms is not None:
+            limits.append((seconds, max(targets.max_latency_ms / 1000, quickest)))
+        if targets.speedup is not None:
+            limits.append((seconds, max(whole / targets.speedup, quickest)))
+    if targets.max_score is None:
+        return best(losses, counts, seconds)
+    least = predicted_loss(scores, best(losses))
+    _require_reached(targets, {"max_score": least}, bounds, f" {LOSS_UNITS[metric]}")
+    limits.append((losses, max(targets.max_score, least)))
+    return best(seconds, counts, losses)
+
+
+def _counts(teacher: ModelIdentity, num_iterations: int) -> dict[str, float]:
+    """What targets on counts measure, of a plan of so many iterations in all."""
+    evaluations = num_iterations + teacher.num_start_evaluations * teacher.num_layers
+    return {
+        "overhead_cut": overhead_cut([num_iterations], teacher.num_iterations),
+        "compute_cut": compute_cut(evaluations, teacher.num_evaluations),
+        "max_evaluations": evaluations,
+        "max_cache_bytes": teacher.cache_bytes_at(evaluations),
+    }
+
+
+def _missed(targets: Targets, measured: Mapping[str, float]) -> str | None:
+    """The name of the first target that a plan misses, of those that were measured."""
+    for name, wanted in targets.given.items():
+        value = measured.get(name, wanted)
+        missed = value < wanted if name in AT_LEAST else value > wanted
+        if missed and not math.isclose(value, wanted, rel_tol=TOLERANCE):
+            return name
+    return None
+
+
+def _require_reached(targets: Targets, best: Mapping[str, float], bounds: Bounds, note: str = "") -> None:
+    """Raise InputError for a target that even the best value misses: with that, in digits that can be asked for.
+
+    A number of evaluations depends on the bounds alone, so that other targets are named for the other values only.
+    """
+    name = _missed(targets, best)
+    if name is None:
+        return
+    value, wanted = best[name], targets.given[name]
+    if not isinstance(value, int):
+        rounding = ROUND_FLOOR if name in AT_LEAST else ROUND_CEILING
+        value = float(Context(4, rounding).create_decimal(repr(value)))
+    word = "most" if name in AT_LEAST else "least"
+    within = ["the bounds"] if bounds else []
+    within += ["the other targets"] if note and len(targets.given) > 1 else []
+    ending = f" within {' and '.join(within)}" if within else ""
+    raise InputError(f"{name}: expected at {word} {value}{note}{ending}, got {wanted}")
+
+
+def _explain(targets: Targets, metric: str, bounds: Bounds, timed: bool) -> str:
+    within = f", within bounds: {bounds}" if bounds else ""
+    if targets.max_score is None:
+        return f"of all plans with {targets}{within}, the one of least predicted loss by {metric}"
+    least = f"the least predicted seconds of {targets.phase}" if timed else "the fewest evaluations"
+    return f"of all plans with {targets} by {metric}{within}, the one of {least}"
