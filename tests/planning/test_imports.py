@@ -50,6 +50,6 @@ def test_planning_imports_neither_torch_nor_the_half_of_influence_that_measures(
 
 
 def test_loading_a_model_does_not_import_planning():
-    names = reached("iiad.loading") | reached("iiad.models")
+    names = reached("iiad.checkpoints") | reached("iiad.models")
     assert "torch" in names
     assert not {name for name in names if name.startswith("iiad.planning")}
