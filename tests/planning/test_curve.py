@@ -161,5 +161,5 @@ def test_a_teacher_that_is_better_off_without_an_iteration_is_no_point_of_the_fr
 
 
 def test_a_front_by_a_metric_that_the_profile_lacks_is_refused():
-    with pytest.raises(InputError, match="metric: expected .*, got 'loss'"):
+    with pytest.raises(InputError, match=r"metric: expected .*, got 'loss'"):
         pareto_front(profile_of([[0.1]]), "loss")

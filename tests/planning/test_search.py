@@ -280,7 +280,7 @@ def test_exactly_one_of_threshold_and_targets_is_wanted():
         make_plan(profile, targets=Targets(overhead_cut=0.5), normalize="layer")
     with pytest.raises(InputError, match="targets: expected at least one, got none"):
         plan_by_target(profile, Targets())
-    with pytest.raises(InputError, match="metric: expected .*, got 'loss'"):
+    with pytest.raises(InputError, match=r"metric: expected .*, got 'loss'"):
         make_plan(profile, targets=Targets(overhead_cut=0.5), metric="loss")
     assert make_plan(profile, 0.1).origin == "threshold"
     assert make_plan(profile, targets=Targets(overhead_cut=0.5)).origin == "target"
