@@ -55,7 +55,7 @@ def test_a_plan_truncates_the_model(folders, loaded, wanted):
     found = generate_text(truncated, tokenizer, PROMPT, max_new_tokens=16)
     assert found.texts == generate_text(by_hand, tokenizer, PROMPT, max_new_tokens=16).texts
     assert found.texts != wanted.texts
-    with pytest.raises(InputError, match="plan: was made for teacher"):
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
         load_generator(folders.student, plan=folders.plan, device="cpu")
 
 
