@@ -1,4 +1,4 @@
-"""Llama-family checkpoints to plain IIETs that compute the same, to be trained on (upcycling).
+"""Convert Llama-family checkpoints to plain IIETs that compute the same, to be trained on (upcycling).
 
 The layer of a plain IIET starts at z(0) = x + f(x), which is the Llama layer, and its relaxed iteration
 z(i) = (1 - a) z(i-1) + a (x + f(z(i-1))) leaves that as it is while a = 0: `torch.lerp(z, step, 0)` is z to the last
@@ -6,12 +6,13 @@ bit wherever step - z is finite (in float16 it may not be: keep such a model in 
 model computes what the original did, and the gradient to `a` is the inner product of the gradient to z with
 (step - z), which is not zero. All here is ours.
 
-What transformers computes for a checkpoint is the original. A field of its config that may change the
-computation, and that we do not know, is refused.
+The original is what transformers computes for a checkpoint. An unknown field of its config, which may change the
+computation, is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from iiad.models import IIETConfig, IIETForCausalLM
 
 from .weights import assign_weights
 
-__all__ = ["DEFAULT_ITERATIONS", "FAMILIES", "upcycle"]
+__all__ = ["DEFAULT_ITERATIONS", "FAMILIES", "SHARED_FIELDS", "upcycle"]
 
-DEFAULT_ITERATIONS = 3  # what the paper's teachers have
+DEFAULT_ITERATIONS = 3  # of the paper's teachers
 
-# Families whose block ours can be, and what their configs do not say of it because it is always so.
+# Families whose block ours can be, and the fields of ours that their configs leave out as always so.
 FAMILIES: dict[str, dict[str, bool]] = {
     "llama": {},
     "mistral": {"attention_bias": False, "mlp_bias": False},
@@ -46,7 +47,7 @@ _OWN_FIELDS = {
 }
 
 # Fields that the families and ours mean alike. The default of each is the family's: transformers knows it.
-_SHARED_FIELDS = """
+SHARED_FIELDS = """
 vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim hidden_act
 max_position_embeddings initializer_range rms_norm_eps use_cache pad_token_id bos_token_id eos_token_id
 tie_word_embeddings attention_dropout rope_parameters
@@ -74,7 +75,7 @@ def upcycle(
     weights: the source's tensors, as `read_weights` gives them: mapped from its files, and not copied here unless
         its config names another dtype, to which transformers would convert them too. Their names stay.
     num_iterations: r_t of every layer, 0 or more; default 3.
-    Returns one line on what was converted. Raises InputError; nothing is written then.
+    Returns a line for people. Raises InputError; nothing is written then.
     """
     if num_iterations is None:
         num_iterations = DEFAULT_ITERATIONS
@@ -99,98 +100,84 @@ def upcycle(
 
 
 def _read_original(source: str | Path) -> Any:
-    """The source's config with its family's defaults. Raises InputError unless our block can be its block."""
+    """Read the source's config with its family's defaults. Raises InputError unless our block can be its block."""
     written = read_config(source)
-    family = written.get("model_type")
-    if family not in FAMILIES:
+    if (Path(source) / "adapter_config.json").exists():
         raise InputError(
-            f"{source}: model_type is {family!r}; accepted: {', '.join(FAMILIES)}, or a released IIET or PCformer"
+            f"{source}: expected whole weights, got an adapter (adapter_config.json): merge it first"
         )
-    _require_understood(source, written)
+    for problem in _unknown_fields(written):
+        raise InputError(f"{source}: config.json: {problem}")
     try:
         original = AutoConfig.from_pretrained(source)
     except Exception as error:  # transformers raises many kinds; each is about this config.json
         raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
-    _require_full_attention(source, original)
-    rope = original.rope_parameters or {}
-    accepted = ("default", *ROPE_INIT_FUNCTIONS)
-    if rope.get("rope_type") not in accepted:
-        raise InputError(
-            f"{source}: config.json: RoPE type is {rope.get('rope_type')!r}; accepted: {', '.join(accepted)}"
-        )
-    if rope.get("partial_rotary_factor") not in (None, 1):
-        found = rope["partial_rotary_factor"]
-        raise InputError(f"{source}: config.json: partial_rotary_factor is {found!r}; accepted: none, or 1")
+    for problem in _other_attention(original):
+        raise InputError(f"{source}: config.json: {problem}")
     return original
 
 
 def _block_fields(original: Any) -> dict[str, Any]:
     """The fields of IIETConfig that make its block the original's."""
-    fields = {name: getattr(original, name) for name in _SHARED_FIELDS if hasattr(original, name)}
+    fields = {name: getattr(original, name) for name in SHARED_FIELDS if hasattr(original, name)}
     fields["num_layers"] = original.num_hidden_layers
     fields["attention_dropout"] = fields.get("attention_dropout") or 0.0  # a Llama's may be null
     biases = {name: getattr(original, name, False) for name in ("attention_bias", "mlp_bias")}
     return fields | biases | FAMILIES[original.model_type]
 
 
-def _require_understood(source: str | Path, written: dict[str, Any]) -> None:
-    """Raise InputError for a field that says, or may say, that this is not its family's plain block."""
-    family = written["model_type"]
-    if (Path(source) / "adapter_config.json").exists():
-        raise InputError(f"{source}: holds an adapter (adapter_config.json); merge it into the weights first")
+def _unknown_fields(written: dict[str, Any]) -> Iterator[str]:
+    """Yield the fields that say, or may say, that this is not its family's plain block."""
+    family = written.get("model_type")
+    if family not in FAMILIES:
+        accepted = f"{', '.join(FAMILIES)}, or a released IIET or PCformer"
+        yield f"model_type: expected {accepted}, got {family!r}"
+        return
     if written.get("quantization_config"):
-        raise InputError(
-            f"{source}: is quantized (config.json: quantization_config); accepted: plain weights in "
-            "float32, bfloat16 or float16"
-        )
+        yield "quantization_config: expected plain float32, bfloat16 or float16, got quantized weights"
     if written.get("auto_map"):
-        raise InputError(
-            f"{source}: brings code of its own (config.json: auto_map), which may compute anything"
-        )
+        yield "auto_map: expected transformers' own model, got code, which may compute anything"
     for name in written.get("architectures") or ():
         if str(name).lower() != f"{family}forcausallm":
-            raise InputError(
-                f"{source}: config.json: architectures names {name}; accepted: the causal language model of {family}"
-            )
+            yield f"architectures: expected the causal language model of {family}, got {name}"
     if written.get("pretraining_tp") not in (None, 1):
-        raise InputError(
-            f"{source}: config.json: pretraining_tp is {written['pretraining_tp']!r}; accepted: none, or 1"
-        )
+        yield f"pretraining_tp: expected none or 1, got {written['pretraining_tp']!r}"
     if written.get("is_causal") is False:
-        raise InputError(f"{source}: config.json: is_causal is false; accepted: a causal language model")
-    known = {*_SHARED_FIELDS, *_OWN_FIELDS[family], *_HARMLESS_FIELDS, *vars(GenerationConfig())}
+        yield "is_causal: expected true, got false"
+    known = {*SHARED_FIELDS, *_OWN_FIELDS[family], *_HARMLESS_FIELDS, *vars(GenerationConfig())}
     known |= {"num_hidden_layers", "rope_theta", "rope_scaling", "partial_rotary_factor", "is_causal"}
     for name, value in written.items():
         if name not in known and value not in _NEUTRAL:
-            raise InputError(
-                f"{source}: config.json: {name} ({value!r}) is no field of {family} that we know, and may change "
-                "what the model computes; remove it if it does not"
+            yield (
+                f"{name}: expected a field of {family} that we know, got {value!r}, which may change what the model "
+                "computes; remove it if it does not"
             )
 
 
-def _require_full_attention(source: str | Path, original: Any) -> None:
-    """Raise InputError where a sliding window is narrower than the context, or used by some layers only."""
-    window, context = getattr(original, "sliding_window", None), original.max_position_embeddings
+def _other_attention(original: Any) -> Iterator[str]:
+    """Yield the fields that ask for other attention than ours: rotary embeddings or a sliding window."""
+    rope, context = original.rope_parameters or {}, original.max_position_embeddings
+    accepted = ("default", *ROPE_INIT_FUNCTIONS)
+    if rope.get("rope_type") not in accepted:
+        yield f"RoPE type: expected {', '.join(accepted)}, got {rope.get('rope_type')!r}"
+    if rope.get("partial_rotary_factor") not in (None, 1):
+        yield f"partial_rotary_factor: expected none or 1, got {rope['partial_rotary_factor']!r}"
     if getattr(original, "use_sliding_window", False):
-        raise InputError(f"{source}: config.json: use_sliding_window is true; accepted: full attention")
+        yield "use_sliding_window: expected false, got true"
     for layer_type in getattr(original, "layer_types", None) or ():
         if layer_type != "full_attention":
-            raise InputError(
-                f"{source}: config.json: layer_types has {layer_type!r}; accepted: 'full_attention' alone"
-            )
+            yield f"layer_types: expected 'full_attention' alone, got {layer_type!r}"
+    window = getattr(original, "sliding_window", None)
     if window is not None and window < context:
-        raise InputError(
-            f"{source}: config.json: sliding_window is {window}, narrower than max_position_embeddings "
-            f"({context}); accepted: null, or at least that"
-        )
+        yield f"sliding_window: expected null or at least max_position_embeddings ({context}), got {window}"
 
 
 def _find_dtype(source: str | Path, original: Any, weights: dict[str, Tensor]) -> torch.dtype:
-    """The dtype in which transformers loads the source: its config's or, where that says none, its weights'."""
+    """Return the dtype in which transformers loads the source: its config's or, without one, its weights'."""
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES:
-            raise InputError(f"{source}: tensor {name} has dtype {tensor.dtype}; accepted: floating point")
+            raise InputError(f"{source}: tensor {name}: expected floating point, got {tensor.dtype}")
     dtype = original.dtype or next(iter(weights.values())).dtype
     if dtype not in _DTYPES:
-        raise InputError(f"{source}: config.json: dtype is {dtype}; accepted: float32, bfloat16 or float16")
+        raise InputError(f"{source}: config.json: dtype: expected float32, bfloat16 or float16, got {dtype}")
     return dtype

@@ -1,4 +1,4 @@
-"""Tensors that become a model's parameters: a checkpoint's, with every check one would want, or another model's."""
+"""Give a model the tensors of a checkpoint, each checked, or of another model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["assign_weights", "copy_sharing_tensors"]
 
 
 def copy_sharing_tensors(model: Any, except_for: Container[int] = ()) -> Any:
-    """A model of its own modules and configuration on another's parameters and buffers: no memory is taken.
+    """Copy a model's modules and configuration, not its parameters and buffers: no memory is taken.
 
-    What changes a tensor of one changes the other. except_for: ids of tensors that are copied.
+    A change to a tensor of one changes the other. except_for: ids of tensors that are copied.
     """
     tensors = chain(model.parameters(), model.buffers())
-    # What deepcopy finds in its memo it takes as copied already.
+    # deepcopy takes tensors in its memo as copied already.
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in except_for})
 
 
@@ -44,15 +44,15 @@ def assign_weights(
         embeddings = weights.get("model.embed_tokens.weight")
         if head is not None and embeddings is not None and not torch.equal(head, embeddings):
             raise InputError(
-                f"{where}: config.json ties the head to the embeddings, but lm_head.weight differs from them"
+                f"{where}: lm_head.weight differs from the embeddings, to which config.json ties it"
             )
     for name in sorted(expected.keys() ^ weights.keys()):
         problem = "is missing" if name in expected else "is not part of the model that config.json describes"
         raise InputError(f"{where}: tensor {name} {problem}")
     for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise InputError(f"{where}: tensor {name} has shape {found}; config.json asks for {wanted}")
+        found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if found != wanted:
+            raise InputError(f"{where}: tensor {name}: expected shape {wanted}, got {found}")
     require_finite(weights, where)
     dtype = dtype or next(iter(weights.values())).dtype
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}

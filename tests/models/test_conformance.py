@@ -103,9 +103,9 @@ def released(tmp_path, config_changes=(), weight_changes=()):
     [
         ({"num_attention_heads": 5}, "hidden_size must be a multiple of num_attention_heads"),
         ({"hidden_size": "big"}, "hidden_size"),
-        ({"num_hidden_layers": 3}, "model.history.weight has shape (5, 5)"),
-        ({"num_hidden_layers": None}, "has no num_hidden_layers"),
-        ({"intermediate_size": 111}, "has shape"),
+        ({"num_hidden_layers": 3}, "model.history.weight: expected shape (4, 4), got (5, 5)"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
+        ({"intermediate_size": 111}, "expected shape"),
         ({"hidden_act": "sillu"}, "sillu"),
     ],
 )
