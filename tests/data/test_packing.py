@@ -100,13 +100,13 @@ def test_the_callers_padding_and_truncation_neither_count_nor_change(packed, tmp
     assert tokenizer.backend_tokenizer.truncation is not None
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
-def test_ids_are_as_wide_as_the_vocabulary_needs(packed, tmp_path, size, dtype):
-    words = Tokenizer(models.WordLevel({"</s>": 0} | {f"w{n}": n for n in range(1, size)}, "</s>"))
+@pytest.mark.parametrize(("largest", "dtype"), [((1 << 16) - 1, np.uint16), (1 << 16, np.uint32)])
+def test_ids_are_as_wide_as_the_vocabulary_needs(packed, tmp_path, largest, dtype):
+    words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "b": largest}, "</s>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    (tmp_path / "a.txt").write_text(f"w1 w{size - 1}")
+    (tmp_path / "a.txt").write_text("a b")
     tokens = packed(tmp_path / "a.txt", tokenizer=tokenizer_of(words)).tokens
-    assert (tokens.tolist(), tokens.dtype) == ([1, size - 1, 0], dtype)
+    assert (tokens.tolist(), tokens.dtype) == ([1, largest, 0], dtype)
 
 
 def test_a_corpus_says_what_it_is(packed, tmp_path, code):
@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_the_corpus_of_one_or_many_documents(packed, t
 
     for name, line, num_lines in (
         ("a.txt", b"some line of text\n", 20_000),
-        ("a.jsonl", b'{"text": "a"}\n', 2_000),
+        ("a.jsonl", b'{"text": "a"}\n', 1_000),
     ):
-        peak(name, line, 1_000)  # imports count once
-        assert peak(name, line, 3 * num_lines) < peak(name, line, num_lines) * 1.2
+        peak(name, line, 500)  # imports count once
+        assert peak(name, line, 2 * num_lines) < peak(name, line, num_lines) * 1.2
