@@ -17,7 +17,7 @@ from iiad.errors import InputError
 from iiad.files import lock_folder
 from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
-from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge
+from iiad.training.scoring import measure_naive_losses, require_knowledge, score_beginning
 
 from .capture_journal import CaptureJournal, remove_leftovers, require_signal_folder
 from .signal_record import COMPRESSIONS, ShardRecord, SignalLayout, SignalRecord, shard_name
@@ -109,8 +109,8 @@ def capture_signals(
     outputs = TeacherOutputs(teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens)
     where = f"capturing {label_models([teacher_folder])[0]} on {device}"
     with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
-        score, held = measure_knowledge(teacher, blocks.corpus, T, batch_size, dtype)
-        naive = naive_scores(blocks.corpus.tokens, held, vocab_size)
+        score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
+        naive = measure_naive_losses(blocks.corpus.tokens, held, vocab_size)
         print_status(
             require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None)
         )

@@ -17,9 +17,8 @@ from iiad.planning import Plan, check_plan
 from iiad.progress import print_status
 from iiad.training.batches import blocks_per_step
 from iiad.training.recipes import DistillRecipe
-from iiad.training.reference_losses import measure_knowledge, naive_scores, require_knowledge
 from iiad.training.requirements import check_stage
-from iiad.training.scoring import TokenScore
+from iiad.training.scoring import TokenScore, measure_naive_losses, require_knowledge, score_beginning
 from iiad.training.teacher import Corpora
 
 from .objectives import hidden_layers, needs_signals
@@ -81,11 +80,11 @@ class Distillation:
             score, where, held = corpora.score(self.teacher), "data.validation", corpora.validation.tokens
             self.teacher_score = score
         else:
-            score, held = measure_knowledge(
+            score, held = score_beginning(
                 self.teacher, corpora.training, corpora.block_size, corpora.batch_size, corpora.dtype
             )
             where = "data.train"
-        naive = naive_scores(corpora.training.tokens, held, self.teacher_config.vocab_size)
+        naive = measure_naive_losses(corpora.training.tokens, held, self.teacher_config.vocab_size)
         override = "distillation.check_teacher=false" if section.check_teacher else None
         print_status(require_knowledge(score.nll, naive, where, override))
         if section.retain is not None and not score.accuracy:

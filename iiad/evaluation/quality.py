@@ -1,4 +1,4 @@
-"""Several models on one text, one in memory at a time, each compared with the first."""
+"""Evaluate several models on one text, one in memory at a time, each compared with the first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEFAULT_BLOCK = 512
 
 @dataclass(frozen=True)
 class _Row:
-    """A model under one plan that has been scored."""
+    """The score and cost of a model under one plan."""
 
     label: str
     identity: ModelIdentity  # under the plan that the row runs
@@ -51,12 +51,12 @@ def evaluate_models(
     dtype: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Evaluation:
-    """Perplexity, bits per byte and accuracy of each model, and its cost, compared with the first.
+    """Measure perplexity, bits per byte, accuracy and cost of each model, compared with the first.
 
     Each model reads the text through its own tokenizer. Models are loaded one after another.
 
     Args:
-        models: folders or hub names; the first is what the others are compared with.
+        models: folders or hub names; the others are compared with the first.
         data: files, patterns, folders or `stdlib`, which here is its validation split.
         plan: a plan or its file: adds the first model truncated to it, untrained, as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row; its
@@ -84,8 +84,7 @@ def evaluate_models(
         evaluation_windows(corpus, block_size, max_tokens, batch_size)
     rows: list[_Row] = []
     for model, label, corpus in zip(models, labels, corpora, strict=True):
-        with memory_explained(f"loading {model} on {device}", remedies=["a smaller model"]):
-            loaded, identity = load_identified(model, device, dtype, cast=False)
+        loaded, identity = load_identified(model, device, dtype, cast=False)
         first = not rows
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
@@ -112,7 +111,7 @@ def evaluate_models(
 def _runners(
     loaded: Any, label: str, identity: ModelIdentity, plan: Plan | None, kinds: Sequence[str], dtype: str
 ) -> Iterator[tuple[str, ModelIdentity, Any, str | None]]:
-    """For each row of one model: label, model under its plan, what runs it until the next row, quantization."""
+    """Yield each row of one model: label, identity under its plan, the model to run before the next, quantization."""
     for name, runs in identify_rows(label, identity, plan):
         if runs.num_iterations != identity.num_iterations:
             loaded.set_num_iterations(runs.num_iterations)
@@ -124,28 +123,28 @@ def _runners(
 
 
 def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
-    """One block size that every model can take."""
+    """Return a block size that every model can take."""
     limits = {str(model): read_limits(model)[0] for model in models}
     if block_size is None:
         return min(_DEFAULT_BLOCK, *limits.values())
     for model, limit in limits.items():
         if block_size > limit:
-            accepted = f"at most {limit}, the max_position_embeddings of {model}"
-            raise InputError(f"block_size: found {block_size}; accepted: {accepted}")
+            expected = f"at most {limit}, the max_position_embeddings of {model}"
+            raise InputError(f"block_size: expected {expected}, got {block_size}")
     return block_size
 
 
 def _pack_texts(
     models: Sequence[str | Path], data: Sequence[str], text_field: str, cache_dir: str | Path | None
 ) -> list[TokenCorpus]:
-    """The text as each model's tokenizer cuts it."""
+    """Tokenize the text by each model's tokenizer."""
     sources = resolve_inputs(data, "validation")
     tokenizers = [load_tokenizer(model) for model in models]
     return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
 
 
 def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> list[DataIdentity]:
-    """One entry for each tokenization, in the order in which they first occur."""
+    """Identify each tokenization once, in order of first occurrence."""
     distinct = {corpus.fingerprint: corpus for corpus in corpora}
     return [
         DataIdentity(
@@ -158,7 +157,7 @@ def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> li
 
 
 def _describe(row: _Row, first: _Row) -> EvaluationResult:
-    """A row as it is written down, compared with the first."""
+    """Compare a row with the first."""
     score = row.score
     overhead_cut, compute_cut = compare_costs(row.identity, first.identity)
     comparable = row.corpus.fingerprint == first.corpus.fingerprint and first.score.accuracy > 0

@@ -1,4 +1,4 @@
-"""evaluation.json: how well models predict a text, and what each costs. Needs no torch."""
+"""evaluation.json: quality and cost of models on a text. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Evaluation", "EvaluationResult", "EvaluationSettings", "bits_per_byt
 
 
 class EvaluationSettings(Record):
-    """What the numbers depend on besides models and text."""
+    """Settings of an evaluation, beside models and text."""
 
     block_size: int = Field(ge=1, description="most tokens of context that a prediction had")
     batch_size: int = Field(ge=1, description="windows at a time; the results do not depend on it")

@@ -1,4 +1,4 @@
-"""A check as a table: a row a claim, with the figure that decides."""
+"""Tables of checks: a row per claim, with the figure that decides."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from iiad.evaluation.check_artefact import Check, CheckResult
 __all__ = ["check_table"]
 
 _LEGEND = (
-    "of logits' std: largest difference of two logits, in standard deviations of the model's logits; of gradient: "
+    "of logits' std: largest difference of two logits, in standard deviations of the logits; of gradient: "
     "largest difference of loss or gradient, relative to each parameter's own; tokens: those that the model without "
-    "a cache would not have chosen, ties within rounding aside; a bound of 0: to the last bit."
+    "a cache would not choose, ties within rounding aside; a bound of 0: to the last bit."
 )
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
 def check_table(check: Check) -> RenderableType:
-    """What `iiad check` prints: what was run, a row a claim, why some were skipped or failed, and the sum."""
+    """Render a check: its settings, a row per claim, reasons of skipped and failed ones, and counts."""
     parts: list[RenderableType] = [Text(_head(check)), Text(), _table(check.results), Text()]
     notes: dict[tuple[str, str], list[str]] = {}
     for result in check.results:

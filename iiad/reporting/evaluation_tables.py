@@ -1,4 +1,4 @@
-"""An evaluation as a table: a row a model, quality beside cost."""
+"""Tables of evaluations: a row per model, quality beside cost; and the helpers of such tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GAP = 2
 
 
 def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
-    """What `iiad evaluate` prints on `width` characters: what was read, the table, what its columns mean."""
+    """Render an evaluation on `width` characters: the data read, the table, a legend of its columns."""
     settings = evaluation.settings
     columns = [
         "model",
@@ -55,13 +55,13 @@ def _cells(result: EvaluationResult) -> list[str]:
 
 
 def report(head: str, tables: list[Table], legend: str) -> RenderableType:
-    """What was run, the tables one below the other, and what their columns mean."""
+    """Stack a heading, tables and a legend."""
     apart = [part for table in tables for part in (table, Text())]
     return Group(Text(head), Text(), *apart, Text(legend, style="dim"))
 
 
 def stacked_tables(columns: list[str], rows: list[list[str]], width: int) -> list[Table]:
-    """One table without frames, or, where `width` characters are too few, several with the first column in each.
+    """Make one table without frames or, where `width` is too small, several with the first column in each.
 
     columns: headings, which may be of several lines; the first column is text, the others are numbers.
     """
@@ -86,7 +86,7 @@ def _table(columns: list[str], rows: list[list[str]], chosen: list[int]) -> Tabl
 
 
 def plain_table(*headings: list[str]) -> Table:
-    """An empty table without frames, its columns in as many lists as read well: the first text, others numbers."""
+    """Make an empty table without frames from lists of headings: the first column text, the others numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for number, heading in enumerate(chain(*headings)):
         if number == 0:
@@ -97,5 +97,5 @@ def plain_table(*headings: list[str]) -> Table:
 
 
 def format_share(share: float | None, digits: int = 1) -> str:
-    """A share of 1 as a percentage, "-" for None."""
+    """Format a share of 1 as a percentage, None as "-"."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"

@@ -1,33 +1,49 @@
-"""How well one model predicts tokens: likelihood and accuracy, reduced in chunks.
+"""Score a model on tokens: likelihood and accuracy in chunks, and the losses that a teacher must beat.
 
 Legend: B windows of a batch, T tokens, D model width, V vocabulary, n tokens of a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from iiad.data import TokenCorpus, evaluation_windows
 from iiad.errors import InputError
 
-__all__ = ["PLAIN_HEADS", "TokenScore", "evaluate_model"]
+__all__ = [
+    "PLAIN_HEADS",
+    "NaiveLosses",
+    "TokenScore",
+    "evaluate_model",
+    "measure_naive_losses",
+    "require_knowledge",
+    "score_beginning",
+]
 
 PLAIN_HEADS = frozenset({"iiet", "pcformer", "llama", "mistral", "qwen2", "qwen3", "gpt2"})
 """Types of models whose logits are the head's output and nothing more. Others scale or cap them in their forward."""
 
+COUNTED_TOKENS = 1 << 26
+"""Tokens of a training text, from its start, that unigram counts are taken of."""
+MEASURED_TOKENS = 1 << 15
+"""Tokens of a training text, from its start, that a teacher is scored on where there is no other text."""
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
+_IDS_AT_ONCE = 1 << 22  # counting makes 8 bytes of each
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """What a model did on some tokens.
+    """A model's likelihood and accuracy on some tokens.
 
     Attributes:
-        tokens: how many were predicted.
+        tokens: number of predicted tokens.
         nll: mean negative log likelihood of a token, in nats.
         accuracy: share of tokens that the model ranked first, 0 to 1.
     """
@@ -37,7 +53,7 @@ class TokenScore:
     accuracy: float
 
     def retained(self, teacher: TokenScore) -> float | None:
-        """Its accuracy as a share of the teacher's; None where the teacher has none."""
+        """Accuracy as a share of the teacher's; None where that is 0."""
         return self.accuracy / teacher.accuracy if teacher.accuracy else None
 
 
@@ -59,7 +75,7 @@ def evaluate_model(
     Args:
         model: a causal language model of transformers; its training mode is put back at the end.
         windows: int64 batches (B, T + 1), as `iiad.data.evaluation_windows` makes them.
-        name: what errors call the model.
+        name: the model's, for errors.
         dtype: "float32" runs the model as it is, "bfloat16" under autocast, which leaves head and loss alone.
         chunk_tokens: n, tokens whose logits (n, V) are held at a time; default: as many as fit in 64 MiB.
         advance: called with the number of tokens just scored.
@@ -77,25 +93,25 @@ def evaluate_model(
             if batch[:, 1:].numel() == 0:
                 continue
             if int(batch.max()) >= vocab_size:
-                found = f"batch {number} holds token {int(batch.max())}"
-                raise InputError(f"{name}: {found}; accepted: below its vocabulary of {vocab_size}")
+                got = f"{int(batch.max())} in batch {number}"
+                raise InputError(f"{name}: expected tokens below its vocabulary of {vocab_size}, got {got}")
             nll, num_right = _score_batch(model, batch.to(model.device), dtype, chunk_tokens)
             if not torch.isfinite(nll).all():
                 bad = int((~torch.isfinite(nll)).nonzero()[0])
-                found = f"found {nll[bad].item()} in batch {number} (the {tokens + bad + 1}. token predicted)"
-                raise InputError(f"{name}: loss: {found}; accepted: finite numbers")
+                got = f"{nll[bad].item()} in batch {number} (the {tokens + bad + 1}. token predicted)"
+                raise InputError(f"{name}: loss: expected finite numbers, got {got}")
             tokens, hits, total = tokens + nll.numel(), hits + num_right, total + float(nll.sum())
             if advance is not None:
                 advance(nll.numel())
     finally:
         model.train(was_training)
     if not tokens:
-        raise InputError(f"{name}: windows: found no token to predict; accepted: at least 1")
+        raise InputError(f"{name}: windows: expected at least 1 token to predict, got none")
     return TokenScore(tokens, total / tokens, hits / tokens)
 
 
 def _score_batch(model: Any, batch: Tensor, dtype: str, chunk_tokens: int) -> tuple[Tensor, int]:
-    """batch: (B, T + 1) -> nll of each token (B * T,) in float64 on the CPU, and how many were ranked first."""
+    """batch: (B, T + 1) -> nll of each token (B * T,) in float64 on the CPU, and the number ranked first."""
     inputs, targets = batch[:, :-1], batch[:, 1:].flatten()  # (B, T), (B * T,)
     plain = model.config.model_type in PLAIN_HEADS
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -117,3 +133,57 @@ def _score_batch(model: Any, batch: Tensor, dtype: str, chunk_tokens: int) -> tu
         losses.append((logits.logsumexp(1) - chosen).cpu())
         num_right += int((logits.argmax(1) == wanted).sum())
     return torch.cat(losses).double(), num_right
+
+
+@dataclass(frozen=True)
+class NaiveLosses:
+    """Uniform and unigram losses of a text, mean nats per token, that a teacher must beat.
+
+    uniform: all tokens of the vocabulary alike, ln V. unigram: by the counts of the training text, each one more
+    than it is (Laplace), so that no token is impossible.
+    """
+
+    uniform: float
+    unigram: float
+
+
+def measure_naive_losses(training: np.ndarray, tokens: np.ndarray, vocab_size: int) -> NaiveLosses:
+    """Score `tokens` by the counts in the first 2^26 of `training`; both (n,) ids below vocab_size (ours)."""
+    counts = _count(training[:COUNTED_TOKENS], vocab_size) + 1.0
+    nll = math.log(counts.sum()) - np.log(counts)  # (V,)
+    held = _count(tokens, vocab_size)
+    return NaiveLosses(math.log(vocab_size), float(held @ nll / held.sum()))
+
+
+def _count(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Count each id, (V,) in float64."""
+    counts = np.zeros(vocab_size)
+    for start in range(0, len(tokens), _IDS_AT_ONCE):
+        counts += np.bincount(tokens[start : start + _IDS_AT_ONCE], minlength=vocab_size)
+    return counts
+
+
+def score_beginning(
+    model: Any, corpus: TokenCorpus, block_size: int, batch_size: int, dtype: str
+) -> tuple[TokenScore, np.ndarray]:
+    """Score a teacher on the first tokens of a text; return those tokens too."""
+    windows = evaluation_windows(corpus, block_size, MEASURED_TOKENS, batch_size)
+    return evaluate_model(model, windows, name="teacher", dtype=dtype), corpus.tokens[:MEASURED_TOKENS]
+
+
+def require_knowledge(nll: float, naive: NaiveLosses, where: str, override: str | None) -> str:
+    """Compare a teacher's loss with the naive ones, in one line.
+
+    where: the text it was measured on. override: the option that goes on all the same; None where it was given.
+    Raises InputError for a teacher that is no better than counts: random weights, say, or another tokenizer's.
+    """
+    line = (
+        f"teacher: {nll:.4f} nats a token on {where}; token counts alone give {naive.unigram:.4f}, "
+        f"knowing nothing {naive.uniform:.4f}"
+    )
+    if override is not None and nll >= naive.unigram:
+        raise InputError(
+            f"{line}: expected a lower loss than by counts: is it the trained model, with its own tokenizer? "
+            f"({override} goes on all the same)"
+        )
+    return line
