@@ -163,13 +163,6 @@ def test_a_killed_process_never_leaves_a_corpus_that_is_taken_for_whole(packed, 
     assert packed.tokenized
 
 
-def test_a_fault_in_a_file_leaves_nothing_behind(packed, tmp_path, refused):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": 1}\n')
-    with refused(tmp_path / "a.jsonl", "line 2"):
-        packed(tmp_path / "a.jsonl")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_a_cache_that_is_full_or_cannot_be_written_is_one_line(packed, file, tmp_path, refused, monkeypatch):
     (tmp_path / "plain").touch()
     with refused("cache_dir", tmp_path / "plain", "cannot be written"):
