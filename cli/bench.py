@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device, Overwrite
+from .options import CachePolicy, Device, Dtype, Overwrite, Quantize
 
 __all__ = ["bench"]
 
@@ -20,10 +20,7 @@ def bench(
         Path | None,
         typer.Option(help="plan.json: adds the first model truncated to it; with --layers, to the checks."),
     ] = None,
-    quantize: Annotated[
-        list[str] | None,
-        typer.Option(help="int8 or int4: adds the first model with its blocks' weights so. Repeatable."),
-    ] = None,
+    quantize: Quantize = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -62,12 +59,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
     cache_policy: CachePolicy = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of weights and cache: float32 or bfloat16. Default: float32 on the CPU, else bfloat16."
-        ),
-    ] = None,
+    dtype: Dtype = None,
     output: Annotated[Path | None, typer.Option(help="Where to write bench.json, or latency.json.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Folder for pictures of speedup and memory (PNG, SVG).")

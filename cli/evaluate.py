@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Overwrite, TextField, all_data
+from .options import Device, Dtype, Overwrite, Quantize, TextField, all_data
 
 __all__ = ["evaluate"]
 
@@ -24,10 +24,7 @@ def evaluate(
         Path | None,
         typer.Option(help="plan.json: adds the first model truncated to it, without any training."),
     ] = None,
-    quantize: Annotated[
-        list[str] | None,
-        typer.Option(help="int8 or int4: adds the first model with its blocks' weights so. Repeatable."),
-    ] = None,
+    quantize: Quantize = None,
     output: Annotated[Path | None, typer.Option(help="Where to write evaluation.json.")] = None,
     text_field: TextField = "text",
     block_size: Annotated[
@@ -36,10 +33,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Blocks at a time.")] = 8,
     max_tokens: Annotated[int | None, typer.Option(help="Use only so many tokens of the text.")] = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32 or bfloat16 (autocast). Default: float32 on the CPU, else bfloat16."),
-    ] = None,
+    dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Perplexity, bits per byte and accuracy of models on a text, beside what they cost.

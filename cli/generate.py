@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device
+from .options import CachePolicy, Device, Dtype
 
 __all__ = ["generate"]
 
@@ -48,10 +48,7 @@ def generate(
     ] = None,
     cache_policy: CachePolicy = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Of the weights: float32 or bfloat16. Default: float32 on the CPU, else bfloat16."),
-    ] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Continue a text: the prompt and what the model adds go to stdout, the speed to stderr.
 

@@ -10,8 +10,10 @@ __all__ = [
     "RECIPE_HELP",
     "CachePolicy",
     "Device",
+    "Dtype",
     "MaxMinutes",
     "Overwrite",
+    "Quantize",
     "Recipe",
     "Resume",
     "Settings",
@@ -36,6 +38,13 @@ CachePolicy = Annotated[
     typer.Option(help="Refuse weights unless for exact (a cache slot per evaluation) or shared (per layer)."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32 or bfloat16. Default: float32 on the CPU, else bfloat16.")
+]
+Quantize = Annotated[
+    list[str] | None,
+    typer.Option(help="int8 or int4: add the first model with the weights of its blocks so. Repeatable."),
+]
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 

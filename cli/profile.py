@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Overwrite, TextField, split_data
+from .options import Device, Dtype, Overwrite, TextField, split_data
 
 __all__ = ["profile"]
 
@@ -49,9 +49,7 @@ def profile(
         ),
     ] = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32 or bfloat16. Default: float32 on the CPU, else bfloat16.")
-    ] = None,
+    dtype: Dtype = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for pictures of the scores (PNG, SVG).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the finished batches of an interrupted run.")

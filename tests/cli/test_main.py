@@ -87,9 +87,9 @@ def test_a_fault_of_ours_is_exit_code_1_and_says_how_to_see_more(iiad, monkeypat
 
 
 def iiad_conversion():
-    import iiad.conversion
+    import iiad.conversion.released
 
-    return iiad.conversion
+    return iiad.conversion.released
 
 
 def broken(*args):
