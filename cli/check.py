@@ -13,16 +13,16 @@ __all__ = ["check"]
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="A model folder or hub name: any causal language model.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub name of any causal language model.")],
     teacher: Annotated[
-        str | None, typer.Option(help="The model that it was made of, to be compared with.")
+        str | None, typer.Option(help="The model that it was made of, to compare with.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="plan.json for the teacher: what the model should run.")
+        Path | None, typer.Option(help="plan.json for the teacher, which the model should run.")
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens of each prompt.")] = 24,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each sequence after its prompt.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the tokens.")] = 0,
     compile_: Annotated[
         bool,
         typer.Option(
@@ -32,14 +32,14 @@ def check(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str,
-        typer.Option(help="Of weights and cache: float32 or bfloat16, whose rounding hides small faults."),
+        typer.Option(help="float32, or bfloat16, whose rounding hides small faults."),
     ] = "float32",
-    output: Annotated[Path | None, typer.Option(help="Where to write check.json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="check.json to write.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prove that a model decodes, trains, saves and loads as it should, a row a claim.
+    """Check that a model decodes, trains, saves and loads correctly, a row per claim.
 
-    Exit code 0 if every claim holds that applies to it, 1 if any fails, 2 for bad input.
+    Exit code 0 if every claim that applies holds, 1 if any fails, 2 for bad input.
 
     Example:  iiad check student --teacher teacher --plan plan.json --output check.json
     """

@@ -14,22 +14,22 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A checkpoint of the released code, a Llama, Mistral, Qwen2 or Qwen3, or one of ours."
+            help="Checkpoint folder: of the released code, Llama, Mistral, Qwen2, Qwen3, or ours."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="A new folder for the converted checkpoint.")],
+    destination: Annotated[Path, typer.Argument(help="New folder for the converted checkpoint.")],
     iterations: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Of a released IIET, whose config does not say them, or of a Llama made one. Default: 3.",
+            help="Iterations per layer of a released IIET or an upcycled Llama. Default: 3.",
         ),
     ] = None,
 ) -> None:
-    """Convert a released IIET or PCformer checkpoint to ours, or one of ours back, or make a Llama an IIET.
+    """Convert a released IIET or PCformer to ours or back, or upcycle a Llama to an IIET.
 
-    A Llama, Mistral, Qwen2 or Qwen3 folder becomes a plain IIET (no history) whose learned relaxation is 0: it gives
-    the same logits as before, to the last bit, until training moves the relaxation.
+    A Llama, Mistral, Qwen2 or Qwen3 becomes a plain IIET (no history) with relaxation 0: the same logits to the
+    last bit, until training moves the relaxation.
 
     Example:  iiad convert released/iiet-55m teacher --iterations 3
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["env"]
 
+PACKAGES = "iiad torch transformers accelerate tokenizers numpy scipy pydantic lm-eval".split()
+
 
 def env() -> None:
     """Print versions and hardware, for bug reports.
@@ -16,23 +18,18 @@ def env() -> None:
 
     import torch
 
-    for name in (
-        "iiad",
-        "torch",
-        "transformers",
-        "accelerate",
-        "tokenizers",
-        "numpy",
-        "scipy",
-        "pydantic",
-        "lm-eval",
-    ):
+    def version_of(package: str) -> str:
         try:
-            print(f"{name:13}{version(name)}")
+            return version(package)
         except PackageNotFoundError:
-            print(f"{name:13}not installed")
-    print(f"{'python':13}{platform.python_version()} on {platform.system()} {platform.machine()}")
+            return "not installed"
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{'cpu':13}{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}")
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"{'gpu':13}{', '.join(devices) or 'none'}")
+    rows = {name: version_of(name) for name in PACKAGES} | {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}",
+        "gpu": ", ".join(gpus) or "none",
+    }
+    for name, value in rows.items():
+        print(f"{name:13}{value}")

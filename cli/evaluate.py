@@ -22,21 +22,21 @@ def evaluate(
     ],
     plan: Annotated[
         Path | None,
-        typer.Option(help="plan.json: adds the first model truncated to it, without any training."),
+        typer.Option(help="plan.json: add the first model truncated to it, untrained."),
     ] = None,
     quantize: Quantize = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write evaluation.json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="evaluation.json to write.")] = None,
     text_field: TextField = "text",
     block_size: Annotated[
-        int | None, typer.Option(help="Most tokens of context. Default: 512, or less if a model takes less.")
+        int | None, typer.Option(help="Tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks at a time.")] = 8,
-    max_tokens: Annotated[int | None, typer.Option(help="Use only so many tokens of the text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Read at most this many tokens of the text.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Perplexity, bits per byte and accuracy of models on a text, beside what they cost.
+    """Measure perplexity, bits per byte, accuracy and cost of models on a text.
 
     Example:  iiad evaluate teacher student --data valid.jsonl --plan plan.json --output evaluation.json
     """

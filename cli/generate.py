@@ -14,18 +14,18 @@ __all__ = ["generate"]
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A model folder or hub name, with its tokenizer.")],
+    model: Annotated[str, typer.Argument(help="Model folder with its tokenizer, or hub name.")],
     prompt: Annotated[
-        str | None, typer.Option(help="Text to go on from. Default: the beginning of a text.")
+        str | None, typer.Option(help="Text to continue. Default: the beginning of a text.")
     ] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file instead.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
+    prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add, at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     num_samples: Annotated[int, typer.Option(help="Texts to make, when sampling.")] = 1,
     stream: Annotated[
         bool | None,
@@ -38,19 +38,19 @@ def generate(
         str | None,
         typer.Option(
             metavar="FOLDER|self|auto",
-            help="Faster, with the same greedy text and the same distribution of samples: a model of the same "
-            "tokenizer proposes tokens. self: the model's own weights without iterations; auto: at a measured plan.",
+            help="Let a model of the same tokenizer propose tokens: faster, same greedy text, same distribution of "
+            "samples. self: the model's own weights without iterations; auto: at a measured plan.",
         ),
     ] = None,
     draft_plan: Annotated[Path | None, typer.Option(help="plan.json for --draft self.")] = None,
     draft_length: Annotated[
-        int | None, typer.Option(help="Most tokens to propose at a time. Default: measured first.")
+        int | None, typer.Option(help="Tokens to propose at a time, at most. Default: measured first.")
     ] = None,
     cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Continue a text: the prompt and what the model adds go to stdout, the speed to stderr.
+    """Continue a text: prompt and new text go to stdout, the speed to stderr.
 
     Example:  iiad generate student --prompt "def main(" --temperature 0.8 --top-p 0.95
 

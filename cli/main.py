@@ -1,4 +1,4 @@
-"""The `iiad` command: each verb a thin function, every error one clear line."""
+"""The `iiad` command: its verbs, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from iiad.conversion.quantization import hide_load_remarks
+from iiad.errors import InputError, Unfinished
 
 from .bench import bench
 from .capture import capture
@@ -28,8 +29,11 @@ from .validate import validate
 
 __all__ = ["app", "run"]
 
-UNFINISHED = 75  # sysexits' EX_TEMPFAIL: saved, to be continued
-INTERRUPTED = "interrupted; a run goes on with --resume"
+FAULT, BAD_INPUT, UNFINISHED, INTERRUPTED = 1, 2, 75, 130
+"""Exit codes. 75 is sysexits' EX_TEMPFAIL: saved, to be continued."""
+
+# typer brings a click of its own in newer versions; its public errors tell which one.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="iiad",
@@ -48,77 +52,59 @@ app = typer.Typer(
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options for every command stand before it: `iiad --debug train ...`."""
+    """Options of all commands come first: `iiad --debug train ...`."""
     if debug:
         os.environ["IIAD_DEBUG"] = "1"
 
 
-for command in (
-    validate,
-    train,
-    profile,
-    plan,
-    capture,
-    distill,
-    evaluate,
-    generate,
-    bench,
-    check,
-    convert,
-    show,
-    demo,
-    env,
-):
+# fmt: off
+COMMANDS = (
+    validate, train, profile, plan, capture, distill, evaluate, generate, bench, check, convert, show, demo, env,
+)
+# fmt: on
+for command in COMMANDS:
     app.command()(command)
 
 
 def run() -> None:
-    """Run the command line: exit code 0, 2 for bad input, 1 for a fault of ours, 130 for Ctrl-C, 75 for later."""
+    """Run the command line: exit code 0, 1 for a fault, 2 for bad input, 75 to be continued, 130 for Ctrl-C."""
     # Read when transformers is imported, which the commands do: its bars and remarks would stand between ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     hide_load_remarks()
-    sys.exit(_guarded())
-
-
-def _guarded() -> int:
-    # typer brings a click of its own in newer versions; its public errors tell which one.
-    usage_error: Any = typer.BadParameter.__mro__[2]
     try:
-        # Not standalone: our own boundary decides what an error looks like.
-        code = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0
-        return _report(INTERRUPTED, 130) if code == 130 else code
-    except (typer.Abort, KeyboardInterrupt):
-        return _report(INTERRUPTED, 130)
-    except usage_error as error:
-        return _report(" ".join(error.format_message().split()), 2)
+        # Not standalone: errors become lines here. Ctrl-C is code 130 then.
+        code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""
     except BrokenPipeError:
-        # The reader went away (`| head`); what it did not want cannot be flushed at exit either.
+        # The reader went away (`| head`), and the rest cannot be flushed at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return _report_exception(error)
+        code, line = 0, ""
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = _describe(error)
+        if code in (1, 2) and os.environ.get("IIAD_DEBUG") and not isinstance(error, USAGE_ERROR):
+            raise
+    if code == INTERRUPTED:
+        line = "interrupted; a run goes on with --resume"
+    if line:
+        rank = os.environ.get("RANK", "0")
+        process = f"[process {rank}] " if rank != "0" else ""
+        sys.stderr.write(f"iiad: {process}{line}\n")  # one write: several processes may speak at once
+    sys.exit(code)
 
 
-def _report_exception(error: Exception) -> int:
-    from iiad.errors import InputError, Unfinished
-
-    if os.environ.get("IIAD_DEBUG"):
-        raise error
-    if isinstance(error, InputError):
-        return _report(str(error), 2)
-    if isinstance(error, Unfinished):
-        return _report(str(error), UNFINISHED)
+def _describe(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line for an error."""
     line = " ".join(str(error).split())
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return INTERRUPTED, ""
+    if isinstance(error, USAGE_ERROR):
+        return BAD_INPUT, " ".join(error.format_message().split())
+    if isinstance(error, InputError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, Unfinished):
+        return UNFINISHED, str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return _report(f"{where}{error.strerror or line}", 2)
-    return _report(f"{type(error).__name__}: {line} (a fault of iiad's; `iiad --debug` shows where)", 1)
-
-
-def _report(line: str, code: int) -> int:
-    process = os.environ.get("RANK", "0")
-    which = f"[process {process}] " if process != "0" else ""
-    print(f"iiad: {which}{line}\n", end="", file=sys.stderr)  # one write: several processes may speak at once
-    return code
+        return BAD_INPUT, f"{where}{error.strerror or line}"
+    return FAULT, f"{type(error).__name__}: {line} (a fault of iiad's; `iiad --debug` shows where)"

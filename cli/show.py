@@ -1,4 +1,4 @@
-"""`iiad show`: print again what a file of ours holds."""
+"""`iiad show`."""
 
 from __future__ import annotations
 
@@ -19,30 +19,26 @@ __all__ = ["show"]
 
 def show(
     files: Annotated[
-        list[Path],
-        typer.Argument(help="Files that iiad wrote: profiles, plans, latency tables, verifications, ..."),
+        list[Path], typer.Argument(help="Profiles, plans and other JSON files that iiad wrote.")
     ],
 ) -> None:
-    """Print what profiles, plans, latency tables, verifications, evaluations, benches, checks and signals hold.
+    """Print profiles, plans, latency tables, verifications, evaluations, benches, checks and signals.
 
     Example:  iiad show profile.json plan.json
     """
     from rich.console import Console
 
     console = Console()
-    for artefact in [_read(file) for file in files]:
+    for artefact in [_load(file) for file in files]:
         console.print(_report(artefact, console.width))
 
 
-def _read(path: Path) -> Artefact:
-    """The file as the artefact that it says it is. Raises InputError for a file of another kind."""
-    import json
-
+def _load(path: Path) -> Artefact:
+    """Load a file as the artefact that it names. Raises InputError for a file of another kind."""
     from iiad.distillation.signal_record import SignalRecord
     from iiad.errors import InputError
-    from iiad.evaluation.bench_artefact import Bench
-    from iiad.evaluation.check_artefact import Check
-    from iiad.evaluation.quality_artefact import Evaluation
+    from iiad.evaluation import Bench, Check, Evaluation
+    from iiad.files import read_json
     from iiad.influence.profile import Profile
     from iiad.planning import LatencyTable, Plan, Verification
 
@@ -50,16 +46,10 @@ def _read(path: Path) -> Artefact:
         kind.model_fields["kind"].default: kind
         for kind in (Profile, Plan, LatencyTable, Verification, Evaluation, Bench, Check, SignalRecord)
     }
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    found = fields.get("kind") if isinstance(fields, dict) else None
-    if found not in kinds:
-        raise InputError(f"{path}: found kind {found!r}; accepted: {', '.join(sorted(kinds))}")
-    return kinds[found].load(path)
+    kind = read_json(path).get("kind")
+    if kind not in kinds:
+        raise InputError(f"{path}: kind: expected {', '.join(sorted(kinds))}, got {kind!r}")
+    return kinds[kind].load(path)
 
 
 def _report(artefact: Any, width: int) -> RenderableType:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
-from .files import append_line, write_text
+from .files import append_line, read_json, write_text
 
 __all__ = [
     "Artefact",
@@ -120,16 +120,9 @@ class Artefact(Record):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read and check a file. Raises InputError in one line: no file, no JSON, another kind, a wrong field."""
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-        wanted = cls.model_fields["kind"].default
-        if not isinstance(fields, dict) or fields.get("kind") != wanted:
-            found = fields.get("kind") if isinstance(fields, dict) else None
-            raise InputError(f"{path}: must be a {wanted} (kind: {wanted!r}), found kind {found!r}")
+        fields, wanted = read_json(path), cls.model_fields["kind"].default
+        if fields.get("kind") != wanted:
+            raise InputError(f"{path}: kind: expected {wanted!r}, got {fields.get('kind')!r}")
         try:
             return cls.model_validate(fields)
         except ValidationError as error:

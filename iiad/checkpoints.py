@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .artefacts import ModelIdentity, ModelShape
 from .errors import InputError, one_line
-from .files import atomic_folder
+from .files import atomic_folder, read_json
 from .memory import memory_explained
 
 __all__ = [
@@ -77,15 +77,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: expected a model folder, got one with no config.json") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object, got a {type(config).__name__}")
-    return config
+    if not path.exists():
+        raise InputError(f"{folder}: expected a model folder, got one with no config.json")
+    return read_json(path)
 
 
 def _weight_files(folder: str | Path) -> list[Path]:

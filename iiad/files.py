@@ -6,13 +6,14 @@ Needs neither torch nor transformers.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import InputError, one_line
 
@@ -22,6 +23,7 @@ __all__ = [
     "atomic_folder",
     "file_sha256",
     "lock_folder",
+    "read_json",
     "require_new_file",
     "require_new_folder",
     "write_text",
@@ -109,6 +111,19 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object. Raises InputError: no such file, or none that can be read as one."""
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: expected a JSON object, got a {type(fields).__name__}")
+    return fields
 
 
 def file_sha256(path: str | Path) -> str:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from cli import main
 from cli.options import all_data, gather_data, split_data
+from iiad.conversion import released
+from iiad.errors import InputError, Unfinished
 from iiad.evaluation import Evaluation
 from iiad.planning import Plan
 from iiad.training import RunRecord
@@ -79,36 +81,33 @@ def test_a_threshold_that_is_no_threshold_is_refused(threshold, iiad, pipeline, 
     assert not (tmp_path / "p.json").exists()
 
 
-def test_a_fault_of_ours_is_exit_code_1_and_says_how_to_see_more(iiad, monkeypatch, tmp_path):
-    monkeypatch.setattr(iiad_conversion(), "convert", broken)
-    code, _, err = iiad("convert", "a", "b")
-    assert code == 1
-    assert "ZeroDivisionError: oh (a fault of iiad's; `iiad --debug` shows where)" in err
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            ZeroDivisionError("oh\nno"),
+            1,
+            "ZeroDivisionError: oh no (a fault of iiad's; `iiad --debug` shows where)",
+        ),
+        (InputError("field: expected a, got b"), 2, "field: expected a, got b"),
+        (OSError(28, "No space left"), 2, "No space left"),
+        (OSError(28, "No space left", "there/file"), 2, "there/file: No space left"),
+        (Unfinished("saved, go on with --resume"), 75, "saved, go on with --resume"),
+        (KeyboardInterrupt(), 130, "interrupted; a run goes on with --resume"),
+    ],
+)
+def test_every_error_is_one_line_with_its_exit_code(error, code, line, iiad, monkeypatch):
+    def convert(*arguments):
+        raise error
 
-
-def iiad_conversion():
-    import iiad.conversion.released
-
-    return iiad.conversion.released
-
-
-def broken(*args):
-    raise ZeroDivisionError("oh")
+    monkeypatch.setattr(released, "convert", convert)
+    assert iiad("convert", "a", "b") == (code, "", f"iiad: {line}\n")
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["iiad", "--debug", "convert", "missing", "there"])
     with pytest.raises(ValueError, match="no such model folder"):
         main.run()
-
-
-def test_a_full_disk_is_one_line(iiad, monkeypatch):
-    monkeypatch.setattr(
-        iiad_conversion(), "convert", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
-    code, _, err = iiad("convert", "a", "b")
-    assert code == 2
-    assert err == "iiad: No space left\n"
 
 
 def test_data_takes_several_values_as_a_shell_gives_them():
@@ -226,8 +225,8 @@ def test_a_damaged_artefact_is_named_with_what_is_wrong(iiad, pipeline, tmp_path
     damaged = tmp_path / "profile.json"
     for text, message in (
         ("{", "cannot be read as JSON"),
-        ("[]", "must be a profile"),
-        ((pipeline / "plan.json").read_text(), "must be a profile (kind: 'profile'), found kind 'plan'"),
+        ("[]", "profile.json: expected a JSON object, got a list"),
+        ((pipeline / "plan.json").read_text(), "profile.json: kind: expected 'profile', got 'plan'"),
     ):
         damaged.write_text(text)
         code, _, err = iiad("plan", damaged, "--threshold", "0", "--output", tmp_path / "plan.json")
@@ -240,13 +239,6 @@ def test_a_damaged_artefact_is_named_with_what_is_wrong(iiad, pipeline, tmp_path
     code, _, err = iiad("plan", damaged, "--threshold", "0", "--output", tmp_path / "plan.json")
     assert code == 2
     assert "scores" in err
-
-
-def test_an_interrupt_says_how_to_go_on(iiad, monkeypatch):
-    monkeypatch.setattr(iiad_conversion(), "convert", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    code, _, err = iiad("convert", "a", "b")
-    assert code == 130
-    assert "--resume" in err
 
 
 def test_converting_never_overwrites(iiad, pipeline, tmp_path):

@@ -3,32 +3,13 @@
 import json
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from cli import main
-from cli.show import show
-from iiad.errors import InputError
 from iiad.planning import plan_by_threshold
 from tests.helpers import make_profile, make_table
 from tests.reporting.test_verification_report import make_verification
 
 
-@pytest.fixture
-def run():
-    app = typer.Typer()
-    app.command()(show)
-
-    def invoke(*files):
-        result = CliRunner().invoke(app, [str(file) for file in files])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.stdout
-
-    return invoke
-
-
-def test_files_are_printed_by_what_they_are_in_the_order_given(run, tmp_path):
+def test_files_are_printed_by_what_they_are_in_the_order_given(iiad, tmp_path):
     profile = make_profile()
     made = {
         "profile": profile,
@@ -38,7 +19,8 @@ def test_files_are_printed_by_what_they_are_in_the_order_given(run, tmp_path):
     }
     for name, artefact in made.items():
         artefact.save(tmp_path / f"{name}.json")
-    text = run(*(tmp_path / f"{name}.json" for name in made))
+    code, text, _ = iiad("show", *(tmp_path / f"{name}.json" for name in made))
+    assert code == 0
     places = [
         text.index(words)
         for words in ("influence by kl", "plan: iterations", "perplexity 20.09", "decode step")
@@ -46,42 +28,36 @@ def test_files_are_printed_by_what_they_are_in_the_order_given(run, tmp_path):
     assert places == sorted(places)
 
 
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """An empty folder that holds a profile."""
+    make_profile().save(tmp_path / "profile.json")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file"),
-        ("{", "cannot be read as JSON"),
+        (None, "file.json: no such file"),
+        ("{", "file.json: cannot be read as JSON"),
+        ("[" * 100_000, "file.json: cannot be read as JSON"),
+        ("[]", "file.json: expected a JSON object, got a list"),
         (
-            "[]",
-            "found kind None; accepted: bench, check, evaluation, latency, plan, profile, signals, verification",
+            json.dumps({"kind": "magic"}),
+            "file.json: kind: expected bench, check, evaluation, latency, plan, profile, signals, verification, "
+            "got 'magic'",
         ),
-        (json.dumps({"kind": "magic"}), "found kind 'magic'"),
-        (json.dumps({"kind": "plan"}), "teacher: is missing"),
+        (json.dumps({"kind": "plan"}), "file.json: teacher: is missing"),
     ],
 )
-def test_other_files_are_one_line(content, message, run, tmp_path):
+def test_other_files_are_one_line_and_exit_code_2(content, message, iiad, folder):
     if content is not None:
-        (tmp_path / "file.json").write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
-        run(tmp_path / "file.json")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def iiad(monkeypatch, capsys, tmp_path):
-    """Run the whole command line in an empty folder that holds a profile; returns code, stdout, stderr."""
-    make_profile().save(tmp_path / "profile.json")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("IIAD_DEBUG", raising=False)  # which --debug sets
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["iiad", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main.run()
-        captured = capsys.readouterr()
-        return exit.value.code, captured.out, captured.err
-
-    return run
+        (folder / "file.json").write_text(content)
+    code, out, err = iiad("show", "file.json")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"iiad: {message}")
+    assert len(err.splitlines()) == 1
 
 
 PLAN = ("plan", "profile.json", "--output", "x.json")
@@ -90,7 +66,6 @@ PLAN = ("plan", "profile.json", "--output", "x.json")
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("show", "deep.json"),
         ("plan", "deep.json", "--threshold", "1", "--output", "x.json"),
         (*PLAN, "--threshold", "nan"),
         (*PLAN, "--threshold", "0.1", "--overhead-cut", "0.5"),
@@ -111,11 +86,11 @@ PLAN = ("plan", "profile.json", "--output", "x.json")
     ],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_bad_input_is_exit_code_2_one_line_and_nothing_written(arguments, iiad, tmp_path):
-    (tmp_path / "deep.json").write_text("[" * 100_000)
+def test_bad_input_is_exit_code_2_one_line_and_nothing_written(arguments, iiad, folder):
+    (folder / "deep.json").write_text("[" * 100_000)
     code, _, err = iiad(*arguments)
     assert code == 2
     *_, last = err.splitlines()
     assert last.startswith("iiad: ")
     assert "Traceback" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep.json", "profile.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["deep.json", "profile.json"]

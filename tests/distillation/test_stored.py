@@ -60,7 +60,7 @@ def test_records_that_cannot_be_are_refused(copied, tmp_path):
     with pytest.raises(InputError, match="shards: found 7; accepted: the 8 of 30 blocks"):
         StoredSignals.open(copied)
     path.write_text(json.dumps({**fields, "kind": "plan"}))
-    with pytest.raises(InputError, match="must be a signals"):
+    with pytest.raises(InputError, match="kind: expected 'signals', got"):
         StoredSignals.open(copied)
     path.write_text(json.dumps({**fields, "layout": {**fields["layout"], "top_k": 301}}))
     with pytest.raises(InputError, match="top_k is 301"):
