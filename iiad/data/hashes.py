@@ -21,8 +21,8 @@ HASHES_FILE = "hashes.json"  # path -> state and sha256
 SETTLED_NS = 2_000_000_000
 SHOWN_FROM = 1 << 30  # bytes, about a second; fewer are hashed in silence
 
-FileState = list[int]
-"""Size in bytes, mtime and ctime in nanoseconds, inode: while these stay, the content is taken to."""
+FileState = tuple[str, int, int, int, int]
+"""Path, size in bytes, mtime and ctime in nanoseconds, inode: while these stay, the content is taken to."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class HashedSource:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return self.state[0]
+        return self.state[1]
 
     def check_unchanged(self) -> None:
         """Raise `InputError` if the file is no longer the one that was hashed."""
@@ -50,33 +50,27 @@ def hash_sources(sources: Sequence[Source], folder: Path, progress: Progress = F
     Raises:
         InputError: a file cannot be read, or changes meanwhile.
     """
-    remembered = _remembered(folder)
+    recalled, settled, hashed, done = _recall(folder), {}, [], 0
     states = [_state(source) for source in sources]
-    known = [
-        remembered.get(_place(source), [])[:4] == state for source, state in zip(sources, states, strict=True)
-    ]
-    total = sum(state[0] for state, is_known in zip(states, known, strict=True) if not is_known)
-    hashed, settled, done = [], {}, 0
+    total = sum(state[1] for state in states if state not in recalled)
     with report_progress("hashing", total, progress if total >= SHOWN_FROM else False) as advance:
-        for source, state, is_known in zip(sources, states, known, strict=True):
-            started = time.time_ns()
-            sha256 = remembered[_place(source)][4] if is_known else file_sha256(source.path)
+        for source, state in zip(sources, states, strict=True):
+            sha256 = recalled.get(state)
+            if sha256 is None:
+                started = time.time_ns()
+                sha256 = file_sha256(source.path)
+                done += state[1]
+                advance(done)
+                # A file written to a moment ago may change again without its clock ticking: do not trust that.
+                if max(state[2:4]) < started - SETTLED_NS:
+                    settled[state[0]] = [*state[1:], sha256]
             hashed.append(HashedSource(source, sha256, state))
             hashed[-1].check_unchanged()
-            # A file written to a moment ago may change again without its clock ticking: do not trust that.
-            if not is_known and max(state[1], state[2]) < started - SETTLED_NS:
-                settled[_place(source)] = [*state, sha256]
-            done += 0 if is_known else state[0]
-            advance(done)
     if settled:
-        # It only saves time: of two processes at once one may be forgotten.
-        with contextlib.suppress(InputError):
-            write_text(folder / HASHES_FILE, json.dumps({**_remembered(folder), **settled}))
+        entries = {path: [*state, sha256] for (path, *state), sha256 in _recall(folder).items()}
+        with contextlib.suppress(InputError):  # it only saves time: of two processes one may be forgotten
+            write_text(folder / HASHES_FILE, json.dumps(entries | settled))
     return hashed
-
-
-def _place(source: Source) -> str:
-    return str(source.path.resolve())
 
 
 def _state(source: Source) -> FileState:
@@ -84,13 +78,16 @@ def _state(source: Source) -> FileState:
         stat = source.path.stat()
     except OSError as error:
         raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return str(source.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _remembered(folder: Path) -> dict[str, list]:
-    """Return the entries of the hashes file; none if it is missing or damaged."""
+def _recall(folder: Path) -> dict[FileState, str]:
+    """Return the remembered hashes; none if their file is missing or damaged."""
     try:
         entries = json.loads((folder / HASHES_FILE).read_bytes())
-        return {place: [*map(int, state), str(sha256)] for place, (*state, sha256) in entries.items()}
+        return {
+            (path, int(size), int(mtime), int(ctime), int(inode)): str(sha256)
+            for path, (size, mtime, ctime, inode, sha256) in entries.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
