@@ -32,9 +32,8 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from iiad.checkpoints import identify_model, load_model
-from iiad.evaluation.compiled import CompiledDecoder
 from iiad.evaluation.speed import bench_models
-from iiad.evaluation.timing import random_prompts, run_calls
+from iiad.evaluation.timing import CompiledDecoder, random_prompts, run_calls
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import explain_losses

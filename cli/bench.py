@@ -18,58 +18,53 @@ def bench(
     ],
     plan: Annotated[
         Path | None,
-        typer.Option(help="plan.json: adds the first model truncated to it; with --layers, to the checks."),
+        typer.Option(help="plan.json: add the first model truncated to it; with --layers, check it too."),
     ] = None,
     quantize: Quantize = None,
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="Adds each model decoding from a static cache through torch.compile (CUDA graphs on a GPU).",
+            help="Add each model decoding from a static cache through torch.compile (CUDA graphs on a GPU).",
         ),
     ] = False,
     evaluation: Annotated[
-        Path | None,
-        typer.Option(help="evaluation.json: shows its perplexity and accuracy beside the speed."),
+        Path | None, typer.Option(help="evaluation.json: show its perplexity and accuracy beside the speed.")
     ] = None,
     layers: Annotated[
         bool,
         typer.Option(
             "--layers",
-            help="Measure each layer of one model at each number of iterations instead, for `iiad plan --latency`.",
+            help="Measure each layer of one model at each number of iterations, for `iiad plan --latency`.",
         ),
     ] = False,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Sequences at a time. Repeatable: all are measured. Default: 1.")
+        list[int] | None, typer.Option(help="Sequences at a time. Repeatable. Default: 1.")
     ] = None,
     prompt_tokens: Annotated[
         list[int] | None,
         typer.Option(
-            help="Tokens of each prompt (random ones): the context. Repeatable, each with each batch size. "
-            "Default: 128."
+            help="Random tokens of each prompt. Repeatable, each with each batch size. Default: 128."
         ),
     ] = None,
     new_tokens: Annotated[
-        int,
-        typer.Option(
-            help="Tokens decoded after it, one forward call each; with --layers all at that context."
-        ),
+        int, typer.Option(help="Decoding steps, one token each; with --layers all after the prompt.")
     ] = 64,
     repeats: Annotated[int, typer.Option(help="Measured rounds over all models, or plans.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
     cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Dtype = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write bench.json, or latency.json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write bench.json, or latency.json, there.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Folder for pictures of speedup and memory (PNG, SVG).")
+        Path | None, typer.Option(help="Draw speedup and memory (PNG, SVG) into this folder.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Speed, memory and the cache of models, beside what their evaluations predict, and what eats the rest.
+    """Measure speed and memory, compare with the predicted speedup, and show where the time goes.
 
-    With --layers: the time of each layer of one model at each number of
-    iterations, on this machine, and how well whole models follow from it.
+    With --layers: measure the time of each layer of one model at each number
+    of iterations, and check it on whole models.
 
     Example:  iiad bench teacher student --plan plan.json --new-tokens 128 --output bench.json
 
@@ -80,64 +75,48 @@ def bench(
     from rich.console import Console
 
     from iiad.checkpoints import require_cache_policy
+    from iiad.evaluation import bench_models, measure_latency
     from iiad.files import require_new_file
+    from iiad.progress import print_status
+    from iiad.reporting.bench_tables import bench_table
+    from iiad.reporting.latency_tables import latency_table
+    from iiad.reporting.pictures import draw_bench, require_pictures
 
     if output is not None:
         require_new_file(output, overwrite)
-    grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}
-    if layers:
-        _refuse_with_layers(
-            models, grid, quantize=quantize, compile=compiled, evaluation=evaluation, plot=plot
-        )
     if plot is not None:
-        from iiad.reporting.pictures import require_pictures
-
         require_pictures(plot)
+    grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}
+    extras = {"quantize": quantize, "compile": compiled, "evaluation": evaluation, "plot": plot}
+    if layers:
+        _require_one({"models": models, **grid}, extras)
     require_cache_policy(models, cache_policy)
-    settings: dict[str, Any] = {
-        "plan": plan,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
+    shared: dict[str, Any] = {"plan": plan, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
+    shared |= {"device": device, "dtype": dtype}
     console = Console()
     if layers:
-        from iiad.evaluation.layer_latency import measure_latency
-        from iiad.reporting.latency_tables import latency_table
-
-        settings |= {name: value for name, (value,) in grid.items()}
-        table = measure_latency(models[0], **settings)
+        table = measure_latency(models[0], **shared, **{name: value for name, (value,) in grid.items()})
         if output is not None:
             table.save(output)
         console.print(latency_table(table, console.width))
         return
-    from iiad.evaluation.speed import bench_models
-    from iiad.reporting.bench_tables import bench_table
-
     made = bench_models(
-        models, quantize=quantize or [], compiled=compiled, evaluation=evaluation, **settings, **grid
+        models, quantize=quantize or [], compiled=compiled, evaluation=evaluation, **shared, **grid
     )
     if output is not None:
         made.save(output)
     console.print(bench_table(made, console.width))
-    if plot is not None:
-        from iiad.progress import print_status
-        from iiad.reporting.bench_pictures import draw_bench
-
-        for path in draw_bench(made, plot):
-            print_status(f"drawn: {path}")
+    for path in draw_bench(made, plot) if plot is not None else ():
+        print_status(f"drawn: {path}")
 
 
-def _refuse_with_layers(models: list[str], grid: dict[str, list[int]], **others: Any) -> None:
-    """Raise InputError for several models or numbers, and for the others, which are no part of a latency table."""
+def _require_one(sizes: dict[str, list[Any]], extras: dict[str, Any]) -> None:
+    """Raise InputError for several models or sizes, or for an option that is no part of a latency table."""
     from iiad.errors import InputError
 
-    sizes: dict[str, Any] = {"models": models, **grid}
     for name, values in sizes.items():
         if len(values) != 1:
-            raise InputError(f"{name}: found {len(values)}; accepted with --layers: one")
-    for name, value in others.items():
+            raise InputError(f"{name}: expected one with --layers, got {len(values)}")
+    for name, value in extras.items():
         if value:
-            raise InputError(f"{name}: found {value}; accepted with --layers: none")
+            raise InputError(f"{name}: expected none with --layers, got {value}")

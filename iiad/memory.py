@@ -1,4 +1,4 @@
-"""Bytes of models and their caches, and an error with the sizes where memory runs out. All definitions are ours.
+"""Bytes of models and caches, free memory, and one line with the sizes where memory runs out. All ours.
 
 Legend: B sequences, T tokens of context.
 """
@@ -47,7 +47,7 @@ _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor's numbers take, of a quantized one those that it is made of."""
+    """Return the bytes of a tensor's numbers; of a quantized tensor, of the tensors that it is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return tensor.nbytes
     names, _ = tensor.__tensor_flatten__()
@@ -55,15 +55,15 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters, each once, however many modules share it."""
+    """Return the bytes of all parameters, shared ones once."""
     return sum(tensor_bytes(parameter.data) for parameter in model.parameters())
 
 
 def cache_bytes(model: Any, batch_size: int, num_tokens: int) -> int:
-    """Bytes of a cache: slots x B x T x 2 x key/value heads x head width x itemsize.
+    """Return the bytes of a cache: slots x B x T x 2 x key/value heads x head width x itemsize.
 
-    Slots are `config.num_hidden_layers`, which need not be the evaluations. Where a configuration names a sliding
-    window, T is at most that: a lower bound for a model with other layers beside.
+    Slots are `config.num_hidden_layers`. T is at most the configuration's sliding window, if it has one: a lower
+    bound for a model that has layers without it.
     """
     config = model.config
     num_tokens = min(num_tokens, getattr(config, "sliding_window", None) or num_tokens)
@@ -74,7 +74,7 @@ def cache_bytes(model: Any, batch_size: int, num_tokens: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be had on a device; on the CPU also within the limit that a container sets."""
+    """Return the free bytes of a device; on the CPU within the limit that a container sets."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -87,7 +87,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had: CUDA's, the CPU allocator's or Python's."""
+    """Return whether an error is a failed allocation: CUDA's, the CPU allocator's or Python's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
@@ -107,30 +107,29 @@ def memory_explained(
     """Turn running out of memory into an InputError of one line: where, the sizes, what to change.
 
     Args:
-        where: what was being done, as a user would say it.
-        model: what was run, if anything was; its sizes are read only when memory has run out.
-        batch_size, num_tokens: B and T that it was run with; T with what is generated.
-        cached: whether keys and values are kept.
-        training: whether it was trained, which other changes help.
-        remedies: what to change, where that is something else.
+        where: the work, in the user's words.
+        model: the model that ran, if any; its sizes are read only when memory has run out.
+        batch_size, num_tokens: B and T of the run, generated tokens included.
+        cached: keys and values are kept.
+        training: the model was trained, for which other changes help.
+        remedies: changes that help, instead of the usual ones.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(
-            error.__traceback__
-        )  # else it would go on holding all that the failed call held
+        traceback.clear_frames(error.__traceback__)  # else it keeps all that the failed call held
         parts = [f"{where}: out of memory{_asked(error)}"]
         if model is not None:
             parts.append(describe_run(model, batch_size or 1, num_tokens or 1, cached and not training))
-        change = remedies or (_TRAINING_REMEDIES if training else _REMEDIES)
-        raise InputError(f"{'; '.join(parts)}; what helps: {_one_of(change)}") from error
+        *others, last = remedies or (_TRAINING_REMEDIES if training else _REMEDIES)
+        helps = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{'; '.join(parts)}; what helps: {helps}") from error
 
 
 def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = True) -> str:
-    """The sizes of a run in words: B x T, evaluations, slots and bytes of the cache, bytes of the weights."""
+    """Return the sizes of a run in words: B x T, evaluations, slots and bytes of the cache, bytes of the weights."""
     config = model.config
     parts = [f"batch {batch_size} x {num_tokens} tokens"]
     evaluations = getattr(config, "num_evaluations", None)
@@ -144,7 +143,7 @@ def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = Tr
 
 
 def format_size(size: float) -> str:
-    """A number of bytes in binary units, with three figures or so: "512 B", "1.5 GiB", "300 KiB"."""
+    """Return a number of bytes in binary units: "512 B", "1.5 GiB", "300 KiB"."""
     for unit, scale in _UNITS.items():
         if size < 1000 * scale or unit == "GiB":
             return f"{size / scale:.{0 if unit == 'B' or size >= 100 * scale else 1}f} {unit}"
@@ -152,14 +151,9 @@ def format_size(size: float) -> str:
 
 
 def _asked(error: BaseException) -> str:
-    """What the message says was asked for: ", asked for 4.0 GiB", or nothing."""
+    """Return the size in the message as ", asked for 4.0 GiB more", or nothing."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMG]iB)", str(error))
     if found is None:
         return ""
     number, unit = found.groups()
     return f", asked for {format_size(float(number) * _UNITS.get(unit, 1))} more"
-
-
-def _one_of(changes: Sequence[str]) -> str:
-    *others, last = changes
-    return f"{', '.join(others)} or {last}" if others else last

@@ -1,18 +1,17 @@
-"""Weight-only quantization of a model's blocks by torchao, the extra `quantize`. What is left alone is ours to say.
+"""Weight-only quantization of a model's blocks by torchao (the extra `quantize`); head and embeddings stay (ours).
 
-Importing this loads neither torch nor torchao. What runs where (torchao 0.18, torch 2.13):
+Importing this loads neither torch nor torchao. Kinds and devices (torchao 0.18, torch 2.13):
 
     kind  device  torchao's configuration                       weights in a block
     int8  any     Int8WeightOnlyConfig, a scale for each row    1 byte
     int4  cpu     PrototypeInt4WeightOnlyConfig, groups of 32   1/2 byte, and a scale and zero for each group
     int4  cuda    Int4WeightOnlyConfig, tile_packed_to_4d       the same; bfloat16 only
 
-On the CPU none of it is there for speed: int8 is widened at every call, and int4 has a fast kernel for bfloat16 alone
-(in float32 a prefill of the demo's teacher takes fifty times as long). What is saved everywhere is memory.
+It saves memory, not time, on the CPU: int8 is widened at every call, and int4 has a fast kernel for bfloat16 alone
+(in float32 a prefill of the demo's teacher takes fifty times as long).
 
-Only the linear layers of blocks are quantized: they are what an evaluation reads, and what is run several times.
-Head and embeddings stay, as they are one tensor in most of our models, of which an embedding needs the rows. Both
-are read once a token, whatever the plan.
+Only the linear layers of blocks are quantized: every evaluation reads them. Head and embeddings, one tensor in most
+models, are read once a token, whatever the plan.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ __all__ = ["GROUP_SIZE", "KINDS", "check_kinds", "hide_load_remarks", "quantize"
 
 KINDS = ("int8", "int4")
 GROUP_SIZE = 32
-"""Inputs that share a scale in int4: the smallest group that the kernels take, because small models lose most."""
+"""Inputs that share a scale in int4: the smallest group of the kernels, which costs small models least."""
 TILE = 16
-"""What the output width must be a multiple of for the CPU's int4 kernel."""
+"""Output widths must be its multiples for the CPU's int4 kernel."""
 
 
 def check_kinds(kinds: str | Iterable[str], device: str, dtype: str) -> list[str]:
-    """The kinds of quantization asked for, each once, in order.
+    """Return the kinds of quantization, each once, in order.
 
     Raises InputError: an unknown kind, one given twice, one that cannot run on the device in the dtype, or no
     torchao.
@@ -46,9 +45,9 @@ def check_kinds(kinds: str | Iterable[str], device: str, dtype: str) -> list[str
     found = [kinds] if isinstance(kinds, str) else list(kinds)
     for number, kind in enumerate(found):
         if kind not in KINDS:
-            raise InputError(f"quantize: found {kind!r}; accepted: {', '.join(KINDS)}")
+            raise InputError(f"quantize: expected {' or '.join(KINDS)}, got {kind!r}")
         if kind in found[:number]:
-            raise InputError(f"quantize: found {kind} twice; accepted: each once")
+            raise InputError(f"quantize: expected each kind once, got {kind} twice")
         _require_runnable(kind, device.partition(":")[0], dtype)
     if found:
         _import_torchao()
@@ -58,16 +57,16 @@ def check_kinds(kinds: str | Iterable[str], device: str, dtype: str) -> list[str
 def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
     """Quantize the weights of the linear layers of a model's blocks, in place, to be run and not to be saved.
 
-    A model to be saved quantized is loaded with transformers' TorchAoConfig, which leaves the head as well.
-    Activations, norms, history, embeddings, head and cache keep their type. Where int4 is asked for, layers that its
-    kernels do not take (an input width that is no multiple of 32, an output width that is none of 16) become int8.
+    To save a quantized model, load it with transformers' TorchAoConfig, which leaves the head as well. Activations,
+    norms, history, embeddings, head and cache keep their type. Layers that the int4 kernels do not take (an input
+    width that is no multiple of 32, an output width that is none of 16) become int8.
 
     Args:
         model: a causal language model of transformers, on the device and in the dtype in which it is to run.
         kind: "int8" or "int4".
         dtype: in which the quantized layers compute, whatever comes in; default: the model's.
 
-    Returns the number of layers that are of that kind.
+    Returns the number of layers of that kind.
 
     Raises InputError: an unknown kind, one that cannot run on the device or in the dtype, no torchao, or blocks
     that hold no linear layers or quantized ones.
@@ -78,12 +77,14 @@ def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
 
     linears = dict(_block_linears(model))
     if any(hasattr(linear.weight, "__tensor_flatten__") for linear in linears.values()):
-        raise InputError("quantize: found a model that is quantized already; accepted: whole weights")
+        raise InputError("quantize: expected whole weights, got a model that is quantized already")
     if not linears:
-        raise InputError(f"quantize: found no linear layers in the blocks of a {model.config.model_type}")
+        raise InputError(
+            f"quantize: expected linear layers in the blocks, got none in a {model.config.model_type}"
+        )
     for linear in linears.values():
         linear.to(dtype)
-        # Autocast does not know the kernels: what comes in from it, or from wider layers, must be made to fit.
+        # Autocast does not know the kernels: inputs from it, or from wider layers, are cast.
         linear.register_forward_pre_hook(lambda _, given: (given[0].to(dtype), *given[1:]))
     fitting = {name for name, linear in linears.items() if kind == "int8" or _fits_int4(linear)}
     for names, chosen in ((fitting, kind), (linears.keys() - fitting, "int8")):
@@ -93,7 +94,7 @@ def quantize(model: Any, kind: str, dtype: torch.dtype | None = None) -> int:
 
 
 def quantized_copy(model: Any, kind: str, dtype: torch.dtype | None = None) -> Any:
-    """A copy, quantized, that shares all but the blocks' linear layers with the model.
+    """Return a quantized copy that shares all but the blocks' linear layers with the model.
 
     Raises InputError as `quantize` does.
     """
@@ -106,12 +107,7 @@ def quantized_copy(model: Any, kind: str, dtype: torch.dtype | None = None) -> A
 
 
 def hide_load_remarks() -> None:
-    """Drop what torchao says while it is loaded, which transformers does wherever it is installed.
-
-    Its CUDA kernels, of which none is needed here, do not load without CUDA; and it registers two of its own enums
-    with torch in a way that is about to go. Neither is anything that a user could mend. Everything else that the
-    two say is left as it is.
-    """
+    """Hide two remarks of torchao when transformers loads it: no CUDA kernels, an enum registered the old way."""
     for name, sign in (("torchao", "Failed to load "), ("torch.utils._pytree", "is an Enum subclass")):
         logging.getLogger(name).addFilter(partial(_lacks, sign))
 
@@ -121,7 +117,7 @@ def _lacks(sign: str, record: logging.LogRecord) -> bool:
 
 
 def _block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """Each linear layer with its name in the model, but those outside of the blocks (the head)."""
+    """Yield each linear layer of the blocks with its name in the model."""
     from torch import nn
 
     for name, module in model.named_modules():
@@ -135,9 +131,9 @@ def _fits_int4(linear: nn.Linear) -> bool:
 
 def _require_runnable(kind: str, device: str, dtype: str) -> None:
     if device not in ("cpu", "cuda"):
-        raise InputError(f"quantize: found {kind} on {device}; accepted: on cpu or cuda")
+        raise InputError(f"quantize: expected cpu or cuda, got {kind} on {device}")
     if kind == "int4" and device == "cuda" and dtype != "bfloat16":
-        raise InputError(f"quantize: found int4 in {dtype} on cuda; accepted: --dtype bfloat16")
+        raise InputError(f"quantize: expected --dtype bfloat16 for int4 on cuda, got {dtype}")
 
 
 def _import_torchao() -> None:
@@ -145,12 +141,12 @@ def _import_torchao() -> None:
         import torchao.quantization  # noqa: F401  (only whether it is there)
     except ImportError as error:
         raise InputError(
-            f"quantize: needs torchao ({one_line(error)}): pip install 'iiad[quantize]'"
+            f"quantize: expected torchao (pip install 'iiad[quantize]'), got {one_line(error)}"
         ) from None
 
 
 def _config(kind: str, device: str) -> Any:
-    """torchao's configuration. None sets up inductor, which would change what else is compiled."""
+    """Return torchao's configuration, none of which sets up inductor, which would change other compiled code."""
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if kind == "int8":
@@ -163,6 +159,6 @@ def _config(kind: str, device: str) -> Any:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     except ImportError as error:
         raise InputError(
-            f"quantize: int4 on the CPU needs torchao 0.18 or newer: {one_line(error)}"
+            f"quantize: expected torchao 0.18 or newer for int4 on the CPU, got {one_line(error)}"
         ) from None
     return PrototypeInt4WeightOnlyConfig(group_size=GROUP_SIZE, set_inductor_config=False)

@@ -16,19 +16,19 @@ from iiad.artefacts import Artefact, ModelIdentity, Record
 __all__ = ["FIXED_PARTS", "PARTS", "Bench", "BenchResult", "BenchSettings", "Breakdown", "Phase", "Spread"]
 
 PARTS = {
-    "attention": "queries on keys, values by weights",
+    "attention": "queries on keys, values by weights, and the rotation",
     "cache": "adding to the slots, which copies them",
-    "projections": "of queries, keys, values and outputs, and the rotation",
+    "projections": "of queries, keys, values and outputs",
     "mlp": "the MLP",
-    "norms": "norms and residuals of the blocks",
-    "solver": "history and norms between evaluations",
+    "norms": "of the blocks",
+    "solver": "history, norms and residuals between evaluations",
     "embedding": "of the tokens",
     "head": "the final norm and the logits",
     "rest": "mask, angles, choice of the token; Python and launches outside of the layers",
 }
-"""What a call's time goes to. All but `solver` and those of FIXED_PARTS are block evaluations."""
+"""Parts of a call. All but `solver` and FIXED_PARTS are block evaluations."""
 FIXED_PARTS = ("embedding", "head", "rest")
-"""What a call does once, whatever its evaluations."""
+"""Parts that run once a call, whatever its evaluations."""
 
 
 class Spread(Record):
@@ -40,45 +40,45 @@ class Spread(Record):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """The spread of at least one value."""
+        """Return the spread of at least one value."""
         return cls(median=median(values), low=min(values), high=max(values))
 
 
 class Breakdown(Record):
-    """Seconds of one forward call by what they go to, from extra runs that were watched: medians over them."""
+    """Seconds of one forward call by part, from extra runs under torch.profiler: medians over them."""
 
     seconds: dict[str, float] = Field(description="for each of PARTS")
     host_share: float | None = Field(
         default=None,
-        description="of a call, how long the host took to ask for all of it: near 1 on a GPU, launches are what "
-        "takes the time; null on the CPU",
+        description="of a call, how long the host took to launch all of it: near 1, launches bound it; null on the "
+        "CPU",
     )
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
         if list(self.seconds) != list(PARTS):
-            raise ValueError(f"seconds has {', '.join(self.seconds)}; accepted: {', '.join(PARTS)}")
+            raise ValueError(f"seconds: expected {', '.join(PARTS)}, got {', '.join(self.seconds)}")
         return self
 
     @property
     def total(self) -> float:
-        """Seconds of the call."""
+        """Return the seconds of the call."""
         return sum(self.seconds.values())
 
     def share(self, part: str) -> float:
-        """The part's share of the call."""
+        """Return the part's share of the call."""
         return self.seconds[part] / self.total if self.total > 0 else 0.0
 
     def expected_speedup(self, predicted: float) -> float:
-        """Amdahl's law: of a call whose fixed parts stay while all others take 1 / predicted of their time."""
+        """Return Amdahl's speedup, where the fixed parts stay and all others take 1 / predicted of their time."""
         fixed = sum(self.share(part) for part in FIXED_PARTS)
         return 1 / (fixed + (1 - fixed) / predicted)
 
     def excess(self, first: Breakdown, predicted: float) -> dict[str, float]:
-        """For each part what it takes beyond 1 / predicted of the first model's, as a share of this call.
+        """Return each part's time beyond 1 / predicted of the first model's, as a share of this call.
 
-        The sum over parts is 1 - speedup / predicted, with the speedup of the watched runs: each part's own piece
-        of what is missing. Negative where a part shrank by more.
+        The sum over parts is 1 - speedup / predicted, with the speedup of the profiled runs. Negative where a part
+        shrank by more.
         """
         return {
             part: (seconds - first.seconds[part] / predicted) / self.total if self.total > 0 else 0.0
@@ -103,7 +103,7 @@ class Phase(Record):
 
 
 class BenchSettings(Record):
-    """What was run, and on what."""
+    """Settings and machine of a bench."""
 
     batch_size: list[int] = Field(min_length=1, description="sequences at a time: one side of the grid")
     prompt_tokens: list[int] = Field(
@@ -116,7 +116,7 @@ class BenchSettings(Record):
     seed: int = Field(ge=0, description="of the random prompts")
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
     device: str
-    device_name: str = Field(description="what the machine calls it")
+    device_name: str = Field(description="the model of the GPU or CPU")
     num_threads: int = Field(ge=1, description="threads of torch on the CPU")
     torch_version: str
 
@@ -163,11 +163,11 @@ class Bench(Artefact):
     )
 
     def at(self, batch_size: int, prompt_tokens: int) -> list[BenchResult]:
-        """The results of one point of the grid, the first model's first."""
+        """Return the results of one point of the grid, the first model's first."""
         point = (batch_size, prompt_tokens)
         return [result for result in self.results if (result.batch_size, result.prompt_tokens) == point]
 
     @property
     def points(self) -> list[tuple[int, int]]:
-        """Batch size and prompt tokens of each point of the grid, in the order measured."""
+        """Return batch size and prompt tokens of each point of the grid, in the order measured."""
         return list(dict.fromkeys((result.batch_size, result.prompt_tokens) for result in self.results))

@@ -1,4 +1,4 @@
-"""The rows of a bench: models under plans, quantized or not, all in memory at once, and one point of the grid.
+"""The rows of a bench: models under plans, quantized or compiled, all in memory at once.
 
 Legend: B sequences, T prompt tokens.
 """
@@ -15,53 +15,47 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iiad.artefacts import ModelIdentity
-from iiad.checkpoints import DTYPES, load_identified, read_limits
+from iiad.checkpoints import DTYPES, load_identified
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
-from iiad.memory import cache_bytes, describe_run, format_size, memory_explained, weight_bytes
+from iiad.memory import cache_bytes, describe_run, format_size, free_bytes, memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.plan import identify_rows
 from iiad.progress import print_status
 
 from .activation_memory import peaks_in_turn
-from .compiled import CompiledDecoder
-from .timing import random_prompts, run_calls
+from .timing import CompiledDecoder, random_prompts, run_calls
 
-__all__ = ["Row", "check_room", "grid_prompts", "load_rows", "measure_memory", "require_free_memory"]
+__all__ = ["Row", "load_rows", "measure_peaks", "require_free_memory"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model under one plan that is to be timed. Rows of one model share its weights."""
+    """A model to be timed under one plan. Rows of one model share its weights."""
 
     label: str
     model: Any
-    identity: ModelIdentity  # under the plan that the row runs
+    identity: ModelIdentity  # with the plan that the row runs
     quantization: str | None = None
     compiled: bool = False
 
-    def follow(self) -> Any:
-        """The model, now running the row's plan."""
+    def under_plan(self) -> Any:
+        """Return the model after setting the row's plan."""
         plan = self.identity.num_iterations
-        # What is compiled stays so as long as nothing is set anew.
+        # Setting the same plan again would have a compiled model compiled again.
         if getattr(self.model.config, "num_iterations", plan) != plan:
             self.model.set_num_iterations(plan)
         return self.model
 
     def decoder(self, num_tokens: int) -> CompiledDecoder | None:
-        """What decodes sequences of that length, prompt included, where the row is a compiled one."""
-        return CompiledDecoder(self.follow(), num_tokens) if self.compiled else None
+        """Return the decoder of a compiled row, for sequences of num_tokens, prompt included."""
+        return CompiledDecoder(self.under_plan(), num_tokens) if self.compiled else None
 
-
-def check_room(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
-    """Raise InputError for more tokens than the model has positions for, before it is loaded."""
-    limit, _ = read_limits(model)
-    if prompt_tokens + new_tokens > limit:
-        found = f"prompt_tokens + new_tokens: found {prompt_tokens} + {new_tokens}"
-        raise InputError(
-            f"{found}; accepted: at most {limit} together, the max_position_embeddings of {model}"
-        )
+    def prompts(self, batch_size: int, num_tokens: int, seed: int) -> Tensor:
+        """Return random prompts (B, T) of the model's vocabulary, on its device."""
+        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        return random_prompts(batch_size, num_tokens, vocab_size, seed).to(self.model.device)
 
 
 def load_rows(
@@ -73,10 +67,10 @@ def load_rows(
     dtype: str,
     compiled: bool = False,
 ) -> list[Row]:
-    """All models at once; the first also truncated where there is a plan, and quantized in each of the kinds.
+    """Load all models; add the first truncated to the plan, and quantized in each of the kinds.
 
-    compiled: each row also compiled, right after it, but not the quantized ones. Raises InputError as
-    `iiad.checkpoints.load_identified`, and where memory runs out.
+    compiled: add each row but the quantized ones again, compiled. Raises InputError as
+    `iiad.checkpoints.load_identified` does, and where memory runs out.
     """
     rows: list[Row] = []
     for model, label in zip(models, labels, strict=True):
@@ -87,7 +81,7 @@ def load_rows(
             for name, runs in identify_rows(label, identity, plan if first else None):
                 rows.append(Row(name, loaded, runs))
                 if compiled:
-                    # Of its own modules: another row's plan would have them compiled again.
+                    # Own modules: another row's plan would have them compiled again.
                     own = copy_sharing_tensors(loaded)
                     rows.append(Row(f"{name}, compiled", own, runs, compiled=True))
             for kind in kinds if first else ():
@@ -98,43 +92,31 @@ def load_rows(
     return rows
 
 
-def grid_prompts(rows: Sequence[Row], batch_size: int, num_tokens: int, seed: int) -> list[Tensor]:
-    """For each row random prompts (B, T) of its vocabulary, on its device."""
-    sizes = [row.model.get_input_embeddings().weight.shape[0] for row in rows]
-    return [
-        random_prompts(batch_size, num_tokens, size, seed).to(row.model.device)
-        for row, size in zip(rows, sizes, strict=True)
-    ]
-
-
 def require_free_memory(rows: Sequence[Row], batch_size: int, num_tokens: int) -> None:
-    """Raise InputError where not even the largest cache fits on the CPU.
+    """Raise InputError where a row's cache is larger than the free memory of the CPU.
 
-    Linux gives memory away before it has it and ends, without a word, who then uses it: no error would come.
+    Linux grants memory before it has it and kills the process that then uses it, without an error.
     """
-    from iiad.memory import free_bytes
-
     for row in rows:
-        model = row.follow()
-        needed = cache_bytes(model, batch_size, num_tokens)
-        if model.device.type == "cpu" and needed > free_bytes(model.device):
-            free = format_size(free_bytes(model.device))
+        model = row.under_plan()
+        free = free_bytes(model.device)
+        if model.device.type == "cpu" and cache_bytes(model, batch_size, num_tokens) > free:
             raise InputError(
-                f"{row.label}: found {describe_run(model, batch_size, num_tokens)}, and {free} free; what helps: "
-                "a smaller batch, a shorter context, bfloat16 or fewer iterations (a plan)"
+                f"{row.label}: expected to fit into {format_size(free)} of free memory, got "
+                f"{describe_run(model, batch_size, num_tokens)}; what helps: a smaller batch, a shorter context, "
+                "bfloat16 or fewer iterations (a plan)"
             )
 
 
 @torch.no_grad()
-def measure_memory(row: Row, prompts: Tensor) -> tuple[int, int]:
-    """Most bytes alive at once beside the weights, in a prefill and in a decoding step after it (ours).
+def measure_peaks(row: Row, prompts: Tensor) -> dict[str, int]:
+    """Return the most bytes alive at once beside the weights, the cache included, in "prefill" and a "decode" step.
 
-    The cache counts in both. A compiled row's are those of its static cache, not compiled. Not under inference mode,
-    where on the CPU attention would hide what it makes.
+    A compiled row runs eager on its static cache. Not under inference mode, where on the CPU attention would hide
+    what it allocates.
     """
-    model, decoder = row.follow(), row.decoder(prompts.shape[1] + 1)
-    calls = run_calls(
-        model, prompts, DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
-    )
+    model, decoder = row.under_plan(), row.decoder(prompts.shape[1] + 1)
+    cache: Any = DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
+    calls = run_calls(model, prompts, cache)
     prefill, decode = peaks_in_turn([lambda: next(calls)] * 2, str(model.device))
-    return prefill, decode
+    return {"prefill": prefill, "decode": decode}

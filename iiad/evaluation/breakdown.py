@@ -1,210 +1,151 @@
-"""What a forward call's time goes to: modules, attention and cache, watched by hooks in runs of their own. Ours.
+"""Seconds of a forward call by part of the model, by torch.profiler in runs of their own. Ours.
 
-A watched call is slower than a timed one by what the marks take, some microseconds an evaluation on the CPU.
+A profiled call is slower than a timed one by some microseconds an operation.
 
 Legend: B sequences, T tokens.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .bench_artefact import PARTS, Breakdown
-from .timing import mark, now, run_calls, seconds_between
+from .timing import now, run_calls
 
-__all__ = ["WatchedCall", "can_be_watched", "summarise_calls", "watch_run"]
+__all__ = ["can_be_profiled", "median_breakdown", "profile_run", "seconds_by_part"]
 
-
-@dataclass(frozen=True)
-class WatchedCall:
-    """Seconds of one call, or the mean of several, for each of PARTS; and the host's share of it (None: CPU)."""
-
-    seconds: dict[str, float]
-    host_share: float | None
-
-
-@dataclass
-class _Spans:
-    """Marks of when what began and ended. Of spans of one name inside each other the outermost alone counts."""
-
-    device: torch.device
-    marks: dict[str, list[tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(list))
-    open: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-
-    def begin(self, name: str) -> None:
-        """A span of that name begins."""
-        self.open[name].append(None if self.open[name] else mark(self.device))
-
-    def end(self, name: str) -> None:
-        """The span of that name that began last ends."""
-        start = self.open[name].pop()
-        if start is not None:
-            self.marks[name].append((start, mark(self.device)))
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its runs marked."""
-
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            self.begin(name)
-            result = function(*args, **kwargs)
-            self.end(name)
-            return result
-
-        return marked
-
-    def seconds(self, name: str) -> float:
-        """Of all spans of that name, once the device has passed them."""
-        return sum(seconds_between(start, end) for start, end in self.marks[name])
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler reports its stages on stderr
+PROFILED_STEPS = 8
+"""Decoding steps at most: enough for a mean, few enough for the profiler's memory."""
+PREFIX = "iiad."
+"""Of the spans' names in the trace."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def can_be_watched(model: Any) -> bool:
-    """Whether the parts are where Llama and our models have them."""
+class _ProfiledCache(DynamicCache):
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values, as a span."""
+        with record_function(f"{PREFIX}cache"):
+            return super().update(*args, **kwargs)
+
+
+def can_be_profiled(model: Any) -> bool:
+    """Return whether the modules have Llama's names."""
     base = model.base_model
     named = all(hasattr(base, name) for name in ("embed_tokens", "layers", "norm"))
-    return named and all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in base.layers)
+    return named and all(
+        all(hasattr(layer, name) for name in ("self_attn", "mlp", "input_layernorm")) for layer in base.layers
+    )
 
 
 @torch.inference_mode()
-def watch_run(model: Any, prompts: Tensor, num_steps: int) -> dict[str, WatchedCall]:
-    """A run as `time_model` does it: the "prefill", and the mean of its "decode" steps, in seconds by parts.
+def profile_run(model: Any, prompts: Tensor, num_steps: int) -> dict[str, Breakdown]:
+    """Profile a run as `time_model` does it: "prefill", and "decode", the mean of at most PROFILED_STEPS steps.
 
-    prompts: (B, T) token ids on the model's device. The model must be one that `can_be_watched`.
+    prompts: (B, T) token ids on the model's device. The model must be one that `can_be_profiled`.
     """
-    cache = DynamicCache(config=model.config)
-    calls = run_calls(model, prompts, cache)
-    phases = {"prefill": 1, "decode": num_steps}
-    return {phase: _watch_calls(model, cache, calls, number) for phase, number in phases.items()}
+    calls = run_calls(model, prompts, _ProfiledCache(config=model.config))
+    with _spans(model):
+        return {
+            phase: _profile_calls(calls, number, model.device)
+            for phase, number in (("prefill", 1), ("decode", min(num_steps, PROFILED_STEPS)))
+        }
 
 
-def summarise_calls(calls: list[WatchedCall]) -> Breakdown:
-    """Medians of each part over calls of the same kind."""
-    hosts = [call.host_share for call in calls if call.host_share is not None]
+def median_breakdown(breakdowns: list[Breakdown]) -> Breakdown:
+    """Return the median of each part over runs of the same kind."""
+    hosts = [each.host_share for each in breakdowns if each.host_share is not None]
     return Breakdown(
-        seconds={part: median(call.seconds[part] for call in calls) for part in PARTS},
+        seconds={part: median(each.seconds[part] for each in breakdowns) for part in PARTS},
         host_share=median(hosts) if hosts else None,
     )
 
 
-def _watch_calls(model: Any, cache: DynamicCache, calls: Iterator[Tensor], number: int) -> WatchedCall:
-    device = model.device
-    spans = _Spans(device)
-    with _watched(model, cache, spans):
+def seconds_by_part(spans: Iterable[tuple[str, float, float]], whole: float) -> dict[str, float]:
+    """Return the time of each of PARTS: a span's own, without the spans inside it; "rest" is outside of all.
+
+    spans: (part, start, end) on one clock, nested or apart, in the order in which they began. whole: of the call.
+    """
+    seconds = {**dict.fromkeys(PARTS, 0.0), "rest": whole}
+    open_spans = [("rest", float("inf"))]
+    for part, start, end in sorted(spans, key=lambda span: (span[1], -span[2])):
+        while open_spans[-1][1] <= start:
+            open_spans.pop()
+        seconds[part] += end - start
+        seconds[open_spans[-1][0]] -= end - start
+        open_spans.append((part, end))
+    return {part: max(0.0, value) for part, value in seconds.items()}  # clocks differ in the last digits
+
+
+def _profile_calls(calls: Iterator[Tensor], number: int, device: torch.device) -> Breakdown:
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
         started = now(device)
         for _ in range(number):
             next(calls)
         asked = time.perf_counter() - started
         whole = now(device) - started
-    parts = {part: seconds / number for part, seconds in _parts(spans, whole).items()}
-    return WatchedCall(parts, asked / whole if device.type == "cuda" else None)
+    # On a GPU a span is there twice: as the host launched it, and as the device ran it.
+    spans = _read_spans(profiler, "gpu_user_annotation" if on_gpu else "user_annotation")
+    seconds = {part: value / number for part, value in seconds_by_part(spans, whole).items()}
+    return Breakdown(seconds=seconds, host_share=asked / whole if on_gpu else None)
 
 
-def _parts(spans: _Spans, whole: float) -> dict[str, float]:
-    """Seconds of each of PARTS: what a span holds beside the spans inside it. Clocks differ, so none below 0."""
-    inside = {
-        "attention": ("attention",),
-        "cache": ("cache",),
-        "projections": ("self_attn", "attention", "cache"),
-        "mlp": ("mlp",),
-        "norms": ("evaluation", "self_attn", "mlp"),
-        "solver": ("layer", "evaluation"),
-        "embedding": ("embedding",),
-        "head": ("head",),
-    }
-    total = {name: spans.seconds(name) for names in inside.values() for name in names}
-    parts = {
-        part: max(0.0, total[outer] - sum(total[name] for name in inner))
-        for part, (outer, *inner) in inside.items()
-    }
-    rest = whole - total["layer"] - total["embedding"] - total["head"]
-    return {**parts, "rest": max(0.0, rest)}
+def _read_spans(profiler: profile, category: str) -> list[tuple[str, float, float]]:
+    """Return our spans as (part, start, end), in seconds, of the trace: events() takes many times as long."""
+    with TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    return [
+        (event["name"].removeprefix(PREFIX), event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
+        for event in events
+        if event.get("cat") == category and event["name"].startswith(PREFIX)
+    ]
 
 
 @contextmanager
-def _watched(model: Any, cache: DynamicCache, spans: _Spans) -> Iterator[None]:
-    """While this lasts, mark when modules, attention functions, evaluations and cache updates run."""
+def _spans(model: Any) -> Iterator[None]:
+    """While the block runs, record each module's runs under the name of its part."""
     base = model.base_model
-    modules = [("embedding", base.embed_tokens), ("head", base.norm)]
-    modules.append(("head", model.get_output_embeddings()))
+    modules = [("embedding", base.embed_tokens), ("head", base.norm), ("head", model.get_output_embeddings())]
     for layer in base.layers:
-        modules += [("layer", layer), ("self_attn", layer.self_attn), ("mlp", layer.mlp)]
+        modules += [("solver", layer), ("attention", layer.self_attn), ("mlp", layer.mlp)]
+        modules += [("norms", layer.input_layernorm), ("norms", layer.post_attention_layernorm)]
+        modules += [("projections", getattr(layer.self_attn, name)) for name in PROJECTIONS]
     with ExitStack() as stack:
-        for name, module in modules:
-            stack.enter_context(_hooked(module, name, spans))
-        for layer in base.layers:
-            if hasattr(layer, "evaluate"):  # ours: a layer runs its block several times
-                stack.enter_context(_replaced(layer, "evaluate", partial(spans.wrap, "evaluation")))
-            else:
-                stack.enter_context(_hooked(layer, "evaluation", spans))
-            if getattr(model.config, "cache_policy", None) == "shared":
-                _watch_shared(layer, spans, stack)
-        stack.enter_context(_replaced(cache, "update", partial(spans.wrap, "cache")))
-        stack.enter_context(_attention(model.config._attn_implementation, spans))
+        for part, module in modules:
+            stack.enter_context(_recorded(module, f"{PREFIX}{part}"))
         yield
 
 
-def _watch_shared(layer: Any, spans: _Spans, stack: ExitStack) -> None:
-    """Mark norm, keys and values that a layer of shared ones runs before its evaluations, and for all of them."""
-    stack.enter_context(_hooked(layer.input_layernorm, "evaluation", spans))
-
-    def change(method: Callable[..., Any]) -> Callable[..., Any]:
-        return spans.wrap("evaluation", spans.wrap("self_attn", method))
-
-    stack.enter_context(_replaced(layer.self_attn, "keys_and_values", change))
-
-
 @contextmanager
-def _hooked(module: Any, name: str, spans: _Spans) -> Iterator[None]:
-    def before(*_: Any) -> None:
-        spans.begin(name)
+def _recorded(module: nn.Module, name: str) -> Iterator[None]:
+    running: list[record_function] = []
 
-    def after(*_: Any) -> None:
-        spans.end(name)
+    def begin(*_: Any) -> None:
+        running.append(record_function(name))
+        running[-1].__enter__()
 
-    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    def end(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
-    """An object's method changed for a while, by an attribute of its own that hides its class's."""
-    setattr(owner, name, change(getattr(owner, name)))
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-
-
-@contextmanager
-def _attention(implementation: str, spans: _Spans) -> Iterator[None]:
-    """The attention function marked, under its own name, by which masks are chosen.
-
-    `eager` is not in transformers' table; its time stays among the projections.
-    """
-    known = ALL_ATTENTION_FUNCTIONS
-    if implementation not in known:
-        yield
-        return
-    own = known._local_mapping.get(implementation)
-    known[implementation] = spans.wrap("attention", known[implementation])
-    try:
-        yield
-    finally:
-        del known[implementation]
-        if own is not None:
-            known[implementation] = own

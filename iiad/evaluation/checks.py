@@ -23,7 +23,7 @@ from .check_subject import NUM_SEQUENCES, Subject, realign
 from .claims import Claim, Skipped
 from .decoding_claims import DECODING
 from .loading_claims import LOADING
-from .machine import device_name
+from .timing import device_name
 from .training_claims import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]

@@ -25,7 +25,7 @@ from iiad.errors import InputError
 from .check_artefact import CheckSettings
 from .check_subject import Subject
 from .claims import LOGITS, TOKENS, Claim, Skipped, count_unlikely_tokens, worst
-from .compiled import require_compiler
+from .timing import require_compiler
 
 __all__ = ["DECODING"]
 

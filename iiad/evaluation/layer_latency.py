@@ -1,24 +1,22 @@
-"""The time of each layer at each number of iterations, and whole models against what it predicts. All ours.
+"""Seconds of each layer at each number of iterations, checked against whole models. All ours.
 
-A layer is timed where it runs, inside whole models of which every layer runs r iterations, for r = 0, ..., R.
-Alone and again and again, its weights would stay in the processor's caches, where a model reads them from memory
-at every call: the sum over layers would be too short. Differences of whole models would drown a layer, a small
-part of them, in their noise. Inside, L layers are timed by R + 1 models, and what is left is the fixed part.
+A layer is timed inside whole models of which every layer runs r iterations, for r = 0, ..., R: L layers by R + 1
+models, and what is left is the fixed part. Alone, a layer would be too fast, its weights in the processor's caches;
+as a difference of whole models it would drown in their noise.
 
 Legend: B sequences, T tokens of context, L layers, t the layer, r iterations, R_t those of the model's own plan.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, DynamicCache
@@ -32,41 +30,16 @@ from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
-from .machine import device_name
-from .speed import check_counts
-from .timing import mark, now, random_prompts, seconds_between
+from .speed import require_counts
+from .timing import device_name, now, random_prompts
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 
 STEPS_PER_TURN = 4
-"""Decoding steps before the next plan's turn: so few that a machine that slows down slows all plans alike, enough
-for a GPU not to be waited for after every step."""
+"""Decoding steps before the next plan's turn: few, so that a machine that slows down slows all plans alike; more
+than one, so that a GPU is not waited for after every step."""
 
-
-@dataclass(frozen=True)
-class _Turn:
-    """A plan to be run, and whether its layers are timed or only the whole model."""
-
-    num_iterations: list[int]
-    watch: bool
-
-
-@dataclass(frozen=True)
-class _CallTime:
-    """Seconds of a call, or of several, of a model and of each of its layers (of none that was not watched)."""
-
-    whole: float
-    layers: tuple[float, ...]
-
-    @classmethod
-    def total(cls, calls: Sequence[_CallTime], scale: float = 1.0) -> _CallTime:
-        """All calls together, times a factor."""
-        columns = zip(*(call.layers for call in calls), strict=True)
-        return cls(scale * sum(call.whole for call in calls), tuple(scale * sum(c) for c in columns))
-
-
-_Round = dict[str, list[_CallTime]]
-"""For each phase the mean time of a call in each turn."""
+Clock = Callable[[torch.device], float]
 
 
 def measure_latency(
@@ -81,11 +54,11 @@ def measure_latency(
     device: str | None = None,
     dtype: str | None = None,
 ) -> LatencyTable:
-    """The latency table of a model on this machine: what `iiad bench MODEL --layers` writes.
+    """Measure the latency table of a model on this machine, as `iiad bench MODEL --layers` does.
 
     Args:
-        model: folder or hub name of a model with iterations; its own plan is the most that is measured.
-        plan: a plan or its file, to be measured whole beside the plans of `choose_check_plans`.
+        model: folder or hub name of a model with iterations; layers are measured up to its own plan.
+        plan: a plan or its file, also measured whole, beside those of `choose_check_plans`.
         batch_size: sequences at a time.
         prompt_tokens: the context, random tokens.
         new_tokens: decoding steps of each plan in a round, each at that context.
@@ -99,7 +72,7 @@ def measure_latency(
             memory runs out.
     """
     counts = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    check_counts({**counts, "repeats": repeats}, seed)
+    require_counts({**counts, "repeats": repeats}, seed)
     device = choose_device(device)
     settings = LatencySettings(
         device=device,
@@ -114,8 +87,10 @@ def measure_latency(
     budget = read_plan(plan)
     limit, vocab_size = read_limits(model)
     if prompt_tokens >= limit:
-        accepted = f"at most {limit - 1}, which leaves one of the {limit} positions of {model} to decode"
-        raise InputError(f"prompt_tokens: found {prompt_tokens}; accepted: {accepted}")
+        raise InputError(
+            f"prompt_tokens: expected at most {limit - 1}, which leaves one of the {limit} positions of {model} to "
+            f"decode, got {prompt_tokens}"
+        )
     _require_iterations(model)
     loaded, identity = load_identified(model, device, settings.dtype, cast=True)
     plans = choose_check_plans(identity.num_iterations)
@@ -123,7 +98,7 @@ def measure_latency(
         check_plan(budget, identity)
         plans += [budget.num_iterations] if budget.num_iterations not in plans else []
     where = f"{label_models([model])[0]} on {device}"
-    # No smaller plan would help: the model's own is the most that is run, and the table is about all of it.
+    # No smaller plan would help: the table goes up to the model's own.
     remedies = ("a smaller batch", "a shorter context", "bfloat16")
     with memory_explained(where, loaded, batch_size, prompt_tokens + 1, remedies=remedies):
         prompts = random_prompts(batch_size, prompt_tokens, vocab_size, seed).to(device)
@@ -132,19 +107,19 @@ def measure_latency(
 
 
 def _require_iterations(model: str | Path) -> None:
-    """Raise InputError, before the weights are read, for a model that has nothing to be planned."""
+    """Raise InputError for a model without iterations, before its weights are read."""
     config = AutoConfig.from_pretrained(str(model))
     if not any(getattr(config, "iterations", [])):
         raise InputError(
-            f"{model}: found type {config.model_type!r} and no iterations; accepted for the time of each layer: "
-            "an iiet or pcformer with an iteration in at least one layer"
+            f"{model}: expected an iiet or pcformer with an iteration in at least one layer, got type "
+            f"{config.model_type!r} without iterations"
         )
 
 
 def choose_check_plans(num_iterations: Sequence[int]) -> list[list[int]]:
-    """The plans that a table is held against, each once: R_t, half of it, none, and 0, 1, 2, ... by turns.
+    """Return the plans that check a table, each once: R_t, half of it, none, and 0, 1, 2, ... by turns.
 
-    The last mixes budgets as plans do and as no run does that the table is made from.
+    The last mixes budgets, as plans do and the models that are timed for the table do not.
     """
     mixed = [t % (most + 1) for t, most in enumerate(num_iterations)]
     plans = [list(num_iterations), [most // 2 for most in num_iterations], [0] * len(num_iterations), mixed]
@@ -152,15 +127,20 @@ def choose_check_plans(num_iterations: Sequence[int]) -> list[list[int]]:
 
 
 def time_layers(
-    model: IIETForCausalLM, prompts: Tensor, plans: Sequence[Sequence[int]], num_steps: int, repeats: int
+    model: IIETForCausalLM,
+    prompts: Tensor,
+    plans: Sequence[Sequence[int]],
+    num_steps: int,
+    repeats: int,
+    clock: Clock = now,
 ) -> dict[str, PhaseLatency]:
     """Time each layer at each number of iterations up to its own plan's, and whole models under other plans.
 
     In each round the models whose layers are timed and the whole models that check them take turns, in an order
-    drawn anew each time; the first round warms up. A round's times are means over its calls, because means add up
-    over layers where medians do not. Rounds are scaled to equal length, as the machine may be slower in one than
-    in another, and each number is the median over rounds. It is left as measured: an iteration that takes no time
-    calls for more rounds.
+    drawn anew each time, so that none always finds the processor's caches as the same one left them; the first round
+    warms up. A round's times are means over its calls, because means add up over layers and medians do not. Rounds
+    are scaled to equal length, as the machine may be slower in one than in another, and each number is the median
+    over rounds. It is left as measured: an iteration that takes no time calls for more rounds.
 
     Args:
         model: with at least one iteration, in evaluation mode. Its plan is restored at the end.
@@ -168,74 +148,63 @@ def time_layers(
         plans: r_t for each layer, to be measured whole; at least one.
         num_steps: decoding steps of each plan in a round, each at the context: what a step adds is taken back.
         repeats: measured rounds.
+        clock: seconds, once a device has done its work.
 
     Returns the phases "decode" and "prefill".
     """
     own = list(model.config.iterations)
     levels = [[min(r, most) for most in own] for r in range(max(own) + 1)]
-    turns = [_Turn(plan, True) for plan in levels] + [_Turn(list(plan), False) for plan in plans]
-    turns_per_round = len(turns) * (1 + math.ceil(num_steps / STEPS_PER_TURN))
+    turns = [(plan, True) for plan in levels] + [(list(plan), False) for plan in plans]
+    steps = [min(STEPS_PER_TURN, num_steps - done) for done in range(0, num_steps, STEPS_PER_TURN)]
+    passes = [("prefill", 1), *(("decode", number) for number in steps)]
+    shape = (repeats + 1, len(turns), 1 + len(own))
+    seconds = {phase: np.zeros(shape) for phase in ("decode", "prefill")}
     shuffler = random.Random(0)
     try:
+        # With a slot for each evaluation of the model's own plan. All plans decode from it, from as many slots as
+        # they have evaluations: the time does not depend on what keys and values say.
         filled = DynamicCache(config=model.config)
         _call(model, prompts, filled)
-        with progress("timing", (repeats + 1) * turns_per_round, "turns") as advance:
-            rounds = [
-                _time_round(model, prompts, filled, turns, num_steps, shuffler, advance)
-                for _ in range(repeats + 1)
-            ]
+        with progress("timing", (repeats + 1) * len(passes) * len(turns), "turns") as advance:
+            for number in range(repeats + 1):
+                for phase, num_calls in passes:
+                    for turn in shuffler.sample(range(len(turns)), len(turns)):
+                        plan, timed = turns[turn]
+                        model.set_num_iterations(plan)
+                        empty = DynamicCache(config=model.config)
+                        given = (prompts, empty) if phase == "prefill" else (prompts[:, -1:], filled)
+                        seconds[phase][number, turn] += _time_calls(model, *given, timed, num_calls, clock)
+                        advance(1)
     finally:
         model.set_num_iterations(own)
-    return {phase: _summarise([one[phase] for one in rounds[1:]], own, plans) for phase in rounds[0]}
-
-
-def _time_round(
-    model: IIETForCausalLM,
-    prompts: Tensor,
-    filled: DynamicCache,
-    turns: Sequence[_Turn],
-    num_steps: int,
-    shuffler: random.Random,
-    advance: Callable[[float], None],
-) -> _Round:
-    """Every plan's prefill, then every plan's decoding steps, a few a turn.
-
-    filled: a cache of the context with a slot for each evaluation of the model's own plan. All plans decode from
-    it, with as many slots as they have evaluations: what keys and values say does not matter to the time.
-    """
-    calls: dict[str, list[list[_CallTime]]] = {phase: [[] for _ in turns] for phase in ("decode", "prefill")}
-    steps = [min(STEPS_PER_TURN, num_steps - done) for done in range(0, num_steps, STEPS_PER_TURN)]
-    for phase, num_calls in [("prefill", 1), *(("decode", number) for number in steps)]:
-        # Never the same order: what ran before, and left the processor's caches to it, favours no plan.
-        for number in shuffler.sample(range(len(turns)), len(turns)):
-            model.set_num_iterations(turns[number].num_iterations)
-            empty = DynamicCache(config=model.config)
-            given = (prompts, empty) if phase == "prefill" else (prompts[:, -1:], filled)
-            calls[phase][number].append(_time_calls(model, *given, turns[number].watch, num_calls))
-            advance(1)
-    return {
-        "decode": [_CallTime.total(own, 1 / num_steps) for own in calls["decode"]],
-        "prefill": [_CallTime.total(own) for own in calls["prefill"]],
-    }
+    seconds["decode"] /= num_steps
+    return {phase: _summarise(found[1:], own, plans) for phase, found in seconds.items()}
 
 
 def _time_calls(
-    model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache, watch: bool, num_calls: int
-) -> _CallTime:
-    """All of num_calls forward calls that read input_ids (B, T) from the same cache, which is left as it was."""
-    # An update concatenates into new tensors, so the old ones stay as they are and cost no copy to keep.
+    model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache, timed: bool, num_calls: int, clock: Clock
+) -> np.ndarray:
+    """Return seconds of num_calls forward calls together: of the whole model, then of each layer if those are timed.
+
+    Every call reads input_ids (B, T) from the same cache, which is left as it was.
+    """
+    # An update concatenates into new tensors, so the old ones stay as they are.
     kept = [(slot, slot.keys, slot.values) for slot in cache.layers if slot.is_initialized]
-    with _layer_marks(model, watch) as marks:
-        started = now(input_ids.device)
+    with _layer_marks(model, timed, clock) as marks:
+        started = clock(input_ids.device)
         for _ in range(num_calls):
             _call(model, input_ids, cache)
             for slot, keys, values in kept:
                 slot.keys, slot.values = keys, values
-        whole = now(input_ids.device) - started
-    per_call = len(marks) // num_calls
-    calls = [marks[n * per_call : (n + 1) * per_call] for n in range(num_calls)]
-    layers = (sum(seconds_between(call[t], call[t + 1]) for call in calls) for t in range(per_call - 1))
-    return _CallTime(whole, tuple(layers))
+        whole = clock(input_ids.device) - started
+    num_layers = len(model.model.layers)
+    seconds = np.zeros(1 + num_layers)
+    seconds[0] = whole
+    for number, (start, end) in enumerate(pairwise(marks)):
+        layer = number % (num_layers + 1)
+        if layer < num_layers:  # after a call's last mark comes the first of the next
+            seconds[1 + layer] += _seconds_between(start, end)
+    return seconds
 
 
 @torch.inference_mode()
@@ -246,14 +215,19 @@ def _call(model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache) -> Ten
 
 
 @contextmanager
-def _layer_marks(model: IIETForCausalLM, watch: bool) -> Iterator[list[Any]]:
-    """While this lasts, note when each layer begins and when the final norm does: L + 1 marks a call."""
+def _layer_marks(model: IIETForCausalLM, timed: bool, clock: Clock) -> Iterator[list[Any]]:
+    """While the block runs, note when each layer begins and when the final norm does: L + 1 marks a call."""
     marks: list[Any] = []
 
     def note(*_: Any) -> None:
-        marks.append(mark(model.device))
+        if model.device.type != "cuda":
+            marks.append(clock(model.device))
+            return
+        # An event in the stream: waiting for the GPU at every mark would slow what is measured.
+        marks.append(torch.cuda.Event(enable_timing=True))
+        marks[-1].record(torch.cuda.current_stream(model.device))
 
-    modules = (*model.model.layers, model.model.norm) if watch else ()
+    modules = (*model.model.layers, model.model.norm) if timed else ()
     handles = [module.register_forward_pre_hook(note) for module in modules]
     try:
         yield marks
@@ -262,23 +236,27 @@ def _layer_marks(model: IIETForCausalLM, watch: bool) -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _summarise(
-    rounds: Sequence[Sequence[_CallTime]], own: Sequence[int], plans: Sequence[Sequence[int]]
-) -> PhaseLatency:
-    """Medians of one phase over the rounds. Of a round's turns the last are the plans', those before r = 0, 1, ..."""
-    lengths = [sum(call.whole for call in calls) for calls in rounds]
-    scaled = [
-        [_CallTime.total([call], median(lengths) / length) for call in calls]
-        for calls, length in zip(rounds, lengths, strict=True)
-    ]
-    turns = list(zip(*scaled, strict=True))  # for each turn its time in each round
-    levels, checks = turns[: -len(plans)], turns[-len(plans) :]
+def _seconds_between(start: Any, end: Any) -> float:
+    """Return seconds from one mark to another, once the device has passed both."""
+    if isinstance(start, torch.cuda.Event):
+        return float(start.elapsed_time(end)) / 1000  # it counts milliseconds
+    return float(end - start)
+
+
+def _summarise(seconds: np.ndarray, own: Sequence[int], plans: Sequence[Sequence[int]]) -> PhaseLatency:
+    """Return the medians of one phase over the rounds.
+
+    seconds: (rounds, turns, 1 + L), of the whole and of each layer; turns are r = 0, 1, ... and then the plans.
+    """
+    lengths = seconds[:, :, 0].sum(1)
+    scaled = seconds * (np.median(lengths) / lengths)[:, None, None]
+    levels, checks = np.split(scaled, [-len(plans)], axis=1)
     # Clocks of a GPU and of its host differ in the last digits: what is left may be just below 0.
-    fixed = median(max(0.0, call.whole - sum(call.layers)) for calls in levels for call in calls)
-    layers = [
-        [median(call.layers[t] for call in levels[r]) for r in range(most + 1)] for t, most in enumerate(own)
-    ]
-    measured = [
-        (plan, median(call.whole for call in calls)) for plan, calls in zip(plans, checks, strict=True)
-    ]
-    return PhaseLatency.of(fixed, layers, measured)
+    fixed = np.maximum(0.0, levels[:, :, 0] - levels[:, :, 1:].sum(2))
+    layers = np.median(levels[:, :, 1:], axis=0)  # (R + 1, L)
+    whole = np.median(checks[:, :, 0], axis=0)
+    return PhaseLatency.of(
+        float(np.median(fixed)),
+        [layers[: most + 1, t].tolist() for t, most in enumerate(own)],
+        list(zip(plans, whole.tolist(), strict=True)),
+    )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models
+from iiad.checkpoints import choose_device, choose_dtype, label_models, read_limits
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError
 from iiad.memory import memory_explained, weight_bytes
@@ -21,33 +19,31 @@ from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .bench_artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
-from .bench_rows import Row, check_room, grid_prompts, load_rows, measure_memory, require_free_memory
-from .breakdown import WatchedCall, can_be_watched, summarise_calls, watch_run
-from .compiled import require_compiler
-from .machine import device_name
+from .bench_rows import Row, load_rows, measure_peaks, require_free_memory
+from .breakdown import can_be_profiled, median_breakdown, profile_run
 from .quality_artefact import Evaluation
-from .timing import Timing, time_model
+from .timing import Timing, device_name, require_compiler, time_model
 
-__all__ = ["bench_models", "check_counts"]
+__all__ = ["bench_models", "require_counts"]
 
-WATCHED_ROUNDS = 3
-"""Extra runs in which parts are watched, fewer where fewer rounds are measured."""
+PROFILED_ROUNDS = 3
+"""Extra runs under the profiler, fewer where fewer rounds are measured."""
 
 
 @dataclass
 class _Measured:
-    """What was measured of one row at one point of the grid."""
+    """Measurements of one row at one point of the grid."""
 
-    timings: list[Timing]
-    watched: list[dict[str, WatchedCall]]
-    peaks: tuple[int, int] = (0, 0)
+    timings: list[Timing] = field(default_factory=list)
+    profiled: list[dict[str, Breakdown]] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     def breakdown(self, phase: str) -> Breakdown | None:
-        """Where the time of a call goes, if that was watched."""
-        return summarise_calls([run[phase] for run in self.watched]) if self.watched else None
+        """Return the median over the profiled runs, None without any."""
+        return median_breakdown([run[phase] for run in self.profiled]) if self.profiled else None
 
     def seconds(self, phase: str) -> list[float]:
-        """Of each round."""
+        """Return the seconds of each round."""
         return [getattr(timing, f"{phase}_seconds") for timing in self.timings]
 
 
@@ -66,19 +62,19 @@ def bench_models(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Bench:
-    """Prefill and decoding speed, memory, evaluations and cache of each model, compared with the first.
+    """Measure prefill and decoding speed, memory and cache of each model, compared with the first.
 
     All models are held in memory at once and timed in turn, round by round, after one round that warms up, at each
-    batch size with each number of prompt tokens. Ratios are taken within a round. Memory and what the time goes to
-    are measured in runs of their own. Prompts are random tokens: speed does not depend on what they say.
+    batch size with each number of prompt tokens. Ratios are taken within a round. Memory and the breakdown are
+    measured in runs of their own. Prompts are random tokens: speed does not depend on what they say.
 
     Args:
-        models: folders or hub names; the first is what the others are compared with.
+        models: folders or hub names; the others are compared with the first.
         plan: a plan or its file: adds the first model truncated to it as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row.
         compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile.
-        evaluation: an evaluation or its file, to take perplexity and accuracy from where it has the same model under
-            the same plan and quantization.
+        evaluation: an evaluation or its file: gives perplexity and accuracy to rows with the same model, plan and
+            quantization.
         batch_size: sequences at a time, one number or several.
         prompt_tokens: tokens of each prompt, one number or several.
         new_tokens: decoding steps, one token of each sequence a step.
@@ -95,7 +91,7 @@ def bench_models(
         "batch_size": _grid_side("batch_size", batch_size),
         "prompt_tokens": _grid_side("prompt_tokens", prompt_tokens),
     }
-    check_counts({"new_tokens": new_tokens, "repeats": repeats}, seed)
+    require_counts({"new_tokens": new_tokens, "repeats": repeats}, seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -105,7 +101,7 @@ def bench_models(
     if compiled:
         require_compiler(device)
     for model in models:
-        check_room(model, max(grid["prompt_tokens"]), new_tokens)
+        _require_positions(model, max(grid["prompt_tokens"]), new_tokens)
     settings = BenchSettings(
         **grid,
         new_tokens=new_tokens,
@@ -120,11 +116,13 @@ def bench_models(
     rows = load_rows(models, labels, budget, kinds, device, dtype, compiled)
     quality = [_quality(row, scores) for row in rows]
     if scores is not None and not any(quality):
-        raise InputError("evaluation: holds none of these models under their plans; accepted: one that does")
-    results: list[BenchResult] = []
+        raise InputError(
+            "evaluation: expected one that has one of these models under its plan, got none of them"
+        )
     points = list(product(settings.batch_size, settings.prompt_tokens))
     for batch, context in points:  # all of them before hours are spent on the first
         require_free_memory(rows, batch, context + new_tokens)
+    results: list[BenchResult] = []
     for point in points:
         measured = _measure_point(rows, *point, settings)
         results += [
@@ -134,80 +132,76 @@ def bench_models(
     return Bench(settings=settings, results=results)
 
 
-def check_counts(counts: dict[str, int], seed: int) -> None:
+def require_counts(counts: dict[str, int], seed: int) -> None:
     """Raise InputError for a count below 1 or a seed below 0."""
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name}: found {value}; accepted: at least 1")
-    if seed < 0:
-        raise InputError(f"seed: found {seed}; accepted: at least 0")
+    for name, value, least in [*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)]:
+        if value < least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
 
 
 def _grid_side(name: str, values: int | Sequence[int]) -> list[int]:
-    """One side of the grid, each number once. Raises InputError for none, or one below 1."""
+    """Return one side of the grid, each number once. Raises InputError for none, or one below 1."""
     found = [values] if isinstance(values, int) else list(dict.fromkeys(values))
     if not found:
-        raise InputError(f"{name}: found none; accepted: at least one number")
-    for value in found:
-        check_counts({name: value}, 0)
+        raise InputError(f"{name}: expected at least one number, got none")
+    require_counts({name: min(found)}, 0)
     return found
+
+
+def _require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise InputError for more tokens than the model has positions for, before it is loaded."""
+    limit, _ = read_limits(model)
+    if prompt_tokens + new_tokens > limit:
+        raise InputError(
+            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, got "
+            f"{prompt_tokens} + {new_tokens}"
+        )
+
+
+def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
+    """Return the evaluation's perplexity and accuracy of the row's model under its plan, {} if it has none."""
+    wanted = (row.identity.fingerprint, row.identity.num_iterations, row.quantization)
+    for result in scores.results if scores is not None else ():
+        if (result.model.fingerprint, result.model.num_iterations, result.quantization) == wanted:
+            return {"perplexity": result.perplexity, "accuracy": result.accuracy}
+    return {}
 
 
 def _measure_point(
     rows: Sequence[Row], batch_size: int, prompt_tokens: int, settings: BenchSettings
 ) -> list[_Measured]:
-    """For each row memory, its timings after a round that warms up, then watched runs."""
+    """Measure each row's memory, its timings after a round that warms up, then its breakdown."""
     steps, repeats = settings.new_tokens, settings.repeats
-    prompts = grid_prompts(rows, batch_size, prompt_tokens, settings.seed)
-    watched = min(WATCHED_ROUNDS, repeats)
-    measured = [_Measured([], []) for _ in rows]
+    prompts = [row.prompts(batch_size, prompt_tokens, settings.seed) for row in rows]
     decoders = [row.decoder(prompt_tokens + steps) for row in rows]
-    torch.compiler.reset()  # of one function only so many versions are kept
-    turns = list(zip(rows, prompts, measured, strict=True))
+    measured = [_Measured() for _ in rows]
+    torch.compiler.reset()  # a function keeps only so many compiled versions
+    num_profiled = min(PROFILED_ROUNDS, repeats)
+    # Memory first: what does not fit shows at once.
+    passes = ["memory", *["time"] * (repeats + 1), *["profile"] * num_profiled]
     title = f"batch {batch_size} x {prompt_tokens} tokens"
-    with progress(title, (2 + repeats + watched) * len(rows), "runs") as advance:
-        for row, given, own in turns:  # first: what does not fit shows at once
-            with _explained(row, given, steps):
-                own.peaks = measure_memory(row, given)
-            advance(1)
-        for _ in range(repeats + 1):
-            for (row, given, own), decoder in zip(turns, decoders, strict=True):
-                with _explained(row, given, steps):
-                    own.timings.append(time_model(row.follow(), given, steps, decoder))
-                advance(1)
-        for _ in range(watched):
-            for row, given, own in turns:
-                if not row.compiled and can_be_watched(row.model):
-                    own.watched.append(watch_run(row.follow(), given, steps))
+    with progress(title, len(passes) * len(rows), "runs") as advance:
+        for step in passes:
+            for row, given, decoder, own in zip(rows, prompts, decoders, measured, strict=True):
+                where = f"{row.label} on {given.device}"
+                with memory_explained(where, row.model, batch_size, prompt_tokens + steps):
+                    if step == "memory":
+                        own.peaks = measure_peaks(row, given)
+                    elif step == "time":
+                        own.timings.append(time_model(row.under_plan(), given, steps, decoder))
+                    elif not row.compiled and can_be_profiled(row.model):
+                        own.profiled.append(profile_run(row.under_plan(), given, steps))
                 advance(1)
     for own in measured:
         del own.timings[0]
     return measured
 
 
-def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
-    """What an evaluation says of the row's model under its plan, nothing where it has no such entry."""
-    for result in scores.results if scores is not None else ():
-        same = (result.model.fingerprint, result.model.num_iterations, result.quantization)
-        if same == (row.identity.fingerprint, row.identity.num_iterations, row.quantization):
-            return {"perplexity": result.perplexity, "accuracy": result.accuracy}
-    return {}
-
-
-@contextmanager
-def _explained(row: Row, prompts: Tensor, num_steps: int) -> Iterator[None]:
-    batch_size, num_tokens = prompts.shape
-    where = f"{row.label} on {prompts.device}"
-    with memory_explained(where, row.model, batch_size, num_tokens + num_steps):
-        yield
-
-
 def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tuple[int, int]) -> BenchResult:
-    """A row as it is written down: own timings, and those of the first row in the same rounds."""
+    """Return the artefact's entry of a row. other: the first row's measurements in the same rounds."""
     batch_size, prompt_tokens = point
     _, cut = compare_costs(row.identity, first.identity)
-    cut = None if row.quantization or row.compiled else cut
-    predicted = None if cut is None else 1 / (1 - cut)
+    predicted = None if cut is None or row.quantization or row.compiled else 1 / (1 - cut)
     cache, first_cache = own.timings[-1].cache_bytes, other.timings[-1].cache_bytes
     num_new = own.timings[-1].tokens.shape[1] - 1
     return BenchResult(
@@ -229,15 +223,14 @@ def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tup
 
 
 def _phase(phase: str, num_tokens: int, own: _Measured, other: _Measured, predicted: float | None) -> Phase:
-    """One phase of a row, with what its speedup was predicted to be."""
-    seconds = own.seconds(phase)
+    """Return one phase of a row. num_tokens: read or decoded in it. other: the first row's measurements."""
+    seconds, whole = own.seconds(phase), other.breakdown(phase)
     speedup = Spread.of([base / mine for mine, base in zip(seconds, other.seconds(phase), strict=True)])
-    whole = other.breakdown(phase)
     return Phase(
         tokens_per_second=Spread.of([num_tokens / mine for mine in seconds]),
         speedup=speedup,
         expected_speedup=None if predicted is None or whole is None else whole.expected_speedup(predicted),
         kept=None if predicted is None else speedup.median / predicted,
-        peak_bytes=own.peaks[phase == "decode"],
+        peak_bytes=own.peaks[phase],
         breakdown=own.breakdown(phase),
     )

@@ -1,4 +1,4 @@
-"""One timed run of one model: a prompt in one forward call, then greedy decoding from the exact cache.
+"""One timed run of one model: a prompt in one forward call, then greedy decoding, eager or compiled. All ours.
 
 Legend: B sequences, T prompt tokens.
 """
@@ -6,24 +6,37 @@ Legend: B sequences, T prompt tokens.
 from __future__ import annotations
 
 import inspect
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
-from .compiled import CompiledDecoder
+from iiad.errors import InputError, one_line
 
-__all__ = ["Timing", "mark", "now", "random_prompts", "run_calls", "seconds_between", "time_model"]
+__all__ = [
+    "CompiledDecoder",
+    "Timing",
+    "device_name",
+    "now",
+    "random_prompts",
+    "require_compiler",
+    "run_calls",
+    "time_model",
+]
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one run took.
+    """One run.
 
     Attributes:
         prefill_seconds: reading the prompts and choosing one token after each.
@@ -38,14 +51,44 @@ class Timing:
     tokens: Tensor
 
 
+class CompiledDecoder:
+    """A causal language model whose decoding step is compiled whole (fullgraph), on a GPU with CUDA graphs.
+
+    The first step compiles, which takes tens of seconds; so does a step with another number of sequences, cache
+    length or plan.
+    """
+
+    def __init__(self, model: Any, max_cache_len: int):
+        """model: in evaluation mode. max_cache_len: prompt and new tokens together, at most."""
+        self.model, self.max_cache_len = model, max_cache_len
+        self.uses_graphs = model.device.type == "cuda"
+        mode = "reduce-overhead" if self.uses_graphs else None
+        self.step = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
+
+    def run_calls(self, prompts: Tensor, cache: StaticCache) -> Iterator[Tensor]:
+        """Yield the next token of each sequence, (B, 1), after the prompts' call (not compiled) and after each step.
+
+        prompts: (B, T) on the model's device. cache: from `new_cache`.
+        """
+        inputs, forward = prompts, self.model
+        while True:
+            if self.uses_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used
+            logits = forward(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            inputs, forward = logits[:, -1:].argmax(-1), self.step
+            yield inputs
+
+    def new_cache(self) -> StaticCache:
+        """Return an empty cache of `max_cache_len`."""
+        return StaticCache(config=self.model.config, max_cache_len=self.max_cache_len)
+
+
 @torch.inference_mode()
 def time_model(model: Any, prompts: Tensor, num_steps: int, decoder: CompiledDecoder | None = None) -> Timing:
-    """Run and time a causal language model (ours).
-
-    Our own loop rather than generate(), whose bookkeeping would be timed along.
+    """Run and time a causal language model, without generate() and its bookkeeping.
 
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
-    call that reads one token of each sequence and chooses the next. decoder: runs it instead, compiled.
+    call that reads one token of each sequence and chooses the next. decoder: decodes compiled instead.
     """
     cache: Any = DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
     run = partial(run_calls, model) if decoder is None else decoder.run_calls
@@ -55,11 +98,13 @@ def time_model(model: Any, prompts: Tensor, num_steps: int, decoder: CompiledDec
     prefilled = now(prompts.device)
     chosen += [next(calls) for _ in range(num_steps)]
     ended = now(prompts.device)
-    return Timing(prefilled - started, ended - prefilled, _cache_bytes(cache), torch.cat(chosen, 1))
+    # Of the tensors themselves, whatever a model's cache leaves out (a sliding window, say).
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return Timing(prefilled - started, ended - prefilled, held, torch.cat(chosen, 1))
 
 
 def run_calls(model: Any, prompts: Tensor, cache: Any) -> Iterator[Tensor]:
-    """The next token of each sequence, (B, 1), after one forward call each: the prompts', then a decoding step's.
+    """Yield the next token of each sequence, (B, 1), after the prompts' forward call and after each decoding step.
 
     prompts: (B, T) on the model's device. cache: empty; it is filled. Endless, and in the caller's grad mode.
     """
@@ -74,37 +119,37 @@ def run_calls(model: Any, prompts: Tensor, cache: Any) -> Iterator[Tensor]:
 
 
 def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int) -> Tensor:
-    """(batch_size, num_tokens) token ids below vocab_size, the same for the same seed."""
+    """Return (batch_size, num_tokens) token ids below vocab_size, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (batch_size, num_tokens), generator=generator)
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a monotonic clock, once all that was asked of the device is done."""
+    """Return seconds on a monotonic clock, after all work asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def mark(device: torch.device) -> Any:
-    """A moment in the device's work, for `seconds_between`.
-
-    On a GPU it is an event in its stream: waiting for the device at every mark would slow what is measured.
-    """
-    if device.type != "cuda":
-        return now(device)
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def seconds_between(start: Any, end: Any) -> float:
-    """Seconds from one mark to another, once the device has passed both."""
-    if isinstance(start, torch.cuda.Event):
-        return float(start.elapsed_time(end)) / 1000  # it counts milliseconds
-    return float(end - start)
+def require_compiler(device: str) -> None:
+    """Raise InputError where not even an addition can be compiled: no C++ compiler, no Triton."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds
+        reason = one_line(error).split(" Set TORCH")[0]
+        raise InputError(
+            f"compile: expected a C++ compiler (CPU) or Triton (CUDA), got an error on {device}: {reason[:200]}"
+        ) from None
 
 
-def _cache_bytes(cache: DynamicCache) -> int:
-    """Of the tensors as they are, whatever a model's cache leaves out (a sliding window, say)."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+def device_name(device: str) -> str:
+    """Return the model of a GPU or CPU; where the system does not know it, the kind of processor."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # only Linux has this file
+        lines = []
+    fields = ((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
+    models = (value for key, value in fields if key == "model name" and value)
+    return next(models, None) or platform.processor() or platform.machine()

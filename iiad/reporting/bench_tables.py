@@ -1,4 +1,4 @@
-"""A bench as tables: a row a model, measured speed beside what the evaluations predict, and what eats the rest."""
+"""A bench as tables: measured beside predicted speedup, a row a model, and the parts that cause the difference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.evaluation.bench_artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Phase, Spread
+from iiad.evaluation.bench_artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Breakdown, Phase, Spread
 from iiad.memory import format_size
 
 from .evaluation_tables import format_share, stacked_tables
@@ -18,19 +18,17 @@ _LEGEND = (
     "evaluations of the first / own; kept: speedup / predicted; peak: most bytes of tensors alive at once beside the "
     "weights, the cache included; cache: measured after the last token, its ratio: to the first model's."
 )
-_PARTS_LEGEND = (
-    "Share of a call's time, watched in runs of their own: attention: queries on keys, values by weights; cache: "
-    "adding to its slots; solver: history and norms between evaluations; head: with the final norm; rest: mask, "
-    "angles, choice of the token, Python and launches outside of the layers."
+_PARTS_LEGEND = "Share of a call's time, in runs of their own under torch.profiler. " + "; ".join(
+    f"{part}: {meaning}" for part, meaning in PARTS.items()
 )
 ENOUGH = 0.97
-"""Of the predicted speedup; where less is kept, the reader is told what eats it."""
+"""Share of the predicted speedup; where less is kept, a line names the parts that cause it."""
 _SMALL = 0.005
-"""A share of the time that is not worth naming."""
+"""Smaller shares of the time are not named."""
 
 
 def bench_table(bench: Bench, width: int) -> RenderableType:
-    """What `iiad bench` prints on `width` characters: the settings, tables for each point of the grid, a legend."""
+    """Return what `iiad bench` prints on `width` characters: settings, tables of each point of the grid, legends."""
     settings = bench.settings
     head = (
         f"{settings.new_tokens} new tokens, {settings.repeats} rounds, {settings.dtype} on {settings.device} "
@@ -54,7 +52,7 @@ def bench_table(bench: Bench, width: int) -> RenderableType:
 
 
 def explain_losses(results: list[BenchResult]) -> list[str]:
-    """A line for each result and phase that keeps too little of its predicted speedup: what does not shrink.
+    """Return a line for each result and phase that keeps too little of its predicted speedup: the parts that grew.
 
     results: of one point of the grid, the first model's first.
     """
@@ -67,34 +65,31 @@ def explain_losses(results: list[BenchResult]) -> list[str]:
 
 
 def _explain(result: BenchResult, first: BenchResult, name: str) -> str | None:
-    phase, other, predicted = _phase(result, name), _phase(first, name), result.predicted_speedup
+    phase: Phase = getattr(result, name)
+    whole: Breakdown | None = getattr(first, name).breakdown
+    predicted = result.predicted_speedup
     if predicted is None or phase.kept is None or phase.kept >= ENOUGH:
         return None
     line = (
         f"{result.label}, {name}: {phase.speedup.median:.2f}x is {format_share(phase.kept)} of the predicted "
         f"{predicted:.2f}x"
     )
-    if phase.breakdown is None or other.breakdown is None or phase.expected_speedup is None:
+    if phase.breakdown is None or whole is None or phase.expected_speedup is None:
         return f"{line}."
-    excess = phase.breakdown.excess(other.breakdown, predicted)
+    excess = phase.breakdown.excess(whole, predicted)
     named = sorted((share, part) for part, share in excess.items() if share >= _SMALL)[::-1]
-    eaten = ", ".join(f"{part} {format_share(share)}" for share, part in named) or "nothing that was watched"
-    fixed = ", ".join(FIXED_PARTS[:-1])
-    return (
-        f"{line}; with {fixed} and {FIXED_PARTS[-1]} unshrunk {phase.expected_speedup:.2f}x. Of its time take more "
-        f"than the evaluations say: {eaten}.{_launches(phase)}"
+    grown = ", ".join(f"{part} {format_share(share)}" for share, part in named) or "none of the parts"
+    host = phase.breakdown.host_share
+    launches = (
+        ""
+        if host is None
+        else f" The host took {format_share(host, digits=0)} of it to launch: near 100 %, launches bound it."
     )
-
-
-def _launches(phase: Phase) -> str:
-    share = phase.breakdown.host_share if phase.breakdown else None
-    if share is None:
-        return ""
-    return f" The host took {format_share(share, digits=0)} of the time to ask for it: near 100 %, launches bound it."
-
-
-def _phase(result: BenchResult, name: str) -> Phase:
-    return result.decode if name == "decode" else result.prefill
+    fixed = f"{', '.join(FIXED_PARTS[:-1])} and {FIXED_PARTS[-1]}"
+    return (
+        f"{line}; with {fixed} unshrunk {phase.expected_speedup:.2f}x. Of its time take more than the evaluations "
+        f"say: {grown}.{launches}"
+    )
 
 
 _COLUMNS = [
@@ -116,14 +111,14 @@ _COLUMNS = [
     "perplexity",
     "accuracy",
 ]
-
-
 _NUM_QUALITY = 2
 """Columns, the last ones, that an evaluation fills."""
 
 
 def _cells(result: BenchResult) -> list[str]:
     predicted = result.predicted_speedup
+    peaks = (result.prefill.peak_bytes, result.decode.peak_bytes)
+    sizes = (result.cache_bytes_per_token, result.cache_bytes, *peaks, result.weight_bytes)
     return [
         result.label,
         "-" if predicted is None else f"{predicted:.2f}x",
@@ -135,26 +130,17 @@ def _cells(result: BenchResult) -> list[str]:
         str(result.evaluations_per_token),
         _speed(result.prefill.tokens_per_second.median),
         _speed(result.decode.tokens_per_second.median),
-        *(
-            format_size(size)
-            for size in (
-                result.cache_bytes_per_token,
-                result.cache_bytes,
-                result.prefill.peak_bytes,
-                result.decode.peak_bytes,
-                result.weight_bytes,
-            )
-        ),
+        *map(format_size, sizes),
         "-" if result.perplexity is None else f"{result.perplexity:.2f}",
         format_share(result.accuracy),
     ]
 
 
 def _parts_tables(results: list[BenchResult], name: str, title: str, width: int) -> list[Table]:
-    """The shares of a call's time, of the models that were watched."""
+    """Return the shares of a call's time of the models that were profiled."""
     rows = []
     for result in results:
-        breakdown = _phase(result, name).breakdown
+        breakdown = getattr(result, name).breakdown
         if breakdown is not None:
             shares = [format_share(breakdown.share(part)) for part in PARTS]
             rows.append([result.label, f"{1000 * breakdown.total:.2f}", *shares])

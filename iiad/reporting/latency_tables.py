@@ -1,4 +1,4 @@
-"""A latency table as tables: layers down, iterations across, then what it predicts beside what was measured."""
+"""A latency table as tables: layers down, iterations across; then predicted beside measured plans."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from .evaluation_tables import report, stacked_tables
 __all__ = ["latency_table"]
 
 _LEGEND = (
-    "ms: of one call, median over the rounds, scaled to equal length; r: iterations of the layer; fixed: what is no "
-    "layer (embedding, mask, final norm, head, choice of the token); plan: r of each layer; predicted: fixed + the "
-    "layers at their r; measured: the whole model under that plan, in the same rounds; error: predicted / measured "
-    "- 1."
+    "ms: of one call, median over the rounds, scaled to equal length; r: iterations of the layer; fixed: all but the "
+    "layers (embedding, mask, final norm, head, choice of the token); plan: r of each layer; predicted: fixed + the "
+    "layers at their r; measured: the whole model in the same rounds; error: predicted / measured - 1."
 )
 NOISY = 0.05
-"""An error from which on the reader is told what to do about it."""
+"""A larger error is shown with advice."""
 
 
 def latency_table(table: LatencyTable, width: int) -> RenderableType:
-    """What `iiad bench --layers` prints on `width` characters: both phases, the checks, the largest error."""
+    """Return what `iiad bench --layers` prints on `width` characters: both phases, the checks, the largest error."""
     settings = table.settings
     head = (
         f"{table.model.name}: batch {settings.batch_size}, context {settings.context}, {settings.repeats} rounds, "
@@ -38,7 +37,7 @@ def latency_table(table: LatencyTable, width: int) -> RenderableType:
         *_layers("prefill, ms", table.prefill, width),
         *_checks(table, width),
     ]
-    # Not dim, and last: nothing that is read off the table is better than this.
+    # Not dim, and last: no figure of the table is more exact than this.
     return Group(report(head, parts, _LEGEND), Text(), Text(_largest_errors(table)))
 
 
@@ -82,18 +81,18 @@ def _largest_errors(table: LatencyTable) -> str:
     )
     if max(errors) <= NOISY:
         return found
-    return f"{found} More rounds (--repeats), or a machine with nothing else to do, may bring it down."
+    return f"{found} More rounds (--repeats) or an idle machine may lower it."
 
 
 def _plan(num_iterations: Sequence[int]) -> str:
-    """As in "3 everywhere" or "0 1 2 3 0 1"."""
+    """Return "3 everywhere" or "0 1 2 3 0 1"."""
     if len(set(num_iterations)) == 1:
         return f"{num_iterations[0]} everywhere"
     return " ".join(map(str, num_iterations))
 
 
 def _digits(seconds: Sequence[float]) -> int:
-    """Decimals of all numbers of a table, so that its largest has three or four figures."""
+    """Return the decimals that give the largest number of a table three or four figures."""
     largest = 1000 * max(seconds)
     return 3 if largest < 10 else 2 if largest < 100 else 1
 

@@ -1,32 +1,41 @@
-"""Pictures for print: half a page wide, every one as PNG and as SVG, in colours that colour-blind readers can tell.
+"""Pictures of a profile, a curve, a verification and a bench, each written as PNG and SVG.
 
-They need matplotlib, the extra `plot`. The same numbers give the same SVG, byte for byte.
+Every function raises InputError where matplotlib is missing or the folder cannot be written to.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, cycle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iiad.evaluation.bench_artefact import Bench, BenchResult
 from iiad.influence.profile import Profile
 
 from .canvas import (
-    COLOURS,
-    MARKERS,
     WIDTH,
+    colour_norm,
+    new_picture,
     require_matplotlib,
     require_numbers,
     require_pictures,
-    style_of_ours,
-    write_picture,
+    scale_axis,
+    styles,
 )
 
-__all__ = ["draw_curve", "draw_influence", "draw_verification", "require_matplotlib", "require_pictures"]
+__all__ = [
+    "draw_bench",
+    "draw_curve",
+    "draw_influence",
+    "draw_verification",
+    "require_matplotlib",
+    "require_pictures",
+    "short_number",
+]
 
 ROW = 0.17  # inches of a layer's row: a line of numbers
+PANEL = 1.9  # inches of a panel of a bench
+LINE = 0.16  # inches of a line of its legend
 LABELS = {
     "kl": "KL (nats per token)",
     "loss": "loss (nats per token)",
@@ -34,25 +43,20 @@ LABELS = {
     "cosine": "cosine (1 \N{MINUS SIGN} cos)",
     "relative_l2": "relative change (share of the length)",
 }
-DECADES = 2
-"""An axis is logarithmic where its values span more powers of ten than this."""
 
 
 def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Path]:
-    """A heat map of one metric's scores, layers down and iterations across, with the numbers in the cells.
+    """Draw a heat map of one metric's scores as influence-<metric>: layers down, iterations across, numbers in cells.
 
-    Scores below 0 are hatched. Written as influence-<metric>.png and .svg.
-    Raises InputError: a metric that the profile does not hold, no matplotlib, a folder that cannot be written to.
+    Scores below 0 are hatched. Raises InputError for a metric that the profile does not hold.
     """
     scores = profile.scores_of(metric)
     flat = [score for layer in scores for score in layer]
-    with style_of_ours():
+    num_layers, most = len(scores), max(map(len, scores))
+    with new_picture(folder, f"influence-{metric}", ROW * num_layers + 1.2) as (figure, paths):
         from matplotlib.cm import ScalarMappable
-        from matplotlib.figure import Figure
 
-        shades: Any = ScalarMappable(_colour_norm([max(score, 0.0) for score in flat]), "cividis")
-        num_layers, most = len(scores), max(map(len, scores))
-        figure = Figure(figsize=(WIDTH, ROW * num_layers + 1.2), layout="constrained")
+        shades: Any = ScalarMappable(colour_norm([max(score, 0.0) for score in flat]), "cividis")
         axes = figure.add_subplot(xlim=(0.5, most + 0.5), ylim=(num_layers + 0.5, 0.5))
         axes.set(
             xlabel="iteration", ylabel="layer", xticks=range(1, most + 1), yticks=range(1, num_layers + 1)
@@ -68,7 +72,7 @@ def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Pa
         bar.set_label(f"influence by {LABELS.get(metric, metric)}{harm}")
         bar.outline.set_visible(False)
         bar.ax.minorticks_off()
-        return write_picture(figure, Path(folder), f"influence-{metric}")
+    return paths
 
 
 def draw_curve(
@@ -79,42 +83,28 @@ def draw_curve(
     unit: str = "nats per token",
     name: str = "curve",
 ) -> list[Path]:
-    """The trade-off: overhead cut against predicted loss, as <name>.png and .svg.
+    """Draw the trade-off of overhead cut and predicted loss as <name>.
 
-    series: label -> points (overhead cut as a share in [0, 1], predicted loss). The first is drawn as a line, the
-        Pareto frontier for one; the others as marks.
+    series: label -> points (overhead cut as a share in [0, 1], predicted loss). The first is a line, the Pareto
+        frontier for one; the others are marks.
     knee: the point to ring.
-    Raises InputError: no points, NaN or infinity among them, no matplotlib, a folder that cannot be written to.
+    Raises InputError for no points, NaN or infinity.
     """
     points = [point for part in series.values() for point in part]
     require_numbers("curve", points)
-    with style_of_ours():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH, 0.75 * WIDTH), layout="constrained")
+    with new_picture(folder, name, 0.75 * WIDTH) as (figure, paths):
         axes = figure.add_subplot(xlabel="overhead cut (%)", ylabel=f"predicted loss ({unit})")
         axes.grid(visible=True)
-        for (label, part), colour, marker, line in zip(
-            series.items(), cycle(COLOURS), cycle(MARKERS), chain(["-"], cycle(["none"])), strict=False
-        ):
-            ordered = sorted(part)
-            cuts, losses = [100 * cut for cut, _ in ordered], [loss for _, loss in ordered]
-            axes.plot(
-                cuts,
-                losses,
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                label=label,
-                fillstyle="none" if line == "none" else "full",
-            )
+        for number, ((label, part), look) in enumerate(zip(series.items(), styles(), strict=False)):
+            cuts, losses = [100 * cut for cut, _ in sorted(part)], [loss for _, loss in sorted(part)]
+            marks = {"linestyle": "none", "fillstyle": "none"} if number else {}
+            axes.plot(cuts, losses, label=label, **look, **marks)
         if knee is not None:
-            axes.plot(
-                [100 * knee[0]], [knee[1]], "o", label="knee", color="black", fillstyle="none", markersize=9
-            )
-        _scale(axes, "y", [loss for _, loss in points])
-        axes.legend(frameon=False)
-        return write_picture(figure, Path(folder), name)
+            ring = {"color": "black", "fillstyle": "none", "markersize": 9}
+            axes.plot([100 * knee[0]], [knee[1]], "o", label="knee", **ring)
+        scale_axis(axes, "y", [loss for _, loss in points])
+        axes.legend()
+    return paths
 
 
 def draw_verification(
@@ -124,62 +114,101 @@ def draw_verification(
     unit: str = "nats per token",
     name: str = "verification",
 ) -> list[Path]:
-    """Predicted against true loss of truncated teachers, with the diagonal, as <name>.png and .svg.
+    """Draw predicted against true loss of truncated teachers, with the diagonal, as <name>.
 
-    points: (kind of plan, predicted loss, true loss, standard error of the true loss or None). Each kind has a
-        colour and a mark of its own.
-    Raises InputError: no points, NaN or infinity among them, no matplotlib, a folder that cannot be written to.
+    points: (kind of plan, predicted loss, true loss, standard error of the true loss or None).
+    Raises InputError for no points, NaN or infinity.
     """
     require_numbers("verification", [(predicted, true, error or 0.0) for _, predicted, true, error in points])
-    with style_of_ours():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH, 0.95 * WIDTH), layout="constrained")
+    with new_picture(folder, name, 0.95 * WIDTH) as (figure, paths):
         axes = figure.add_subplot(xlabel=f"predicted loss ({unit})", ylabel=f"true loss ({unit})")
         axes.grid(visible=True)
         kinds = dict.fromkeys(kind for kind, *_ in points)
-        for kind, colour, marker in zip(kinds, cycle(COLOURS), cycle(MARKERS), strict=False):
-            predicted, true, errors = zip(
-                *((p, y, error or 0.0) for k, p, y, error in points if k == kind), strict=True
-            )
-            axes.errorbar(
-                predicted,
-                true,
-                yerr=errors if any(errors) else None,
-                fmt=marker,
-                color=colour,
-                label=kind,
-                elinewidth=0.6,
-            )
+        for kind, look in zip(kinds, styles(), strict=False):
+            own = [(predicted, true, error or 0.0) for name, predicted, true, error in points if name == kind]
+            predicted, true, errors = zip(*own, strict=True)
+            bars = errors if any(errors) else None
+            axes.errorbar(predicted, true, yerr=bars, label=kind, linestyle="none", elinewidth=0.6, **look)
         values = [value for _, predicted, true, _ in points for value in (predicted, true)]
-        _scale(axes, "x", values)
-        _scale(axes, "y", values)
+        for which in "xy":
+            scale_axis(axes, which, values)
         ends = axes.get_xlim(), axes.get_ylim()
         limits = (min(low for low, _ in ends), max(high for _, high in ends))
         axes.plot(limits, limits, color="0.5", linestyle="--", zorder=1, label="predicted = true")
         axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.legend(frameon=False)
-        return write_picture(figure, Path(folder), name)
+        axes.legend()
+    return paths
+
+
+def draw_bench(bench: Bench, folder: str | Path) -> list[Path]:
+    """Draw decode speedup and memory over the grid as bench-speedup and bench-memory, a line a model.
+
+    The side of the grid with more numbers goes along the axis, a panel for each number of the other; a dashed line
+    is the predicted speedup, and the bars of a mark are the slowest and the fastest round.
+    """
+    settings = bench.settings
+    over_batch = len(settings.batch_size) > len(settings.prompt_tokens)
+    along, panels = ("batch_size", "prompt_tokens") if over_batch else ("prompt_tokens", "batch_size")
+    labels, numbers = dict.fromkeys(result.label for result in bench.results), getattr(settings, panels)
+    height = PANEL * len(numbers) + LINE * -(-len(labels) // 2)
+    paths: list[Path] = []
+    for name, title, draw in (
+        ("bench-speedup", "decode speedup", _draw_speedup),
+        ("bench-memory", "peak of a decode step (MiB)", _draw_memory),
+    ):
+        with new_picture(folder, name, height) as (figure, written):
+            column = figure.subplots(len(numbers), 1, squeeze=False, sharex=True)[:, 0]
+            for axes, number in zip(column, numbers, strict=True):
+                for label, look in zip(labels, styles(), strict=False):
+                    own = [r for r in bench.results if (r.label, getattr(r, panels)) == (label, number)]
+                    draw(axes, [getattr(result, along) for result in own], own, {"label": label, **look})
+                axes.set(title=f"{panels.replace('_', ' ')} {number}", ylabel=title, ylim=(0, None))
+                axes.set_xscale("log", base=2)
+                ticks = getattr(settings, along)
+                axes.set_xticks(ticks, [str(value) for value in ticks])
+                axes.minorticks_off()
+                axes.grid(visible=True)
+            column[-1].set_xlabel(along.replace("_", " "))
+            figure.legend(*column[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        paths += written
+    return paths
+
+
+def _draw_speedup(axes: Any, points: list[int], results: list[BenchResult], look: dict[str, str]) -> None:
+    spreads = [result.decode.speedup for result in results]
+    middle = [spread.median for spread in spreads]
+    below = [spread.median - spread.low for spread in spreads]
+    above = [spread.high - spread.median for spread in spreads]
+    axes.errorbar(points, middle, yerr=[below, above], elinewidth=0.6, **look)
+    predicted = results[0].predicted_speedup
+    if predicted is not None and predicted != 1:
+        axes.axhline(predicted, color=look["color"], linestyle="--", linewidth=0.6)
+
+
+def _draw_memory(axes: Any, points: list[int], results: list[BenchResult], look: dict[str, str]) -> None:
+    axes.plot(points, [result.decode.peak_bytes / 2**20 for result in results], **look)
 
 
 def _draw_cell(axes: Any, place: tuple[int, int], score: float, colour: Any, size: float) -> None:
-    """One cell with its number, hatched where there is no colour for it."""
+    """Draw one cell with its number, hatched where it has no colour."""
     from matplotlib.patches import Rectangle
 
     corner = (place[0] - 0.5, place[1] - 0.5)
     label = {"ha": "center", "va": "center", "fontsize": size}
     if colour is None:
         cell = Rectangle(corner, 1, 1, facecolor="white", edgecolor="0.7", linewidth=0.5, hatch="////")
-        axes.text(*place, _number(score), **label, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+        axes.text(
+            *place, short_number(score), **label, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5}
+        )
     else:
         cell = Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5)
         light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5
-        axes.text(*place, _number(score), **label, color="black" if light else "white")
+        axes.text(*place, short_number(score), **label, color="black" if light else "white")
     axes.add_patch(cell)
 
 
-def _number(value: float) -> str:
-    """Two digits, short enough for a cell: 0.034, 1.2e-5."""
+def short_number(value: float) -> str:
+    """Return two digits, short enough for a cell: 0.034, 1.2e-5."""
     if value == 0:
         return "0"
     if not 9.95e-4 <= abs(value) < 995:
@@ -188,32 +217,3 @@ def _number(value: float) -> str:
     else:
         text = f"{value:#.2g}".rstrip(".") if abs(value) < 99.5 else f"{value:.0f}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _colour_norm(values: Sequence[float]) -> Any:
-    """Linear from 0, or logarithmic where the values, none below 0, span decades."""
-    from matplotlib.colors import Normalize, SymLogNorm
-
-    top = max(values) or 1.0
-    threshold = _linear_part(values)
-    return Normalize(0, top) if threshold is None else SymLogNorm(threshold, linscale=0.5, vmin=0, vmax=top)
-
-
-def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
-    """Make the x or y axis logarithmic where the values span decades; around 0, if they reach it, linear."""
-    set_scale, threshold = getattr(axes, f"set_{which}scale"), _linear_part(values)
-    if threshold is None:
-        axes.locator_params(axis=which, nbins=6)
-    elif min(values) > 0:
-        set_scale("log")
-    else:
-        set_scale("symlog", linthresh=threshold, linscale=0.5)
-
-
-def _linear_part(values: Iterable[float]) -> float | None:
-    """Up to where an axis for such values is linear, a power of ten; None: all the way."""
-    sizes = [abs(value) for value in values if value]
-    if not sizes or max(sizes) <= 10**DECADES * min(sizes):
-        return None
-    least = max(min(sizes), max(sizes) * 1e-5)  # no more decades than can be read
-    return float(10 ** math.floor(math.log10(least)))

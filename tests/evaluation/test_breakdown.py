@@ -1,14 +1,14 @@
-"""Where time goes is measured, so no time is asserted: sums by a clock made for it are, and Amdahl's by hand."""
+"""Seconds by part: spans of a profiled call are counted, their times added by hand."""
+
+from collections import Counter
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.cache_utils import DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from iiad.evaluation import breakdown, timing
+from iiad.evaluation import breakdown
 from iiad.evaluation.bench_artefact import PARTS, Breakdown
-from iiad.evaluation.breakdown import can_be_watched, summarise_calls, watch_run
+from iiad.evaluation.breakdown import can_be_profiled, median_breakdown, profile_run, seconds_by_part
 from iiad.evaluation.timing import time_model
 from tests.helpers import make_iiet, make_llama, make_pcformer
 
@@ -23,87 +23,81 @@ MODELS = {
 }
 
 
-def slowed(monkeypatch, owner, name, clock, seconds):
-    """The method takes that long by the clock, before it does what it does."""
-    whole = getattr(owner, name)
-
-    def method(*arguments, **options):
-        clock[0] += seconds
-        return whole(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, method)
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_the_parts_are_exact_where_a_clock_says_what_each_takes(name, monkeypatch, tokens):
+def test_every_run_of_a_part_is_a_span_in_the_profile(name, monkeypatch, tokens):
     make, evaluations, slots = MODELS[name]
-    model, clock = make(), [0.0]
-    layer, base = type(model.model.layers[0]), model.model
-    for room in (timing, breakdown):
-        monkeypatch.setattr(room, "now", lambda device: clock[0])
-    monkeypatch.setattr(breakdown.time, "perf_counter", lambda: clock[0])
-    slowed(monkeypatch, type(base.layers[0].mlp), "forward", clock, 3)
-    slowed(monkeypatch, type(base.layers[0].self_attn), "forward", clock, 5)
-    slowed(monkeypatch, DynamicCache, "update", clock, 7)
-    slowed(monkeypatch, type(base.embed_tokens), "forward", clock, 11)
-    slowed(monkeypatch, type(model.lm_head), "forward", clock, 0.25)  # also q, k, v and o, gate, up and down
-    slowed(monkeypatch, type(base.rotary_emb), "forward", clock, 17)
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    counts, whole = [], []
 
-    def attend_slowly(*arguments, **options):
-        clock[0] += 13
-        return attend(*arguments, **options)
+    def count(spans, seconds):
+        counts.append(Counter(part for part, _, _ in spans))
+        whole.append(seconds)
+        return seconds_by_part(spans, seconds)
 
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", attend_slowly)
-    slowed(monkeypatch, layer, "forward", clock, 19)
-    for each in base.layers:
-        slowed(monkeypatch, each.input_layernorm, "forward", clock, 23)
-    norms = 23 * (evaluations + (3 if "shared" in name else 0))  # those norm the layer's input once more
-    calls = watch_run(model, tokens, 3)
-    # What a layer of ours does beside its evaluations is the solver's; of a Llama it is the block's.
-    beside = {"norms": norms, "solver": 19 * 3}
-    if name == "llama":
-        beside = {"norms": norms + 19 * 3, "solver": 0}
-    for call in calls.values():
-        assert call.host_share is None
-        assert call.seconds == {
-            "attention": 13 * evaluations,
-            "cache": 7 * slots,
-            "projections": (5 + 2 * 0.25) * evaluations + 2 * 0.25 * slots,
-            "mlp": (3 + 3 * 0.25) * evaluations,
-            **beside,
-            "embedding": 11,
-            "head": 0.25,
-            "rest": 17,
-        }
+    monkeypatch.setattr(breakdown, "seconds_by_part", count)
+    found = profile_run(make(), tokens, 2)
+    wanted = {
+        "attention": evaluations,
+        "cache": slots,
+        "projections": 2 * evaluations + 2 * slots,
+        "mlp": evaluations,
+        "norms": 2 * evaluations
+        + (slots if "shared" in name else 0),  # those norm the layer's input once more
+        "solver": 3,  # layers
+        "embedding": 1,
+        "head": 2,  # with the final norm
+    }
+    assert counts == [wanted, {part: 2 * number for part, number in wanted.items()}]
+    assert all(seconds > 0 for phase in found.values() for seconds in phase.seconds.values())
+    assert found["prefill"].total == pytest.approx(whole[0])
+    assert found["decode"].total == pytest.approx(whole[1] / 2)
+    assert found["decode"].host_share is None  # on the CPU
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_parts_make_up_the_call_and_the_host_has_its_share():
+    model, tokens = make_iiet(num_iterations=2).to("cuda"), torch.randint(3, 97, (2, 17), device="cuda")
+    for phase in profile_run(model, tokens, 4).values():
+        assert all(seconds > 0 for seconds in phase.seconds.values())
+        assert 0 < phase.host_share <= 1
+
+
+def test_a_span_is_counted_without_the_spans_inside_it():
+    spans = [
+        ("embedding", 1.0, 2.0),
+        ("solver", 2.0, 12.0),
+        ("norms", 2.0, 3.0),
+        ("attention", 4.0, 9.0),
+        ("projections", 4.0, 5.0),
+        ("cache", 6.0, 6.5),
+        ("projections", 8.0, 9.0),
+        ("mlp", 9.0, 11.0),
+        ("head", 13.0, 14.0),
+    ]
+    wanted = {"attention": 2.5, "cache": 0.5, "projections": 2, "mlp": 2, "norms": 1, "solver": 2}
+    wanted |= {"embedding": 1, "head": 1, "rest": 3}
+    for order in (spans, spans[::-1]):
+        assert seconds_by_part(order, 15.0) == wanted
+    assert seconds_by_part(spans, 11.999)["rest"] == 0  # clocks of a GPU and its host differ
 
 
 @pytest.mark.parametrize("policy", ["exact", "shared"])
-def test_watching_changes_nothing_and_leaves_nothing(tokens, policy):
-    model, wanted = make_iiet(num_iterations=2, cache_policy=policy), ALL_ATTENTION_FUNCTIONS["sdpa"]
+def test_profiling_changes_no_token_and_leaves_no_hook_also_after_an_error(tokens, policy):
+    model = make_iiet(num_iterations=2, cache_policy=policy)
     before = time_model(model, tokens, 3)
     state = [dict(module.__dict__) for module in model.modules()]
-    watch_run(model, tokens, 3)
+    profile_run(model, tokens, 3)
+    with pytest.raises(IndexError):
+        profile_run(model, tokens + 97, 1)
     for module, known in zip(model.modules(), state, strict=True):
         assert module.__dict__.keys() == known.keys()
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is wanted
-    assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
     assert torch.equal(time_model(model, tokens, 3).tokens, before.tokens)
 
 
-def test_hooks_are_gone_where_a_call_fails(tokens):
-    model = make_iiet(num_iterations=1)
-    with pytest.raises(IndexError):
-        watch_run(model, tokens + 97, 1)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert "evaluate" not in vars(model.model.layers[0])
-
-
-def test_a_model_with_other_names_is_not_watched():
-    assert can_be_watched(make_llama())
-    assert not can_be_watched(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11)))
+def test_a_model_with_other_names_is_not_profiled():
+    assert can_be_profiled(make_llama())
+    assert not can_be_profiled(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11)))
 
 
 def make_breakdown(**seconds):
@@ -116,7 +110,7 @@ def test_amdahl_by_hand():
     assert teacher.expected_speedup(1) == 1
 
 
-def test_what_the_parts_take_too_much_adds_up_to_what_is_missing():
+def test_the_excess_of_all_parts_adds_up_to_the_missing_speedup():
     teacher = make_breakdown(attention=3.0, mlp=5.0, head=1.0, rest=1.0)
     student = make_breakdown(attention=1.25, mlp=1.0, head=1.0, rest=0.75)
     excess = student.excess(teacher, 4)
@@ -126,7 +120,7 @@ def test_what_the_parts_take_too_much_adds_up_to_what_is_missing():
 
 
 def test_a_breakdown_has_all_parts_and_medians_over_runs():
-    with pytest.raises(ValueError, match=r"seconds has attention; accepted: attention, cache, "):
+    with pytest.raises(ValueError, match=r"seconds: expected attention, cache, .*, got attention"):
         Breakdown(seconds={"attention": 1.0})
-    calls = [breakdown.WatchedCall(dict.fromkeys(PARTS, value), None) for value in (1.0, 9.0, 2.0)]
-    assert summarise_calls(calls).seconds == dict.fromkeys(PARTS, 2.0)
+    runs = [Breakdown(seconds=dict.fromkeys(PARTS, value)) for value in (1.0, 9.0, 2.0)]
+    assert median_breakdown(runs).seconds == dict.fromkeys(PARTS, 2.0)

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from iiad import InputError, loading
+from iiad import InputError, checkpoints
 from iiad.checkpoints import save_checkpoint
-from iiad.evaluation import bench_rows as room
+from iiad.evaluation import bench_rows, speed
 from iiad.evaluation.speed import bench_models
 from iiad.memory import cache_bytes, format_size, is_out_of_memory, memory_explained
 from tests.helpers import make_iiet, make_llama, make_pcformer
@@ -49,9 +49,7 @@ def test_training_is_told_of_recomputation():
 
 def test_cudas_message_gives_its_size():
     # There is no GPU to fill here; the words are torch's.
-    error = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"
-    )
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total of")
     with (
         pytest.raises(InputError, match=r"^run: out of memory, asked for 2\.5 GiB more; what helps: less$"),
         memory_explained("run", remedies=["less"]),
@@ -96,12 +94,15 @@ def test_cache_bytes_are_slots_by_sizes(make):
 
 
 def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_process(folders, monkeypatch):
-    monkeypatch.setattr("iiad.memory.free_bytes", lambda device: 100_000)
-    monkeypatch.setattr(room, "measure_memory", None)  # not reached
+    monkeypatch.setattr(bench_rows, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(speed, "measure_peaks", None)  # not reached
     with pytest.raises(InputError) as caught:
         bench_models([folders.teacher], batch_size=16, prompt_tokens=64, new_tokens=2, device="cpu")
-    assert "teacher: found batch 16 x 66 tokens, 12 evaluations, a cache of " in str(caught.value)
-    assert ", and 97.7 KiB free; what helps: a smaller batch, " in str(caught.value)
+    wanted = (
+        "teacher: expected to fit into 97.7 KiB of free memory, got batch 16 x 66 tokens, 12 evaluations, "
+    )
+    assert str(caught.value).startswith(wanted)
+    assert "; what helps: a smaller batch, " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +110,11 @@ def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_pr
     [("float32", "fewer or smaller models or bfloat16"), ("bfloat16", "fewer or smaller models")],
 )
 def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, monkeypatch, dtype, helps):
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: torch.empty(IMPOSSIBLE, dtype=torch.uint8))
+    monkeypatch.setattr(
+        checkpoints, "load_model", lambda *_, **__: torch.empty(IMPOSSIBLE, dtype=torch.uint8)
+    )
     with pytest.raises(InputError) as caught:
-        loading.load_identified(folders.teacher, "cpu", dtype, cast=True)
+        checkpoints.load_identified(folders.teacher, "cpu", dtype, cast=True)
     assert str(caught.value).startswith(f"loading {folders.teacher} on cpu: out of memory, asked for ")
     assert str(caught.value).endswith(f"what helps: {helps}")
 
@@ -119,7 +122,7 @@ def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, mon
 LIMITED = """
 import resource, sys
 from cli import main
-import iiad.benchmarking, iiad.reporting.bench_tables
+import iiad.evaluation.speed, iiad.evaluation.layer_latency, iiad.reporting.bench_tables, iiad.reporting.pictures
 import torch
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

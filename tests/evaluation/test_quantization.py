@@ -6,13 +6,9 @@ import sys
 
 import pytest
 import torch
-import typer
 from transformers import AutoModelForCausalLM, TorchAoConfig
-from typer.testing import CliRunner
 
-from cli.evaluate import evaluate
 from iiad import InputError
-from iiad.conversion import quantization
 from iiad.conversion.quantization import (
     GROUP_SIZE,
     KINDS,
@@ -39,6 +35,11 @@ def block_weights(model):
     }
 
 
+def decode(model, tokens, mask, use_cache):
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    return model.generate(tokens, attention_mask=mask, use_cache=use_cache, **options)
+
+
 @pytest.fixture(params=MODELS)
 def model(request):
     return MODELS[request.param]()
@@ -49,11 +50,9 @@ def model(request):
 def test_a_quantized_model_decodes_from_its_cache_what_it_decodes_without(model, kind, dtype, tokens):
     model = model.to(dtype)
     quantize(model, kind)
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0  # padded on the left
-    cached = model.generate(tokens, attention_mask=mask, **options)
-    assert torch.equal(cached, model.generate(tokens, attention_mask=mask, use_cache=False, **options))
+    assert torch.equal(*(decode(model, tokens, mask, use_cache) for use_cache in (True, False)))
 
 
 @pytest.mark.parametrize(("kind", "step"), [("int8", 1 / 127), ("int4", 1 / 15)])
@@ -89,26 +88,26 @@ def test_weight_bytes_are_those_of_what_is_stored(model):
     assert others < weight_bytes(eighth) < weight_bytes(quarter) < weight_bytes(model)
 
 
-def test_a_copy_leaves_the_model_its_biases_and_is_not_quantized_again(tokens):
-    model = make_iiet(num_iterations=1, attention_bias=True, mlp_bias=True)
-    wanted = model(tokens).logits
-    copy = quantized_copy(model, "int8", torch.bfloat16)
-    assert torch.equal(model(tokens).logits, wanted)
-    with pytest.raises(InputError, match="found a model that is quantized already"):
-        quantize(copy, "int8")
-
-
+@torch.no_grad()
 def test_a_copy_shares_all_but_the_quantized_weights_and_leaves_the_model(model, tokens):
-    with torch.no_grad():
-        before = model(tokens, use_cache=False).logits
-        other = quantized_copy(model, "int8")
-        assert torch.equal(model(tokens, use_cache=False).logits, before)
+    before = model(tokens, use_cache=False).logits
+    other = quantized_copy(model, "int8")
+    assert torch.equal(model(tokens, use_cache=False).logits, before)
     assert other.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert other.model.layers[1].corrector.update_weights is model.model.layers[1].corrector.update_weights
     assert type(other.model.layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
+    with pytest.raises(InputError, match="expected whole weights, got a model that is quantized already"):
+        quantize(other, "int8")
     if type(model.config).model_type == "iiet":
         other.set_num_iterations(0)
         assert model.config.iterations == [0, 2, 1]
+
+
+def test_a_copy_leaves_the_model_its_biases(tokens):
+    model = make_iiet(num_iterations=1, attention_bias=True, mlp_bias=True)
+    wanted = model(tokens).logits
+    quantized_copy(model, "int8", torch.bfloat16)
+    assert torch.equal(model(tokens).logits, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,14 +132,9 @@ def test_layers_that_int4_does_not_fit_become_int8():
 @pytest.mark.parametrize(
     ("kinds", "device", "dtype", "words"),
     [
-        (["int2"], "cpu", "float32", "quantize: found 'int2'; accepted: int8, int4"),
-        (["int8"], "mps", "float32", "quantize: found int8 on mps; accepted: on cpu or cuda"),
-        (
-            ["int4"],
-            "cuda:1",
-            "float32",
-            "quantize: found int4 in float32 on cuda; accepted: --dtype bfloat16",
-        ),
+        (["int2"], "cpu", "float32", "quantize: expected int8 or int4, got 'int2'"),
+        (["int8"], "mps", "float32", "quantize: expected cpu or cuda, got int8 on mps"),
+        (["int4"], "cuda:1", "float32", "quantize: expected --dtype bfloat16 for int4 on cuda, got float32"),
     ],
 )
 def test_what_cannot_be_quantized_is_said(kinds, device, dtype, words):
@@ -151,7 +145,9 @@ def test_what_cannot_be_quantized_is_said(kinds, device, dtype, words):
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(InputError, match=r"quantize: needs torchao .*: pip install 'iiad\[quantize\]'"):
+    with pytest.raises(
+        InputError, match=r"quantize: expected torchao \(pip install 'iiad\[quantize\]'\), got "
+    ):
         quantize(make_iiet(num_iterations=1), "int8")
     assert check_kinds([], "cpu", "float32") == []
 
@@ -187,13 +183,11 @@ def test_the_quality_that_it_costs_is_a_row_of_the_evaluation(folders):
     assert 0 < abs(eight.nll - full.nll) < abs(four.nll - full.nll) < 0.5
 
 
-def test_the_evaluate_command_takes_kinds(folders):
-    app = typer.Typer()
-    app.command()(evaluate)
-    arguments = [folders.teacher, "--data", folders.text, "--quantize", "int8", "--device", "cpu"]
-    done = CliRunner().invoke(app, [*map(str, arguments), "--dtype", "bfloat16", "--max-tokens", "40"])
-    assert done.exit_code == 0, done.output
-    assert "teacher, int8" in done.stdout
+def test_the_evaluate_command_takes_kinds(folders, iiad):
+    arguments = (folders.teacher, "--data", folders.text, "--quantize", "int8", "--device", "cpu")
+    code, shown, errors = iiad("evaluate", *arguments, "--dtype", "bfloat16", "--max-tokens", 40)
+    assert code == 0, errors
+    assert "teacher, int8" in shown
 
 
 def test_transformers_own_way_loads_saves_and_reloads_our_models_quantized(folders, tokens, tmp_path):
@@ -202,7 +196,7 @@ def test_transformers_own_way_loads_saves_and_reloads_our_models_quantized(folde
     config = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
     theirs = AutoModelForCausalLM.from_pretrained(folders.teacher, quantization_config=config).eval()
     ours = AutoModelForCausalLM.from_pretrained(folders.teacher).eval()
-    quantization.quantize(ours, "int8")
+    quantize(ours, "int8")
     with torch.no_grad():
         wanted = ours(tokens, use_cache=False).logits
         torch.testing.assert_close(theirs(tokens, use_cache=False).logits, wanted)
@@ -212,6 +206,5 @@ def test_transformers_own_way_loads_saves_and_reloads_our_models_quantized(folde
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, theirs(tokens).logits)
     assert type(again.model.layers[0].mlp.up_proj.weight.data).__name__ == "Int8Tensor"
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    cached = again.generate(tokens, **options)
-    assert torch.equal(cached, again.generate(tokens, use_cache=False, **options))
+    mask = torch.ones_like(tokens)
+    assert torch.equal(*(decode(again, tokens, mask, use_cache) for use_cache in (True, False)))
