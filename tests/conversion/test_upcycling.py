@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +47,14 @@ FAMILIES = {
     "qwen3-biased": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8, "attention_bias": True}),
 }
 ROPES = {
-    "linear": {"rope_type": "linear", "factor": 2.0},
-    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-    "longrope": {
-        "rope_type": "longrope",
-        "short_factor": [1.0, 1.1, 1.2, 1.3],
-        "long_factor": [2.0, 2.1, 2.2, 2.3],
-        "original_max_position_embeddings": 16,
-        "factor": 8.0,
-    },
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.1, 2.2, 2.3], "factor": 8.0},
 }
+for name in ("llama3", "longrope"):
+    ROPES[name]["original_max_position_embeddings"] = 16
 
 
 def make_original(family, dtype=torch.float32, **fields):
@@ -145,7 +133,9 @@ def test_cached_decoding_of_a_left_padded_batch_is_the_originals_bit_for_bit(fam
 @torch.no_grad()
 def test_every_kind_of_rotary_embedding_is_kept(rope, tokens, tmp_path):
     # 17 tokens are more than the 16 of the kinds that tell short contexts from long ones
-    original = make_original("llama", rope_parameters={"rope_theta": 5000.0, **ROPES[rope]})
+    original = make_original(
+        "llama", rope_parameters={"rope_theta": 5000.0, "rope_type": rope, **ROPES[rope]}
+    )
     plain = make_original("llama", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
     if rope == "dynamic":
         original = make_original(
@@ -160,15 +150,35 @@ def test_every_kind_of_rotary_embedding_is_kept(rope, tokens, tmp_path):
     assert torch.equal(converted(tokens).logits, original(tokens).logits)
 
 
-def test_theta_and_scaling_in_the_older_way_of_writing_them_are_read(tokens, tmp_path):
+def rope_in_old_fields(folder):
+    rewrite(folder, rope_parameters=None, rope_theta=700.0, rope_scaling={"type": "linear", "factor": 3.0})
+
+
+def keep_frequencies(folder):
+    path = folder / "model.safetensors"
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(load_file(path) | frequencies, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rope_in_old_fields,
+        keep_frequencies,
+        lambda folder: rewrite(folder, torch_dtype="float32", dtype=None),
+        lambda folder: rewrite(folder, dtype="bfloat16"),  # another one than the weights'
+    ],
+)
+@torch.no_grad()
+def test_older_and_other_ways_of_writing_a_checkpoint_are_read_as_transformers_does(change, tokens, tmp_path):
     rope = {"rope_theta": 700.0, "rope_type": "linear", "factor": 3.0}
-    original = make_original("mistral", rope_parameters=rope)
-    original.save_pretrained(tmp_path / "original")
-    rewrite(tmp_path / "original", rope_parameters=None, rope_theta=700.0, torch_dtype="float32", dtype=None)
-    rewrite(tmp_path / "original", rope_scaling={"type": "linear", "factor": 3.0})
+    make_original("mistral", rope_parameters=rope).save_pretrained(tmp_path / "original")
+    change(tmp_path / "original")
     convert(tmp_path / "original", tmp_path / "converted")
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "original")
     converted = load_model(tmp_path / "converted")
     assert converted.config.num_iterations == [3, 3]  # the default
+    assert converted.dtype == original.dtype
     assert torch.equal(converted(tokens).logits, original(tokens).logits)
 
 
@@ -272,53 +282,6 @@ def test_companions_travel_and_shards_are_read(tokens, tmp_path):
         convert(folder, tmp_path / "again")
 
 
-def test_a_dtype_that_the_config_names_is_the_one_that_transformers_would_load(tokens, tmp_path):
-    make_original("llama").save_pretrained(tmp_path / "original")
-    rewrite(tmp_path / "original", dtype="bfloat16")
-    convert(tmp_path / "original", tmp_path / "converted")
-    original = AutoModelForCausalLM.from_pretrained(tmp_path / "original")
-    assert original.dtype == torch.bfloat16
-    assert torch.equal(load_model(tmp_path / "converted")(tokens).logits, original(tokens).logits)
-
-
-def test_rotary_frequencies_of_old_checkpoints_are_left_out(tokens, tmp_path):
-    original = make_original("llama")
-    original.save_pretrained(tmp_path / "original")
-    path = tmp_path / "original" / "model.safetensors"
-    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    save_file(load_file(path) | frequencies, path, metadata={"format": "pt"})
-    convert(tmp_path / "original", tmp_path / "converted")
-    assert torch.equal(load_model(tmp_path / "converted")(tokens).logits, original(tokens).logits)
-
-
-@pytest.mark.slow  # an interpreter of its own; saved folders in general are tested in the gate
-def test_converted_folders_load_with_remote_code_where_iiad_is_not_importable(tokens, tmp_path):
-    for family in ("qwen2", "qwen3"):
-        wanted = upcycle(make_original(family), tmp_path / family)[1](tokens).logits.detach()
-        torch.save((tokens, wanted), tmp_path / family / "wanted.pt")
-    script = f"""
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "iiad":
-            raise ImportError("iiad is not installed here")
-sys.meta_path.insert(0, Block())
-import torch
-from transformers import AutoModelForCausalLM
-for family in ("qwen2", "qwen3"):
-    folder = {str(tmp_path)!r} + "/" + family
-    tokens, wanted = torch.load(folder + "/wanted.pt")
-    model = AutoModelForCausalLM.from_pretrained(folder + "/converted", trust_remote_code=True)
-    assert torch.equal(model(tokens).logits, wanted)
-print("loaded")
-"""
-    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert done.stdout.strip() == "loaded", done.stderr[-2000:]
-
-
 @torch.no_grad()
 def test_the_model_is_identified_scored_and_planned_like_any_iiet(tokens, tmp_path):
     original, converted = upcycle(make_original("qwen3"), tmp_path)
@@ -364,25 +327,17 @@ def rewrite(folder, **fields):
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
+UNKNOWN = "expected a field of llama that we know, got"
 REFUSALS = [
-    (
-        "llama",
-        {"model_type": "gemma2"},
-        "model_type: expected llama, mistral, qwen2, qwen3, or a released IIET or",
-    ),
+    ("llama", {"model_type": "gemma2"}, "model_type: expected llama, mistral, qwen2, qwen3, or"),
     ("llama", {"model_type": None}, "got None"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: expected plain"),
     ("llama", {"auto_map": {"AutoModel": "m.M"}}, "auto_map: expected transformers' own model, got code"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "got LlamaForSequenceClassification"),
     ("llama", {"pretraining_tp": 2}, "pretraining_tp: expected none or 1, got 2"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected none or 1, got 0.5"),
-    (
-        "llama",
-        {"residual_multiplier": 0.22},
-        "residual_multiplier: expected a field of llama that we know, got 0.22",
-    ),
-    ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: expected a field of llama"),
-    ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config: expected a field of llama"),
+    ("llama", {"residual_multiplier": 0.22}, f"residual_multiplier: {UNKNOWN} 0.22"),
+    ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, f"per_layer_config: {UNKNOWN}"),
     ("llama", {"is_causal": False}, "is_causal: expected true, got false"),
     ("llama", {"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "mrope"),
     ("llama", {"hidden_act": "sillu"}, "sillu"),
@@ -392,12 +347,8 @@ REFUSALS = [
     ("llama", {"num_hidden_layers": 1}, "is not part of the model"),
     ("llama", {"tie_word_embeddings": True}, "lm_head.weight differs"),
     ("llama", {"dtype": "int8"}, "dtype"),
-    (
-        "mistral",
-        {"attention_bias": True},
-        "attention_bias: expected a field of mistral that we know, got True",
-    ),
-    ("mistral", {"sliding_window": 64}, "expected null or at least max_position_embeddings (128), got 64"),
+    ("mistral", {"attention_bias": True}, "attention_bias: expected a field of mistral"),
+    ("mistral", {"sliding_window": 64}, "at least max_position_embeddings (128), got 64"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window: expected false, got true"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "got 'sliding_attention'"),
 ]
