@@ -116,7 +116,6 @@ def plan(
     from iiad.errors import InputError
     from iiad.files import require_new_file
     from iiad.influence.profile import Profile
-    from iiad.planning.stability import plan_keep_frequency
     from iiad.progress import print_status
     from iiad.reporting.plan_tables import CurveReport, PlanReport, draw_trade_off
 
@@ -137,8 +136,9 @@ def plan(
         require_pictures(plot)
     measured = Profile.load(profile)
     # Without a table, device and dtype are those of --verify.
-    wanted = (None, None) if latency is None and verify is not None else (device, dtype)
-    table = planning.load_latency(latency, measured.model, phase, *wanted, batch_size, context)
+    machine = {} if latency is None and verify is not None else {"device": device, "dtype": dtype}
+    wanted = {**machine, "batch_size": batch_size, "context": context}
+    table = planning.load_latency(latency, measured.model, phase, **wanted)
     bounds = planning.Bounds(min_iterations, max_iterations, planning.read_pins(pin or []))
     targets = planning.Targets(
         overhead_cut=overhead_cut,
@@ -163,8 +163,10 @@ def plan(
     if curve:
         console.print(CurveReport(curves, table, targets.phase))
     if made is not None:
-        costs, frequencies = made.costs(context, batch_size, table), plan_keep_frequency(made, measured)
-        console.print(PlanReport(made, costs, frequencies, table))
+        costs, kept = made.costs(context, batch_size, table), None
+        if threshold is not None:
+            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
+        console.print(PlanReport(made, costs, kept, table))
     if plot is not None:
         draw_trade_off(curves, plot)
     if verify is not None:

@@ -23,6 +23,7 @@ __all__ = [
     "compare_costs",
     "compute_cut",
     "cost_of",
+    "count_evaluations",
     "dropped_scores",
     "overhead_cut",
     "predicted_loss",
@@ -69,6 +70,11 @@ def predicted_loss_error(profile: Profile, metric: str, num_iterations: Sequence
 def dropped_scores(scores: Scores) -> Scores:
     """For each layer the loss predicted of running 0, 1, ..., R_t iterations."""
     return [[math.fsum(layer[r:]) for r in range(len(layer) + 1)] for layer in scores]
+
+
+def count_evaluations(teacher: ModelIdentity, num_iterations: Sequence[int]) -> int:
+    """Block evaluations per token under a plan, sum over t of (start evaluations + r_t)."""
+    return teacher.num_start_evaluations * teacher.num_layers + sum(num_iterations)
 
 
 def overhead_cut(kept: Sequence[int], whole: Sequence[int]) -> float:
@@ -154,7 +160,7 @@ def cost_of(
     for name, value in (("context", context), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name}: expected a whole number from 1, got {value}")
-    evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
+    evaluations = count_evaluations(teacher, num_iterations)
     per_token = teacher.cache_bytes_at(evaluations)
     shape = teacher.shape
     prefill = decode = unused = None
@@ -185,7 +191,7 @@ def _flops(
     heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
     projections = 4 * heads * e * d + 6 * d * shape.intermediate_size  # all but those of keys and values
     evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
-    evaluations = sum(teacher.num_start_evaluations + r for r in num_iterations)
+    evaluations = count_evaluations(teacher, num_iterations)
     keys_and_values = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
     history = sum(_history_terms(t, r) for t, r in enumerate(num_iterations, 1)) if shape.history else 0
     blocks = evaluations * evaluation + keys_and_values * tokens * 4 * d * kv_heads * e

@@ -12,7 +12,7 @@ from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .costs import dropped_scores, overhead_cut, predicted_loss
+from .costs import count_evaluations, dropped_scores, overhead_cut, predicted_loss
 from .targets import Bounds
 from .threshold import normalize_scores, threshold_budget
 
@@ -24,7 +24,6 @@ __all__ = [
     "choose_threshold",
     "find_knee",
     "pareto_front",
-    "shortest_threshold",
     "threshold_curve",
     "trade_off",
 ]
@@ -48,7 +47,8 @@ class Point:
 class CurvePoint(Point):
     """A plan of the threshold rule.
 
-    threshold: gives this plan and lies well inside its range, so that a small error of a score changes nothing.
+    threshold: gives this plan, in few digits, and lies well inside its range, so that a small error of a score
+        changes nothing.
     above, up_to: the thresholds that give it: above < threshold <= up_to. 0 gives the first point, whatever they
         are; the last point's up_to is infinite.
     """
@@ -156,23 +156,12 @@ def pareto_front(profile: Profile, metric: str = "kl", bounds: Bounds | None = N
                 longer[count + r] = min(found, longer.get(count + r, found))
         best = longer
     front: list[FrontPoint] = []
-    for count, (_, budget) in sorted(best.items()):
+    for _, (_, budget) in sorted(best.items()):
         loss = predicted_loss(scores, budget)
         if not front or loss < front[-1].predicted_loss:
-            evaluations = count + teacher.num_start_evaluations * teacher.num_layers
-            front.append(FrontPoint(budget, overhead_cut(budget, teacher.num_iterations), loss, evaluations))
+            cut = overhead_cut(budget, teacher.num_iterations)
+            front.append(FrontPoint(budget, cut, loss, count_evaluations(teacher, budget)))
     return front[::-1]
-
-
-def shortest_threshold(point: CurvePoint) -> str:
-    """The point's threshold in as few digits as give its plan."""
-    if not point.threshold:
-        return "0"
-    for digits in range(2, 17):
-        text = f"{point.threshold:.{digits}g}"
-        if point.above < float(text) <= point.up_to:
-            return text
-    return repr(point.threshold)
 
 
 def find_knee(points: Sequence[AnyPoint]) -> AnyPoint:
@@ -213,8 +202,13 @@ def _share(value: float, values: Sequence[float]) -> float:
 
 
 def _between(above: float, up_to: float) -> float:
-    """A threshold between neighbouring scores: their geometric mean; half or twice the one that there is."""
+    """A threshold between neighbouring scores, in as few digits as lie between them.
+
+    Near their geometric mean; near half or twice the one that there is.
+    """
     if math.isinf(up_to):
-        return 2 * above if above else 1.0
-    middle = math.sqrt(above) * math.sqrt(up_to) if above else up_to / 2
-    return middle if above < middle <= up_to else up_to
+        middle = 2 * above if above else 1.0
+    else:
+        middle = math.sqrt(above) * math.sqrt(up_to) if above else up_to / 2
+    digits = (float(f"{middle:.{digits}g}") for digits in range(2, 17))
+    return next((threshold for threshold in digits if above < threshold <= up_to), up_to)

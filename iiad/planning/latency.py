@@ -142,12 +142,12 @@ class LatencyTable(Artefact):
 def check_latency(
     table: LatencyTable,
     teacher: ModelIdentity,
-    device: str | None = None,
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    context: int | None = None,
+    **wanted: str | int | None,
 ) -> None:
-    """Raise InputError unless the table was measured for this teacher and with these settings (None: any)."""
+    """Raise InputError unless the table was measured for this teacher and with these settings.
+
+    wanted: device, dtype, batch_size, context; None: any.
+    """
     if table.model.fingerprint != teacher.fingerprint:
         raise InputError(
             f"latency: expected a table of {teacher.name} ({teacher.fingerprint[:12]}), got one of "
@@ -158,8 +158,7 @@ def check_latency(
         if r > highest:
             expected = f"0 to {r} iterations of layer {number}, as {teacher.name} runs"
             raise InputError(f"latency: expected a table with {expected}, got 0 to {highest}")
-    asked = {"device": device, "dtype": dtype, "batch_size": batch_size, "context": context}
-    for name, value in asked.items():
+    for name, value in wanted.items():
         measured = getattr(table.settings, name)
         if value is not None and value != measured:
             raise InputError(f"latency: expected a table with {name} {value}, got {measured}")
@@ -169,23 +168,20 @@ def load_latency(
     path: str | Path | None,
     teacher: ModelIdentity,
     phase: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    context: int | None = None,
+    **wanted: str | int | None,
 ) -> LatencyTable | None:
     """Load a latency table and check it as `check_latency` does; None where no file is named.
 
     Raises InputError for a table of anything else, and for a phase, device or dtype without a file.
     """
-    if path is None:
-        for name, value in {"phase": phase, "device": device, "dtype": dtype}.items():
-            if value is not None:
-                raise InputError(f"{name}: expected a latency table (--latency) with it, got {value} alone")
-        return None
-    table = LatencyTable.load(path)
-    check_latency(table, teacher, device, dtype, batch_size, context)
-    return table
+    if path is not None:
+        table = LatencyTable.load(path)
+        check_latency(table, teacher, **wanted)
+        return table
+    for name, value in {"phase": phase, **wanted}.items():
+        if value is not None and name in ("phase", "device", "dtype"):
+            raise InputError(f"{name}: expected a latency table (--latency) with it, got {value} alone")
+    return None
 
 
 def _total(fixed: float, layers: Sequence[Sequence[float]], num_iterations: Sequence[int]) -> float:

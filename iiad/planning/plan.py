@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from iiad.artefacts import Artefact, ModelIdentity
 from iiad.errors import InputError
 
-from .costs import PlanCost, compute_cut, cost_of, overhead_cut
+from .costs import PlanCost, compute_cut, cost_of, count_evaluations, overhead_cut
 from .latency import LatencyTable
 from .targets import Bounds, Targets
 
@@ -86,17 +86,7 @@ class Plan(Artefact):
     @property
     def compute_cut(self) -> float:
         """Block evaluations dropped / block evaluations of the teacher, in [0, 1)."""
-        return compute_cut(self.num_evaluations, self.teacher.num_evaluations)
-
-    @property
-    def num_evaluations(self) -> int:
-        """Block evaluations per token under the plan, sum over t of (start evaluations + r_t)."""
-        return sum(self.teacher.num_start_evaluations + r for r in self.num_iterations)
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Keys and values that decoding keeps under the plan, bytes per token."""
-        return self.teacher.cache_bytes_at(self.num_evaluations)
+        return compute_cut(count_evaluations(self.teacher, self.num_iterations), self.teacher.num_evaluations)
 
     def costs(
         self, context: int | None = None, batch_size: int | None = None, latency: LatencyTable | None = None

@@ -14,7 +14,15 @@ from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .costs import LOSS_UNITS, compute_cut, dropped_scores, overhead_cut, predicted_loss, predicted_loss_error
+from .costs import (
+    LOSS_UNITS,
+    compute_cut,
+    count_evaluations,
+    dropped_scores,
+    overhead_cut,
+    predicted_loss,
+    predicted_loss_error,
+)
 from .curve import pareto_front
 from .latency import LatencyTable, PhaseLatency, check_latency
 from .plan import Plan
@@ -203,7 +211,7 @@ def _search_seconds(
 
 def _counts(teacher: ModelIdentity, num_iterations: int) -> dict[str, float]:
     """What targets on counts measure, of a plan of so many iterations in all."""
-    evaluations = num_iterations + teacher.num_start_evaluations * teacher.num_layers
+    evaluations = count_evaluations(teacher, [num_iterations])
     return {
         "overhead_cut": overhead_cut([num_iterations], teacher.num_iterations),
         "compute_cut": compute_cut(evaluations, teacher.num_evaluations),
@@ -223,9 +231,9 @@ def _missed(targets: Targets, measured: Mapping[str, float]) -> str | None:
 
 
 def _require_reached(targets: Targets, best: Mapping[str, float], bounds: Bounds, note: str = "") -> None:
-    """Raise InputError for a target that even the best value misses: with that, in digits that can be asked for.
+    """Raise InputError for a target that even the best values miss, with the best in digits that can be asked for.
 
-    A number of evaluations depends on the bounds alone, so that other targets are named for the other values only.
+    note: unit or source of a value that depends on the other targets too; empty for counts, which do not.
     """
     name = _missed(targets, best)
     if name is None:

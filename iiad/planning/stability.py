@@ -13,11 +13,10 @@ from iiad.errors import InputError
 from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Profile, Scores
 
-from .plan import Plan
 from .targets import Bounds
 from .threshold import normalize_scores, require_threshold, threshold_budget
 
-__all__ = ["Stability", "keep_frequency", "measure_stability", "plan_keep_frequency"]
+__all__ = ["Stability", "keep_frequency", "measure_stability"]
 
 Array = NDArray[np.float64]
 
@@ -47,6 +46,7 @@ def keep_frequency(
     metric: str,
     threshold: float,
     normalize: str = "none",
+    bounds: Bounds | None = None,
     num_samples: int = 1000,
     seed: int = 0,
 ) -> list[list[float]] | None:
@@ -57,7 +57,7 @@ def keep_frequency(
     a toss-up. Falls from one iteration of a layer to the next, because iterations run in order.
     None where no data set has more than one batch: every resample is the profile then.
 
-    threshold, normalize: as of `iiad.planning.plan_by_threshold`. Raises InputError for what that refuses, and
+    threshold, normalize, bounds: as of `plan_by_threshold`. Raises InputError for what that refuses, and
     for num_samples below 1.
     """
     require_threshold(threshold)
@@ -67,24 +67,15 @@ def keep_frequency(
         return None
     # (num_samples, L): the budget of each resample
     budgets = np.array(
-        [threshold_budget(normalize_scores(_split(row, own), normalize), threshold) for row in means.tolist()]
+        [
+            (bounds or Bounds()).clip(
+                threshold_budget(normalize_scores(_split(row, own), normalize), threshold), profile.model
+            )
+            for row in means.tolist()
+        ]
     )
     return [
         [float(np.mean(budgets[:, t] >= i)) for i in range(1, len(layer) + 1)] for t, layer in enumerate(own)
-    ]
-
-
-def plan_keep_frequency(plan: Plan, profile: Profile) -> list[list[float]] | None:
-    """`keep_frequency` of a threshold plan within its bounds; None for other plans and for a single batch."""
-    if plan.origin != "threshold" or plan.metric is None or plan.threshold is None:
-        return None
-    shares = keep_frequency(profile, plan.metric, plan.threshold, plan.normalize or "none")
-    if shares is None:
-        return None
-    limits = (plan.bounds or Bounds()).limits(plan.teacher)
-    return [
-        [1.0 if i <= least else 0.0 if i > most else share for i, share in enumerate(layer, 1)]
-        for layer, (least, most) in zip(shares, limits, strict=True)
     ]
 
 

@@ -15,8 +15,8 @@ from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Profile
 
 from .baselines import baseline_plans
-from .costs import overhead_cut, predicted_loss
-from .curve import AnyPoint, TradeOff, shortest_threshold
+from .costs import count_evaluations, overhead_cut, predicted_loss
+from .curve import AnyPoint, TradeOff
 from .search import plan_by_target
 from .targets import Targets
 
@@ -145,7 +145,7 @@ def candidates(
     if num_iterations is not None:
         found.append(("plan", "plan", num_iterations))
     found += [
-        ("threshold", f"threshold {shortest_threshold(point)}", point.num_iterations)
+        ("threshold", f"threshold {point.threshold:.16g}", point.num_iterations)
         for point in _thinned(curves.thresholds, num_points)
     ]
     found += [
@@ -153,7 +153,7 @@ def candidates(
         for point in _thinned(others, num_points)
     ]
     middle = num_iterations or curves.thresholds[len(curves.thresholds) // 2].num_iterations
-    evaluations = sum(middle) + teacher.num_start_evaluations * teacher.num_layers
+    evaluations = count_evaluations(teacher, middle)
     for other in profile.scores:
         if other != curves.metric:
             plan = plan_by_target(profile, Targets(max_evaluations=evaluations), other, curves.bounds)

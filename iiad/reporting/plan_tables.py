@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.planning.costs import LOSS_UNITS, PlanCost, overhead_cut
-from iiad.planning.curve import CurvePoint, FrontPoint, TradeOff, shortest_threshold
+from iiad.planning.costs import LOSS_UNITS, PlanCost, count_evaluations, overhead_cut
+from iiad.planning.curve import CurvePoint, FrontPoint, TradeOff
 from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.progress import print_status
@@ -24,7 +24,7 @@ class PlanReport:
     """Rich renderable: the budgets, how they came about, and what they cost beside the teacher.
 
     costs: of the teacher and of the plan, see `Plan.costs`.
-    frequencies: of `plan_keep_frequency`: adds how often resamples of the text keep each iteration.
+    frequencies: of `keep_frequency`: adds how often resamples of the text keep each iteration.
     latency: the table that the costs' seconds are from: adds its own error.
     """
 
@@ -148,8 +148,11 @@ class CurveReport:
 
     def _row(self, count: int, best: FrontPoint | None, ruled: CurvePoint | None, mark: str) -> list[str]:
         teacher = self.curves.teacher
-        evaluations = count + teacher.num_start_evaluations * teacher.num_layers
-        row = [str(evaluations), f"{overhead_cut([count], teacher.num_iterations):.1%}", ""]
+        row = [
+            str(count_evaluations(teacher, [count])),
+            f"{overhead_cut([count], teacher.num_iterations):.1%}",
+            "",
+        ]
         if best is not None:
             row[-1] = f"{best.predicted_loss:.3g}" + (f" {mark}" if best is self.curves.front_knee else "")
         if self.phase is not None:
@@ -157,7 +160,7 @@ class CurveReport:
         if ruled is None:
             return [*row, "", ""]
         here = f" {mark}" if ruled is self.curves.threshold_knee else ""
-        return [*row, f"{shortest_threshold(ruled)}{here}", f"{ruled.predicted_loss:.3g}"]
+        return [*row, f"{ruled.threshold:.16g}{here}", f"{ruled.predicted_loss:.3g}"]
 
     def _caption(self, num_shown: int, num_rows: int, mark: str) -> str:
         curves = self.curves
@@ -167,7 +170,7 @@ class CurveReport:
             f"Loss: predicted, {LOSS_UNITS[curves.metric]}, if the layers add up. {mark} the knees:",
             f"of all plans, --max-evaluations {best.num_evaluations}: {best.overhead_cut:.1%} overhead cut "
             f"for {best.predicted_loss:.3g};",
-            f"of thresholds, --threshold {shortest_threshold(ruled)}{share}: {ruled.overhead_cut:.1%} "
+            f"of thresholds, --threshold {ruled.threshold:.16g}{share}: {ruled.overhead_cut:.1%} "
             f"for {ruled.predicted_loss:.3g}.",
         ]
         if self.phase is not None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cli.plan import plan as command
 from iiad.errors import InputError
 from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold, trade_off
-from iiad.planning.stability import keep_frequency, plan_keep_frequency
+from iiad.planning.stability import keep_frequency
 from iiad.reporting.plan_tables import CurveReport, PlanReport
 from tests.helpers import make_profile, make_table, printed
 
@@ -157,8 +157,10 @@ def test_help_shows_an_example(run):
 
 
 def report(plan, profile=None, latency=None, **counted):
-    costs = plan.costs(**counted, latency=latency)
-    return PlanReport(plan, costs, plan_keep_frequency(plan, profile) if profile else None, latency)
+    kept = None
+    if profile and plan.threshold is not None:
+        kept = keep_frequency(profile, plan.metric, plan.threshold, plan.normalize, plan.bounds)
+    return PlanReport(plan, plan.costs(**counted, latency=latency), kept, latency)
 
 
 def test_the_table_names_which_cut_is_meant_and_what_the_teacher_costs():

@@ -60,13 +60,14 @@ def lost(profile, budget):
 def reaches(profile, table, targets, budget, slack):
     """Check a budget by the numbers that a user sees, with so much slack on loss and seconds."""
     plan = Plan.explicit(budget, profile.model)
+    _, cost = plan.costs()
     seconds = table.decode.seconds(budget) if table else 0.0
     whole = table.decode.seconds(profile.model.num_iterations) if table else 0.0
     checks = {
         "overhead_cut": lambda share: plan.overhead_cut >= share,
         "compute_cut": lambda share: plan.compute_cut >= share,
-        "max_evaluations": lambda n: plan.num_evaluations <= n,
-        "max_cache_bytes": lambda n: plan.cache_bytes_per_token <= n,
+        "max_evaluations": lambda n: cost.num_evaluations <= n,
+        "max_cache_bytes": lambda n: cost.cache_bytes_per_token <= n,
         "max_latency_ms": lambda ms: seconds <= ms / 1000 + slack,
         "speedup": lambda factor: seconds <= whole / factor + slack,
         "max_score": lambda loss: lost(profile, budget) <= loss + slack,
