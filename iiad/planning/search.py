@@ -145,15 +145,18 @@ def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -
     for rows, most in limits:
         numbers, scale = scaled(rows)
         constraints.append(LinearConstraint(numbers, -np.inf, most / scale + TOLERANCE))
-    chosen = np.zeros(len(layer_of), dtype=bool)
+    chosen = None
     for rows in objectives:
         numbers, _ = scaled(rows)
         found = milp(
             numbers, integrality=1, bounds=Range(0, 1), constraints=constraints, options={"mip_rel_gap": 0}
         )
-        assert found.success, found.message
+        if found.x is None and chosen is not None:
+            break  # within the solver's rounding nothing else is as good so far
+        assert found.x is not None, found.message
         chosen = found.x > 0.5
         constraints.append(LinearConstraint(numbers, -np.inf, numbers[chosen].sum() + TOLERANCE))
+    assert chosen is not None
     return [int(chosen[layer_of == t].argmax()) for t in range(len(lengths))]
 
 
@@ -181,9 +184,8 @@ def _search_seconds(
         [layer[low : high + 1] for layer, (low, high) in zip(rows, allowed, strict=True)]
         for rows in (dropped_scores(scores), phase.layers)
     )
-    seconds[0] = [
-        phase.fixed_seconds + number for number in seconds[0]
-    ]  # so that totals are of the whole call
+    # The first layer carries what is no layer's, so that totals are of a whole call.
+    seconds[0] = [phase.fixed_seconds + number for number in seconds[0]]
     fewest, most = (sum(limit[side] for limit in allowed) for side in (0, 1))
     _require_reached(targets, _counts(teacher, fewest), bounds)
     possible = [n for n in range(fewest, most + 1) if _missed(targets, _counts(teacher, n)) is None]

@@ -307,9 +307,9 @@ def test_forty_eight_layers_under_a_limit_of_time_take_no_time():
         [0.01 / (1 + t % 7) / 3**i * (1 + 0.3 * math.cos(5 * t + i)) for i in range(3)] for t in range(48)
     ]
     profile = profile_of(scores)
-    started = time.perf_counter()
+    started = time.process_time()
     plan = plan_by_target(
         profile, Targets(speedup=1.8, overhead_cut=0.5), latency=make_table(profile.model, rows)
     )
     assert plan.overhead_cut >= 0.5
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
