@@ -24,9 +24,9 @@ import torch
 from timing import Row, make_parser, print_rows, time_of
 from torch.nn import functional as F
 
+from iiad.distillation.divergences import FullTarget, TeacherDivergence
 from iiad.evaluation.activation_memory import peak_bytes
 from iiad.training.head import head_loss, next_token_labels
-from iiad.training.teacher_targets import FullTarget
 
 
 def main() -> int:
@@ -83,7 +83,8 @@ class Head:
     def distillation(self) -> None:
         """Ours, with the KL of the teacher."""
         with self._context():
-            loss = head_loss(self.states, self.weight, self.labels, self.target, kl_weight=1.0).loss
+            divergence = TeacherDivergence(self.target)
+            loss = head_loss(self.states, self.weight, self.labels, divergence, kl_weight=1.0).loss
         self._learn(loss)
 
     def torch_cross_entropy(self) -> None:

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch
 from iiad.training.head import head_loss, next_token_labels
-from iiad.training.hidden_losses import hidden_state_loss
 from iiad.training.learner import Learner
 from iiad.training.sections import DistillationSection
 
+from .divergences import TeacherDivergence
+from .hidden_losses import hidden_state_loss
 from .teacher_signals import LiveTeacher, Signal, Teacher
 
 __all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers", "needs_signals"]
@@ -55,15 +56,16 @@ class LearnFromTeacher:
         output = learner.states(input_ids, output_hidden_states=bool(self.layers))
         loss, parts = torch.zeros((), device=input_ids.device), {}
         if section.ce_weight or section.kl_weight:
+            divergence = None
+            if signal is not None and section.kl_weight:
+                divergence = TeacherDivergence(signal.target, section.divergence, section.temperature)
             found = head_loss(
                 output.last_hidden_state,
                 learner.head,
                 next_token_labels(input_ids),
-                signal.target if signal is not None and section.kl_weight else None,
+                divergence,
                 ce_weight=section.ce_weight,
                 kl_weight=section.kl_weight,
-                divergence=section.divergence,
-                temperature=section.temperature,
             )
             loss, parts = found.loss, {"ce": found.ce}
             if found.kl is not None:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch, Blocks
 from iiad.training.learner import Learner, shard
-from iiad.training.teacher_targets import FullTarget, TopTarget
 
+from .divergences import FullTarget, TopTarget
 from .stored_signals import SignalBlocks, StoredSignals
 
 __all__ = ["LiveTeacher", "Signal", "StoredTeacher", "Teacher"]

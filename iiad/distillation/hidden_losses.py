@@ -1,4 +1,4 @@
-"""How far a student's hidden states are from its teacher's.
+"""Losses between a student's and its teacher's hidden states.
 
 Legend: B batch, T tokens, D model width.
 """
@@ -42,13 +42,13 @@ def hidden_state_loss(
     many and of equal shapes.
     """
     if kind not in HIDDEN_LOSSES:
-        raise ValueError(f"kind must be one of {', '.join(HIDDEN_LOSSES)}, found {kind!r}")
+        raise ValueError(f"kind: expected one of {', '.join(HIDDEN_LOSSES)}, got {kind!r}")
     if len(teacher_states) != len(student_states):
         raise ValueError(
-            f"student_states must be as many as the teacher's ({len(teacher_states)}), found {len(student_states)}"
+            f"student_states: expected {len(teacher_states)}, as many as the teacher's, got {len(student_states)}"
         )
     if not teacher_states:
-        raise ValueError("teacher_states must be at least one, found none")
+        raise ValueError("teacher_states: expected at least one, got none")
     loss, pairs = HIDDEN_LOSSES[kind], zip(student_states, teacher_states, strict=True)
     return torch.stack([loss(*_pair(*pair, number)) for number, pair in enumerate(pairs)]).mean()
 
@@ -57,7 +57,7 @@ def _pair(student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor
     """Both in float32, or ValueError where broadcasting would compare what does not belong together."""
     if student.shape != teacher.shape:
         raise ValueError(
-            f"the student's hidden state {number} must have the teacher's shape {tuple(teacher.shape)}, "
-            f"found {tuple(student.shape)}"
+            f"student_states[{number}]: expected the teacher's shape {tuple(teacher.shape)}, "
+            f"got {tuple(student.shape)}"
         )
     return student.float(), teacher.float()

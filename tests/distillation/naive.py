@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from iiad.training.teacher_targets import TopTarget
+from iiad.distillation.divergences import TopTarget
 
 
 def loop_divergence(kind, p, q):

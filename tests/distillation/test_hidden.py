@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiad.training.hidden_losses import HIDDEN_LOSSES, hidden_state_loss
+from iiad.distillation.hidden_losses import HIDDEN_LOSSES, hidden_state_loss
 
 kinds = pytest.mark.parametrize("kind", HIDDEN_LOSSES)
 
@@ -37,6 +37,7 @@ def naive(kind, teacher, student):
 
 
 @kinds
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6))
 def test_a_hidden_state_loss_equals_the_loop_over_layers_tokens_and_width(kind, seed):
     teacher, student = states(seed), states(seed + 1)
@@ -72,11 +73,11 @@ def test_half_precision_is_compared_in_float32():
 
 def test_what_cannot_be_compared_is_named():
     teacher, student = states(0), states(1)
-    with pytest.raises(ValueError, match="kind must be one of mse, smooth_l1, cosine, found 'l3'"):
+    with pytest.raises(ValueError, match="kind: expected one of mse, smooth_l1, cosine, got 'l3'"):
         hidden_state_loss(teacher, student, "l3")
-    with pytest.raises(ValueError, match="must be at least one, found none"):
+    with pytest.raises(ValueError, match="expected at least one, got none"):
         hidden_state_loss([], [])
-    with pytest.raises(ValueError, match=r"as many as the teacher's \(3\), found 2"):
+    with pytest.raises(ValueError, match="student_states: expected 3, as many as the teacher's, got 2"):
         hidden_state_loss(teacher, student[:2])
-    with pytest.raises(ValueError, match="hidden state 1 must have the teacher's shape"):
+    with pytest.raises(ValueError, match=r"student_states\[1\]: expected the teacher's shape"):
         hidden_state_loss(teacher, [student[0], student[1][..., :1], student[2]])
