@@ -111,8 +111,8 @@ def read_options() -> Any:
     parser.add_argument("--num-layers", type=int, default=12)
     parser.add_argument("--num-iterations", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32000)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--num-tokens", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--num-tokens", type=int, default=256)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     return parser.parse_args()
 

@@ -111,17 +111,17 @@ class FullOutput:
         """
         own = (self.logits[rows], self.hidden_states[rows], self.targets[rows], *stopped)
         totals = torch.zeros(2, len(stopped), dtype=torch.float64, device=stopped.device)
-        # Written over and over: memory that is new for every chunk costs more than what is computed in it.
-        space = wide(self.logits[:0]).new_empty(2, self.chunk_tokens, self.logits.shape[-1])
         for logits, states, targets, *others in zip(*map(self._chunks, own), strict=True):
-            logits = wide(logits)
-            full, terms = space[:, : len(logits)]  # (m, V)
-            torch.softmax(logits, -1, out=full)
+            full = wide(logits).softmax(-1)  # p, (m, V)
             for n, other in enumerate(others):
-                change = (wide(other) - wide(states)).to(other.dtype)
-                kl, growth = _compare(full, logits, wide(self.head(change)), terms, targets)
+                d = wide(self.head((wide(other) - wide(states)).to(other.dtype)))  # (m, V)
+                d -= (full * d).sum(-1, keepdim=True)
+                kl = d.expm1().sub_(d).mul_(full).sum(-1).log1p()  # (m,)
+                if not kl.isfinite().all():  # e^d overflows though p e^d need not
+                    kl = (wide(logits).log_softmax(-1) + d).logsumexp(-1)
+                growth = kl - d.gather(1, targets.clamp(min=0)[:, None])[:, 0]
                 totals[0, n] += kl.sum(dtype=torch.float64)
-                totals[1, n] += growth.sum(dtype=torch.float64)
+                totals[1, n] += growth[targets >= 0].sum(dtype=torch.float64)
         if not totals.isfinite().all():
             raise InputError(f"{where}: expected finite logits, got NaN or infinity")
         return {
@@ -147,23 +147,6 @@ class FullOutput:
 def wide(states: Tensor) -> Tensor:
     """In float32, or float64 where they are that."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
-
-
-def _compare(
-    full: Tensor, logits: Tensor, difference: Tensor, terms: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """KL and growth of the NLL of m tokens, each (m,); the formula is that of `FullOutput`.
-
-    full, logits, difference: (m, V), the full model's probabilities and logits, and d, which is overwritten.
-    terms: (m, V), room to compute in. targets: (m,), -1 where nothing is predicted.
-    """
-    difference -= torch.bmm(full[:, None], difference[:, :, None])[:, 0]  # the mean under p, (m, 1)
-    torch.expm1(difference, out=terms)
-    kl = terms.sub_(difference).mul_(full).sum(-1).log1p()
-    if not kl.isfinite().all():  # e^d overflows though p e^d need not
-        kl = (logits.log_softmax(-1) + difference).logsumexp(-1)
-    chosen = difference.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    return kl, torch.where(targets >= 0, kl - chosen, 0.0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ code), i the iteration, r_t the iterations of layer t, H_t its state, x_{t+1} it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from iiad.models import IIETForCausalLM
 
 from .metrics import ITERATE_METRICS, FullOutput, fixed_point, wide
 from .passes import FullPass
-from .profile import METRICS, BatchRecord, Scores
+from .profile import METRICS, BatchRecord
 
 __all__ = [
     "OUTPUT_METRICS",
@@ -34,8 +34,8 @@ __all__ = [
 OUTPUT_METRICS = ("kl", "loss")
 """Metrics of the model's output: the layers above a stopped one are run again."""
 
-Found = tuple[dict[str, Scores], dict[str, Scores]]
-"""Scores of iterations and scores of predictor stages: metric -> for each layer a number for each step."""
+Steps = dict[tuple[int, str, int], Tensor]
+"""(chain, metric, layer) -> a score for each step along the chain: 0, iterations, or 1, the predictor's stages."""
 
 Result = TypeVar("Result")
 
@@ -100,24 +100,29 @@ def profile_batch(
     _require_token_ids(model, input_ids, where)
     input_ids = input_ids.to(model.device)
     full, fixed_points = FullPass(model, input_ids), []
-    scores, stages = found = _no_scores(metrics, full.num_layers)
+    steps: Steps = {}
     for layer, solved in full.run():
         if not solved.iterates[-1].isfinite().all():
             raise InputError(f"{where}: expected finite states of layer {layer + 1}, got NaN or infinity")
         fixed_points.append(fixed_point(solved.iterates))
-        for chain, into in zip(solved.chains, found, strict=True):
+        for number, chain in enumerate(solved.chains):
             outputs = [full.output(layer, state) for state in chain]
             for metric in set(ITERATE_METRICS) & set(metrics):
-                into[metric][layer] = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
+                found = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
+                steps[number, metric, layer] = torch.tensor(found, dtype=torch.float64)
     output = FullOutput(model.lm_head, full.final_states(), input_ids, where)
     if not set(metrics) <= set(ITERATE_METRICS):
         gradient = output.loss_gradient() if "taylor" in metrics else None
         size = sequences_at_once(model, len(input_ids), input_ids.shape[1], memory)
-        parts = _in_parts(
+        for part in _in_parts(
             len(input_ids), size, lambda rows: _score_rows(full, output, gradient, rows, metrics, where)
-        )
-        for part in parts:
-            _add(found, part)
+        ):
+            for key, values in part.items():
+                steps[key] = steps.get(key, 0.0) + values
+    scores, stages = (
+        {metric: [steps[n, metric, t].tolist() for t in range(full.num_layers)] for metric in metrics}
+        for n in (0, 1)
+    )
     return BatchRecord(
         data=data,
         num_tokens=input_ids.numel(),
@@ -173,40 +178,29 @@ def _score_rows(
     rows: slice,
     metrics: Sequence[str],
     where: str,
-) -> Found:
+) -> Steps:
     """The part of the batch's `kl`, `loss` and `taylor` that some of its sequences contribute."""
-    part, found = full.select(rows), _no_scores(metrics, full.num_layers)
+    part, steps = full.select(rows), {}
     asked = set(OUTPUT_METRICS) & set(metrics)
     for layer, solved, by_state in part.run_down(None if gradient is None else gradient[rows]):
-        for chain, into in zip(solved.chains, found, strict=True):
+        for number, chain in enumerate(solved.chains):
+            stops: dict[str, list[float]] = {metric: [] for metric in asked}
             if asked and len(chain) > 1:
                 at = f"{where}: the model stopped early in layer {layer + 1}"
-                harms = output.harms(part.run_stops(layer, chain[:-1]), at, rows)
-                for metric in asked:  # stopping at the last state is the full model, which loses nothing
-                    into[metric][layer] = [a - b for a, b in pairwise([*harms[metric], 0.0])]
+                stops = output.harms(part.run_stops(layer, chain[:-1]), at, rows)
+            for metric in asked:  # stopping at the last state is the full model, which loses nothing
+                steps[number, metric, layer] = -torch.tensor(
+                    [*stops[metric], 0.0], dtype=torch.float64
+                ).diff()
             if by_state is not None:
-                into["taylor"][layer] = [_inner(by_state, a, b) for a, b in pairwise(chain)]
-    return found
+                found = [_inner(by_state, a, b) for a, b in pairwise(chain)]
+                steps[number, "taylor", layer] = torch.tensor(found, dtype=torch.float64)
+    return steps
 
 
 def _inner(gradient: Tensor, before: Tensor, after: Tensor) -> float:
     """<gradient, before - after>, each (b, T, D)."""
     return float(((wide(before) - wide(after)) * wide(gradient)).sum(dtype=torch.float64))
-
-
-def _no_scores(metrics: Sequence[str], num_layers: int) -> Found:
-    def empty() -> dict[str, Scores]:
-        return {metric: [[] for _ in range(num_layers)] for metric in metrics}
-
-    return empty(), empty()
-
-
-def _add(found: Found, part: Found) -> None:
-    for into, scores in zip(found, part, strict=True):
-        for metric, layers in scores.items():
-            for layer, values in enumerate(layers):
-                sums = zip_longest(into[metric][layer], values, fillvalue=0.0)
-                into[metric][layer] = [a + b for a, b in sums]
 
 
 def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = tuple(METRICS)) -> int:
