@@ -1,12 +1,12 @@
 """Plans on the untrained teacher, against the whole model run under each plan."""
 
+import re
+
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from cli.plan import plan as command
 from iiad.checkpoints import save_checkpoint
+from iiad.data import train_tokenizer
 from iiad.errors import InputError
 from iiad.evaluation.plan_trials import measure_truncations, verify_plans
 from iiad.influence import measure_influence, profile_model
@@ -71,31 +71,25 @@ def test_no_batches_are_refused():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A teacher's folder, a text and its profile."""
-    from iiad.data import train_tokenizer
-
     folder = tmp_path_factory.mktemp("verified")
     text = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
     (folder / "text.txt").write_text(text)
     tokenizer = train_tokenizer([text], vocab_size=300)
-    model = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32)
-    save_checkpoint(model, folder / "model", tokenizer=tokenizer)
-    other = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32, rms_norm_eps=1e-5)
-    save_checkpoint(other, folder / "other", tokenizer=tokenizer)
+    for name, fields in (("model", {}), ("other", {"rms_norm_eps": 1e-5})):
+        model = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32, **fields)
+        save_checkpoint(model, folder / name, tokenizer=tokenizer)
     options = {"max_tokens": 640, "cache_dir": folder / "cache", "metrics": ["kl", "loss", "cosine"]}
     return folder, measure_influence(folder / "model", [str(folder / "text.txt")], **options)
 
 
-def verify(world, plans, model="model", metric="kl", **options):
+def verify(world, plans, model="model", metric="kl"):
     folder, profile = world
-    return verify_plans(
-        folder / model,
-        [str(folder / "text.txt")],
-        profile,
-        metric,
-        plans,
-        cache_dir=folder / "cache",
-        **options,
-    )
+    text = [str(folder / "text.txt")]
+    return verify_plans(folder / model, text, profile, metric, plans, cache_dir=folder / "cache")
+
+
+def explicit(*num_iterations):
+    return Candidate(kind="plan", name="plan", num_iterations=list(num_iterations))
 
 
 def test_a_verification_holds_every_kind_of_plan_and_comes_back_from_its_file(world, tmp_path):
@@ -118,39 +112,37 @@ def test_a_verification_holds_every_kind_of_plan_and_comes_back_from_its_file(wo
     assert Verification.load(tmp_path / "verification.json") == made
 
 
-def test_on_the_profiles_own_blocks_a_cut_of_one_layer_costs_exactly_what_was_predicted(world):
-    [found] = verify(world, [Candidate(kind="plan", name="plan", num_iterations=[2, 0, 1])]).plans
-    assert found.kl == pytest.approx(found.predicted, rel=1e-4)
-    found = verify(
-        world, [Candidate(kind="plan", name="plan", num_iterations=[2, 0, 1])], metric="loss"
-    ).plans[0]
-    assert found.loss == pytest.approx(found.predicted, rel=1e-3)
+@pytest.mark.parametrize(("metric", "tolerance"), [("kl", 1e-4), ("loss", 1e-3)])
+def test_on_the_profiles_own_blocks_a_cut_of_one_layer_costs_what_was_predicted(world, metric, tolerance):
+    [found] = verify(world, [explicit(2, 0, 1)], metric=metric).plans
+    assert getattr(found, metric) == pytest.approx(found.predicted, rel=tolerance)
 
 
 def test_another_model_than_the_profiled_one_is_refused(world):
-    plans = [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])]
     with pytest.raises(InputError, match="model: expected the one that was profiled") as caught:
-        verify(world, plans, model="other")
+        verify(world, [explicit(1, 0, 1)], model="other")
     assert "\n" not in str(caught.value)
 
 
-def fail_to_allocate(*_, **__):
-    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes.")
-
-
 def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypatch):
+    def fail_to_allocate(*_, **__):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
+        )
+
     folder, _ = world
     monkeypatch.setattr(IterativeLayer, "evaluate", fail_to_allocate)
     size = "out of memory, asked for 4.0 GiB more; batch 8 x 32 tokens, 8 evaluations, weights of "
     helps = "; what helps: a smaller batch, shorter blocks or bfloat16"
-    with pytest.raises(InputError) as caught:
-        verify(world, [Candidate(kind="plan", name="plan", num_iterations=[1, 0, 1])])
-    assert str(caught.value).startswith(f"verifying model on cpu: {size}")
-    assert str(caught.value).endswith(helps)
-    with pytest.raises(InputError) as caught:
-        measure_influence(folder / "model", [str(folder / "text.txt")], memory=1, cache_dir=folder / "cache")
-    assert str(caught.value).startswith(f"profiling model on cpu: {size}")
-    assert str(caught.value).endswith(helps)
+    text = [str(folder / "text.txt")]
+    for what, run in (
+        ("verifying", lambda: verify(world, [explicit(1, 0, 1)])),
+        ("profiling", lambda: measure_influence(folder / "model", text, cache_dir=folder / "cache")),
+    ):
+        with pytest.raises(InputError) as caught:
+            run()
+        assert str(caught.value).startswith(f"{what} model on cpu: {size}")
+        assert str(caught.value).endswith(helps)
 
 
 def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
@@ -164,36 +156,21 @@ def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
 
 
 @pytest.fixture
-def plan_command(world, tmp_path, monkeypatch):
-    """`iiad plan` on the world's profile, with errors raised."""
+def plan_command(world, tmp_path, monkeypatch, iiad):
+    """`iiad plan` on the world's profile: exit code, stdout, stderr."""
     folder, profile = world
     monkeypatch.setenv("IIAD_CACHE", str(folder / "cache"))
     profile.save(tmp_path / "profile.json")
-    app = typer.Typer()
-    app.command()(command)
-
-    def invoke(*arguments):
-        result = CliRunner().invoke(app, [str(tmp_path / "profile.json"), *map(str, arguments)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return invoke
+    return lambda *arguments: iiad("plan", tmp_path / "profile.json", *arguments)
 
 
 def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
-    folder, _ = world
-    verify = [
-        "--verify",
-        folder / "model",
-        "--data",
-        folder / "text.txt",
-        "--verification",
-        tmp_path / "v.json",
-    ]
-    arguments = ["--overhead-cut", 0.5, "--output", tmp_path / "plan.json", "--plot", tmp_path / "pictures"]
-    result = plan_command(*arguments, *verify, "--max-tokens", 320)
-    assert "chosen without influence" in result.stdout
+    verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 320]
+    outputs = ["--output", tmp_path / "plan.json", "--plot", tmp_path / "pictures"]
+    _, shown, _ = plan_command(
+        "--overhead-cut", 0.5, *outputs, *verify, "--verification", tmp_path / "v.json"
+    )
+    assert "chosen without influence" in shown
     found = Verification.load(tmp_path / "v.json")
     assert found.plans[0].kind == "plan"
     assert found.plans[0].num_iterations == Plan.load(tmp_path / "plan.json").num_iterations
@@ -203,9 +180,8 @@ def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
 
 
 def test_the_curve_is_verified_without_a_plan(plan_command, world):
-    folder, _ = world
-    verify = ["--verify", folder / "model", "--data", folder / "text.txt", "--max-tokens", 64]
-    assert "points of the threshold's curve" in plan_command("--curve", *verify).stdout
+    verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 64]
+    assert "points of the threshold's curve" in plan_command("--curve", *verify)[1]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +197,7 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
     ],
 )
 def test_half_a_verification_is_one_line(arguments, message, plan_command):
-    with pytest.raises(InputError, match=message) as caught:
-        plan_command("--curve", *arguments)
-    assert "\n" not in str(caught.value)
+    code, _, errors = plan_command("--curve", *arguments)
+    [line] = [line for line in errors.splitlines() if line.startswith("iiad: ")]
+    assert code == 2
+    assert re.search(message, line)
