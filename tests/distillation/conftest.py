@@ -24,13 +24,6 @@ def plan_file(teacher_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def little_text(text_file, tmp_path_factory):
-    few = tmp_path_factory.mktemp("few") / "few.jsonl"
-    few.write_text("".join(text_file.read_text().splitlines(keepends=True)[:6]))
-    return few
-
-
-@pytest.fixture(scope="package")
 def lesson(recipe_fields, little_text):
     """Make a recipe: its stages' steps, and whatever else of section distillation, by name."""
 

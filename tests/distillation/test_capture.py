@@ -150,7 +150,7 @@ def test_logits_with_nan_are_one_line(teacher, blocks):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from iiad.signals import capture_signals
+from iiad.distillation.capture import capture_signals
 unbroken, killed, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 capture_signals(**options, output_dir=unbroken)
 random.seed(int(sys.argv[4]))

@@ -15,11 +15,9 @@ DECAY, STEPS, SWITCH = 0.7, 6, 3
 
 
 @pytest.fixture(scope="module")
-def fields(recipe_fields, text_file, teacher_folder, tmp_path_factory):
-    few = tmp_path_factory.mktemp("few") / "few.jsonl"
-    few.write_text("".join(text_file.read_text().splitlines(keepends=True)[:4]))
+def fields(recipe_fields, little_text, teacher_folder):
     fields = copy.deepcopy(recipe_fields)
-    fields["data"] |= {"train": [str(few)], "validation": [str(few)]}
+    fields["data"] |= {"train": [str(little_text)], "validation": [str(little_text)]}
     fields["tokenizer"] = {"path": str(teacher_folder / "tokenizer")}
     fields["training"] |= {"max_steps": STEPS, "save_steps": 1, "logging_steps": 1, "save_total_limit": None}
     fields["training"] |= {"ema_decay": DECAY, "eval_steps": 2, "warmup_steps": 0}

@@ -40,12 +40,10 @@ def commands(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fields(recipe_fields, text_file, teacher_folder, tmp_path_factory):
+def fields(recipe_fields, little_text, teacher_folder):
     """Dropout, two phases, an average and a checkpoint at every second step of a run on little text."""
-    few = tmp_path_factory.mktemp("few") / "few.jsonl"
-    few.write_text("".join(text_file.read_text().splitlines(keepends=True)[:6]))
     fields = copy.deepcopy(recipe_fields)
-    fields["data"] |= {"train": [str(few)], "validation": [str(few)]}
+    fields["data"] |= {"train": [str(little_text)], "validation": [str(little_text)]}
     fields["tokenizer"] = {"path": str(teacher_folder / "tokenizer")}
     fields["training"] |= {"max_steps": STEPS, "save_steps": 2, "logging_steps": 3, "ema_decay": 0.9}
     return fields

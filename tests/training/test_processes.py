@@ -30,11 +30,9 @@ PIPELINE = {"layerwise": 2, "distill": 3, "recover": 2}
 
 
 @pytest.fixture(scope="module")
-def data(recipe_fields, text_file, tmp_path_factory):
+def data(recipe_fields, little_text):
     """A little text: its tokenizing and validation are not what is tested here."""
-    few = tmp_path_factory.mktemp("few") / "few.jsonl"
-    few.write_text("".join(text_file.read_text().splitlines(keepends=True)[:6]))
-    return {**recipe_fields["data"], "train": [str(few)], "validation": [str(few)]}
+    return {**recipe_fields["data"], "train": [str(little_text)]}
 
 
 @pytest.fixture(scope="module")

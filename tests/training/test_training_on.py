@@ -37,7 +37,7 @@ def recipe_from(recipe_fields, folder, model=None, **training):
         {
             "model": {"path": str(folder), **(model or {})},
             "tokenizer": {"path": str(folder)},
-            "data": recipe_fields["data"],
+            "data": {**recipe_fields["data"], "train": recipe_fields["data"]["validation"]},
             "training": {**kept, "max_steps": 6, **training},
         }
     )
@@ -85,7 +85,9 @@ def test_a_model_trains_on_under_the_other_cache_policy_and_keeps_it(recipe_fiel
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert trained.config.cache_policy == "shared"
     assert trained.config.num_hidden_layers == 2
-    with pytest.raises(InputError, match="cache_policy 'shared'; the released code knows 'exact' alone"):
+    with pytest.raises(
+        InputError, match="cache_policy: expected exact for a form in the released code, got shared"
+    ):
         convert(tmp_path / "run", tmp_path / "released")
 
 
@@ -97,6 +99,7 @@ def test_a_llama_has_no_cache_policy_to_train_on_under(recipe_fields, llama_fold
 
 def test_a_teacher_is_trained_from_scratch_with_a_shared_cache(recipe_fields, tmp_path):
     fields = {**recipe_fields, "model": {**recipe_fields["model"], "cache_policy": "shared"}}
+    fields["training"] = {**recipe_fields["training"], "max_steps": 4}
     train(TrainRecipe.model_validate(fields), tmp_path / "run")
     assert load_model(tmp_path / "run").config.cache_policy == "shared"
 
