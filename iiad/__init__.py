@@ -1,6 +1,7 @@
 """iiad: train, profile, plan, distil and run iterative Transformers.
 
-Importing it makes transformers' Auto classes know the models, and loads neither torch nor transformers. The rooms:
+It loads neither torch nor transformers; `import iiad.models` makes transformers' Auto classes know the models. The
+rooms:
 
 models        IIET and PCformer; what travels with a checkpoint
 data          text, jsonl, parquet and the embedded corpus -> packed token blocks
@@ -15,25 +16,8 @@ evaluation    quality of any model, and what it costs
 benchmarking  speed, evaluations and cache bytes
 """
 
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
-
 from .errors import InputError
-from .registration import register_models
-
-if TYPE_CHECKING:
-    from . import models
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "__version__", "models"]
-
-register_models()
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Import iiad.models, and torch with it, only for who asks for it."""
-    if name == "models":
-        return import_module(".models", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["InputError", "__version__"]

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import iiad.models  # noqa: F401  registers them with the Auto classes
+
 from .artefacts import ModelIdentity, ModelShape
 from .errors import InputError, one_line
 from .files import atomic_folder, read_json

@@ -38,6 +38,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
+    import iiad.models  # noqa: F401  AutoTokenizer reads the model's configuration
+
     name = os.path.expanduser(path)
     if not os.path.isdir(name) and (Path(path).is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise InputError(f"tokenizer: expected a folder or hub name, got {path}: no such folder")

@@ -47,7 +47,7 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
     lines += [f"{name} = {kind}.from_pretrained(folder{trust})" for name, kind in _LOADED.items()]
     lines += ["```"]
     if trust:
-        lines += ["", "With `import iiad` before, `trust_remote_code` is not needed."]
+        lines += ["", "With `import iiad.models` before, `trust_remote_code` is not needed."]
     lines += ["", "## Made from", ""]
     lines += [f"- {name}: `{value[:16]}` (sha256)" for name, value in record.inputs.items()]
     lines += ["", "```json", json.dumps(record.settings, indent=1), "```", ""]
