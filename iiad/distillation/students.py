@@ -141,8 +141,8 @@ def freeze_unused(student: PreTrainedModel) -> None:
         for name, parameter in layer.corrector.named_parameters():
             if name.startswith("update_") or name == "relaxation":  # what only iterations use
                 parameter.requires_grad_(False)
-    predictor = student.base_model.predictor
-    for norm in list(getattr(predictor, "norms", []))[predictor.num_evaluations :]:
+    norms = list(getattr(student.base_model.predictor, "norms", []))
+    for norm in norms[student.config.num_start_evaluations :]:
         norm.requires_grad_(False)
 
 

@@ -80,7 +80,7 @@ class FullPass:
 
     def output(self, layer: int, state: Tensor) -> Tensor:
         """x_{t+1} (B, T, D) where the layer's state is `state` (B, T, D)."""
-        return _output(self.model.layers[layer], state, self.states[: layer + 1])
+        return self.model.layers[layer].output(state, *self.states[: layer + 1])
 
     def run_stops(self, layer: int, states: Sequence[Tensor]) -> Tensor:
         """The normed final states (n, B, T, D) of n models that have `states`, each (B, T, D), as this layer's.
@@ -123,7 +123,7 @@ class FullPass:
         """From dLoss/dx_{t+1} to the layer's iterates and dLoss/dx_t; adds to dLoss/dH_0, ..., dLoss/dH_t."""
         with torch.enable_grad(), _frozen(self.model):
             x, *history = (h.detach().requires_grad_() for h in (self._input(layer), *self._history(layer)))
-            output, iterates = _solve_layer(self.model, layer, x, history, self.num_stages, self.context)
+            output, iterates = self._solve_layer(layer, x, history, self.num_stages)
             state = iterates[-1]
             by_state[layer + 1], by_input, *by_history = torch.autograd.grad(
                 [output, state],
@@ -137,8 +137,15 @@ class FullPass:
 
     def _solve(self, layer: int) -> SolvedLayer:
         x, history = self._input(layer), self._history(layer)
-        _, iterates = _solve_layer(self.model, layer, x, history, self.num_stages, self.context)
+        _, iterates = self._solve_layer(layer, x, history, self.num_stages)
         return SolvedLayer(iterates, self._stages(layer, iterates[-1]))
+
+    def _solve_layer(
+        self, layer: int, x: Tensor, history: Sequence[Tensor], num_stages: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x_{t+1} and z(0), ..., z(r_t) by the first stages of the predictor, each (B, T, D)."""
+        block, first_iterate = self.model.layers[layer], self.model.first_iterate
+        return block.solve(x, first_iterate, *history, num_stages=num_stages, **self.context)
 
     def _stages(self, layer: int, state: Tensor) -> list[Tensor]:
         """H_t by truncated predictors, and the whole one's."""
@@ -146,7 +153,7 @@ class FullPass:
             return []
         x, history = self._input(layer), self._history(layer)
         shorter = [
-            _solve_layer(self.model, layer, x, history, num_stages, self.context)[1][-1]
+            self._solve_layer(layer, x, history, num_stages)[1][-1]
             for num_stages in range(1, self.num_stages)
         ]
         return [*shorter, state]
@@ -161,23 +168,6 @@ class FullPass:
     def _input(self, layer: int) -> Tensor:
         """x_t; of layer L the final x_{L+1}."""
         return self.output(layer - 1, self.states[layer]) if layer else self.states[0]
-
-
-def _solve_layer(
-    model: Any, layer: int, x: Tensor, history: Sequence[Tensor], num_stages: int, context: dict[str, Any]
-) -> tuple[Tensor, list[Tensor]]:
-    """x_{t+1} and z(0), ..., z(r_t) by the first stages of the predictor, each (B, T, D)."""
-    block, predictor = model.layers[layer], model.predictor
-    if num_stages < predictor.num_evaluations:
-        predictor = predictor.truncated(num_stages)
-    known = block.corrector.prepare(x, history, block.num_iterations)
-    iterates = block.iterates(x, known, predictor, **context)
-    return block.corrector.output(iterates[-1], known), iterates
-
-
-def _output(block: Any, state: Tensor, history: Sequence[Tensor]) -> Tensor:
-    """x_{t+1} where a layer's state is `state` after H_0, ..., H_{t-1}, each (B, T, D)."""
-    return block.corrector.output(state, block.corrector.prepare(state, history, num_iterations=0))
 
 
 @contextmanager

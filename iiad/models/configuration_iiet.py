@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
+import warnings
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-__all__ = ["IIETConfig"]
+__all__ = ["IIETConfig", "require"]
 
 
-def _require(condition: bool, field: str, accepted: str, found: object) -> None:
+def require(condition: bool, field: str, accepted: str, found: object) -> None:
+    """Raise ValueError, naming field, accepted values and what was found, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{field} must be {accepted}, got {found!r}")
+        raise ValueError(f"{field}: expected {accepted}, got {found!r}")
 
 
 @strict
@@ -92,45 +95,61 @@ class IIETConfig(PreTrainedConfig):
     cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if "num_hidden_layers" in kwargs:
-            raise ValueError(
-                "num_hidden_layers is derived from plan and cache policy; give num_layers instead"
-            )
-        for name in kwargs:  # transformers keeps an unknown field without a word
-            near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
-            known = hasattr(type(self), name) or not near
-            _require(known, name, f"a known field (did you mean {''.join(near)}?)", kwargs[name])
+        derived = kwargs.get("num_hidden_layers")
+        require(
+            "num_hidden_layers" not in kwargs,
+            "num_hidden_layers",
+            "num_layers instead (it is derived)",
+            derived,
+        )
+        self._check_names(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
-            _require(
+            require(
                 self.hidden_size % self.num_attention_heads == 0,
                 "hidden_size",
                 f"a multiple of num_attention_heads ({self.num_attention_heads}), unless head_dim is given",
                 self.hidden_size,
             )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        self.num_iterations = self.num_iterations  # broadcast: __setattr__ now knows num_layers
+        self.num_iterations = self.iterations
         if self.max_num_iterations is None:
             self.max_num_iterations = max(self.iterations, default=0)
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Also reached by `from_pretrained(folder, num_iterations=2)`, which sets fields after __post_init__.
-        if name == "num_iterations" and isinstance(value, int) and "num_layers" in self.__dict__:
-            value = [value] * self.num_layers
-        if name == "cache_policy" and value != self.__dict__.get(name, value):
-            known = (
-                f"{self.__dict__[name]!r}, which the weights are for (model.set_cache_policy is for training)"
-            )
-            _require(False, name, known, value)
-        super().__setattr__(name, value)
+    def _check_names(self, unknown: dict[str, Any]) -> None:
+        """Refuse names nearly like a field's, which transformers would keep; warn where they come from a file."""
+        is_saved = self.transformers_version is not None
+        for name, value in unknown.items():
+            near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
+            if near and not hasattr(type(self), name):
+                accepted = f"a known field (did you mean {near[0]}?)"
+                require(is_saved, name, accepted, value)
+                warnings.warn(
+                    f"{name}: expected {accepted}, got {value!r}, which changes nothing", stacklevel=4
+                )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved configuration, as from_pretrained does, with fields among the keywords in place of its own.
+
+        Raises ValueError for another cache_policy than the saved one.
+        """
+        own = {*cls.__dataclass_fields__, "num_hidden_layers"} - {*PreTrainedConfig.__dataclass_fields__}
+        given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        policy = config_dict.get("cache_policy", cls.cache_policy)
+        accepted = f"{policy!r}, which the weights are for (model.set_cache_policy is for training)"
+        require(
+            given.get("cache_policy", policy) == policy, "cache_policy", accepted, given.get("cache_policy")
+        )
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     @property
     def iterations(self) -> list[int]:
         """The plan: r_t for each of the L layers."""
-        assert isinstance(self.num_iterations, list)
-        return self.num_iterations
+        r = self.num_iterations
+        return [r] * self.num_layers if isinstance(r, int) else r
 
     @property
     def num_start_evaluations(self) -> int:
@@ -154,44 +173,44 @@ class IIETConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range, a plan of the wrong length or above the maximum."""
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
-            _require(0 < getattr(self, name) < 1, name, "between 0 and 1", getattr(self, name))
-        _require(
+            require(0 < getattr(self, name) < math.inf, name, "above 0", getattr(self, name))
+        require(
             self.max_position_embeddings >= 1,
             "max_position_embeddings",
             "at least 1",
             self.max_position_embeddings,
         )
-        _require(0 <= self.attention_dropout < 1, "attention_dropout", "in [0, 1)", self.attention_dropout)
+        require(0 <= self.attention_dropout < 1, "attention_dropout", "in [0, 1)", self.attention_dropout)
         heads = self.num_key_value_heads
-        _require(
+        require(
             heads is not None and heads >= 1 and self.num_attention_heads % heads == 0,
             "num_key_value_heads",
             f"a divisor of num_attention_heads ({self.num_attention_heads})",
             heads,
         )
-        _require(
+        require(
             self.head_dim is not None and self.head_dim >= 2 and self.head_dim % 2 == 0,
             "head_dim",
             "even, for rotary position embeddings",
             self.head_dim,
         )
-        _require(not (self.history and self.relaxation), "relaxation", "false with history", self.relaxation)
+        require(not (self.history and self.relaxation), "relaxation", "false with history", self.relaxation)
         policies = ("exact", "shared")
-        _require(self.cache_policy in policies, "cache_policy", "'exact' or 'shared'", self.cache_policy)
+        require(self.cache_policy in policies, "cache_policy", "'exact' or 'shared'", self.cache_policy)
         self._validate_plan()
 
     def _validate_plan(self) -> None:
         plan, most = self.iterations, self.max_num_iterations
-        _require(
+        require(
             len(plan) == self.num_layers,
             "num_iterations",
             f"an int or a list of num_layers ({self.num_layers})",
             plan,
         )
-        _require(most is not None and most >= 0, "max_num_iterations", "at least 0", most)
+        require(most is not None and most >= 0, "max_num_iterations", "at least 0", most)
         for layer, r in enumerate(plan):
-            _require(
+            require(
                 0 <= r <= (most or 0), f"num_iterations[{layer}]", f"from 0 to {most} (max_num_iterations)", r
             )

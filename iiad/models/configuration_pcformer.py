@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_iiet import IIETConfig
+from .configuration_iiet import IIETConfig, require
 
 __all__ = ["PCformerConfig"]
 
@@ -37,14 +37,9 @@ class PCformerConfig(IIETConfig):
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range."""
         super().validate_architecture()
-        if self.predictor_order not in (2, 4):
-            raise ValueError(f"predictor_order must be 2 or 4, got {self.predictor_order!r}")
-        if self.predictor_stages is not None and not 1 <= self.predictor_stages <= self.predictor_order:
-            raise ValueError(
-                f"predictor_stages must be from 1 to {self.predictor_order} (predictor_order), "
-                f"got {self.predictor_stages!r}"
-            )
-        if self.coefficients not in ("ema", "fixed"):
-            raise ValueError(f"coefficients must be 'ema' or 'fixed', got {self.coefficients!r}")
-        if not self.history:
-            raise ValueError("history must be true: PCformer's corrector is the multistep one")
+        order, stages = self.predictor_order, self.predictor_stages
+        require(order in (2, 4), "predictor_order", "2 or 4", order)
+        fits = stages is None or 1 <= stages <= order
+        require(fits, "predictor_stages", f"from 1 to {order} (predictor_order)", stages)
+        require(self.coefficients in ("ema", "fixed"), "coefficients", "'ema' or 'fixed'", self.coefficients)
+        require(self.history, "history", "true: PCformer's corrector is the multistep one", self.history)

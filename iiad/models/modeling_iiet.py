@@ -5,14 +5,12 @@ Legend: B batch, T tokens, D model width, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -25,7 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_iiet import IIETConfig
-from .layers import IterativeLayer, SlottedAttention
+from .layers import EvaluationSlot, IterativeLayer, SlottedAttention
 from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
 
 __all__ = ["IIETForCausalLM", "IIETModel", "IIETPreTrainedModel"]
@@ -36,11 +34,6 @@ def _record_layers() -> OutputRecorder:
     key = {"num_hidden_layers_key": "num_layers"}
     known = key if "num_hidden_layers_key" in OutputRecorder.__dataclass_fields__ else {}
     return OutputRecorder(IterativeLayer, index=0, **known)
-
-
-def _recompute_evaluations(layer: Callable[..., Any], *args: Any) -> Any:
-    """Takes the place of transformers' checkpoint of a layer: it hands one to the layer, for each evaluation."""
-    return layer(*args, run=partial(checkpoint, use_reentrant=False))
 
 
 class IIETPreTrainedModel(PreTrainedModel):
@@ -84,17 +77,9 @@ class IIETPreTrainedModel(PreTrainedModel):
         The weights stay as they are; the configuration changes with the plan, so that a saved model keeps it.
         Raises ValueError for a plan of another length or above the maximum.
         """
-        before = self.config.num_iterations
-        try:
-            self.config.num_iterations = (
-                num_iterations if isinstance(num_iterations, int) else list(num_iterations)
-            )
-            self.config.validate_architecture()
-        except ValueError:
-            self.config.num_iterations = before
-            raise
-        assert isinstance(self.base_model, IIETModel)
-        self.base_model.assign_slots()
+        if isinstance(num_iterations, int):
+            num_iterations = [num_iterations] * self.config.num_layers
+        self.reconfigure("num_iterations", list(num_iterations))
 
     def set_cache_policy(self, cache_policy: str) -> None:
         """Let a layer's evaluations have keys and values each of its own ("exact") or of its first one ("shared").
@@ -102,34 +87,51 @@ class IIETPreTrainedModel(PreTrainedModel):
         Another policy is another function of the same weights, which are to be trained on under it. The
         configuration changes with it, so that a saved model keeps it. Raises ValueError for anything else.
         """
-        if cache_policy not in ("exact", "shared"):
-            raise ValueError(f"cache_policy must be 'exact' or 'shared', got {cache_policy!r}")
-        self.config.__dict__["cache_policy"] = cache_policy  # the configuration itself refuses to change it
+        self.reconfigure("cache_policy", cache_policy)
+
+    def reconfigure(self, field: str, value: Any) -> None:
+        """Set a field of the configuration that the weights do not depend on, and follow it.
+
+        Raises ValueError for a value that does not fit; the model is then as it was.
+        """
+        before = getattr(self.config, field)
+        try:
+            setattr(self.config, field, value)
+            self.config.validate_architecture()
+        except ValueError:
+            setattr(self.config, field, before)
+            raise
         assert isinstance(self.base_model, IIETModel)
         self.base_model.assign_slots()
 
     def set_recompute(self, recompute: str) -> None:
-        """What training computes again in the backward pass instead of saving it; no value or gradient changes.
+        """Compute parts again in the backward pass instead of saving them; no value or gradient changes.
 
         recompute: "none"; "layer": only the inputs of layers are saved, and the backward pass holds the 1 + r_t
         evaluations of one layer; "evaluation": the inputs of evaluations are saved, and it holds one evaluation.
-        This is transformers' gradient checkpointing with "layer" as its unit or with ours, and whatever else switches
-        that on or off does so here. It is not part of the configuration. Raises ValueError for anything else.
+        This is transformers' activation checkpointing with "layer" as its unit or with ours, and whatever else
+        switches that on or off does so here. It is not part of the configuration.
+        Raises ValueError for anything else.
         """
         if recompute not in ("none", "layer", "evaluation"):
-            raise ValueError(f"recompute must be 'none', 'layer' or 'evaluation', got {recompute!r}")
-        unit = (
-            _recompute_evaluations if recompute == "evaluation" else partial(checkpoint, use_reentrant=False)
-        )
-        self._set_gradient_checkpointing(enable=recompute != "none", gradient_checkpointing_func=unit)
+            raise ValueError(f"recompute: expected 'none', 'layer' or 'evaluation', got {recompute!r}")
+        # Older transformers know the second name alone, newer ones have deprecated it.
+        prefix = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"
+        if recompute == "none":
+            getattr(self, f"{prefix}_checkpointing_disable")()
+            return
+        getattr(self, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+        for layer in self.base_model.layers:
+            layer.gradient_checkpointing = recompute == "layer"
 
     @property
     def recompute(self) -> str:
-        """What training computes again in the backward pass: "none", "layer" or "evaluation"."""
-        model = self.base_model
-        if not model.gradient_checkpointing:
+        """The unit computed again in the backward pass: "none", "layer" or "evaluation"."""
+        if not self.base_model.gradient_checkpointing:
             return "none"
-        return "evaluation" if model._gradient_checkpointing_func is _recompute_evaluations else "layer"
+        return (
+            "layer" if any(layer.gradient_checkpointing for layer in self.base_model.layers) else "evaluation"
+        )
 
 
 class IIETModel(IIETPreTrainedModel):
@@ -137,7 +139,7 @@ class IIETModel(IIETPreTrainedModel):
 
     def __init__(self, config: IIETConfig):
         super().__init__(config)
-        config.validate_architecture()  # from_pretrained sets fields after the configuration checked itself
+        config.validate_architecture()  # fields can be set after the configuration checked itself
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
@@ -154,12 +156,18 @@ class IIETModel(IIETPreTrainedModel):
         return ExplicitEuler()
 
     def assign_slots(self) -> None:
-        """Let the layers follow the configuration: iterations by its plan, cache slots in order by its policy."""
-        first, start = 0, self.config.num_start_evaluations
+        """Make the cache slots that the configuration asks for, and give each layer its own, in order."""
+        shared, start = self.config.cache_policy == "shared", self.config.num_start_evaluations
+        slots: list[EvaluationSlot] = []
         for layer, num_iterations in zip(self.layers, self.config.iterations, strict=True):
-            num_slots = 1 if self.config.cache_policy == "shared" else start + num_iterations
-            layer.set_num_iterations(num_iterations, first, num_slots)
-            first += num_slots
+            num_slots = 1 if shared else start + num_iterations
+            layer.slots = [EvaluationSlot(layer.self_attn, len(slots) + j) for j in range(num_slots)]
+            slots += layer.slots
+        self.slots = nn.ModuleList(slots).train(self.training)
+
+    def first_iterate(self, *args: Any) -> Tensor:
+        """z(0) of a layer, by the predictor that all share."""
+        return self.predictor(*args)
 
     def run_layers(
         self, hidden_states: Tensor, history: tuple[Tensor, ...], start: int = 0, **kwargs: Any
@@ -177,7 +185,9 @@ class IIETModel(IIETPreTrainedModel):
         self, layer: int, hidden_states: Tensor, history: tuple[Tensor, ...], **kwargs: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x_t (B, T, D) and the history before a layer (from 0) -> x_{t+1} and the history after it."""
-        hidden_states, state = self.layers[layer](hidden_states, self.predictor, *history, **kwargs)
+        if self.training and self.recompute == "evaluation":
+            kwargs["recompute_evaluations"] = True
+        hidden_states, state = self.layers[layer](hidden_states, self.first_iterate, *history, **kwargs)
         return hidden_states, (*history, state) if self.layers[layer].corrector.uses_history else history
 
     @merge_with_config_defaults
@@ -212,7 +222,7 @@ class IIETModel(IIETPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Any]]:
         """The embeddings H_0 (B, T, D), and what every layer is given: mask, rotary angles and cache."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+            raise ValueError("input_ids: expected either these or inputs_embeds, got both or neither")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .configuration_pcformer import PCformerConfig
 from .modeling_iiet import IIETForCausalLM, IIETModel
-from .solvers import ExplicitEuler, RungeKutta
+from .solvers import RungeKutta
 
 __all__ = ["PCformerForCausalLM", "PCformerModel"]
 
@@ -15,12 +15,11 @@ class PCformerModel(IIETModel):
     config: PCformerConfig
     config_class = PCformerConfig
 
-    def make_predictor(self, config: PCformerConfig) -> ExplicitEuler | RungeKutta:
+    def make_predictor(self, config: PCformerConfig) -> RungeKutta:
         """The Runge-Kutta predictor, with norms and coefficients shared by all layers."""
-        predictor = RungeKutta(
+        return RungeKutta(
             config.hidden_size, config.predictor_order, config.coefficients, config.layer_norm_eps
         )
-        return predictor.truncated(config.num_start_evaluations)
 
 
 class PCformerForCausalLM(IIETForCausalLM):
@@ -35,14 +34,4 @@ class PCformerForCausalLM(IIETForCausalLM):
 
         Raises ValueError for a number below 1 or above the predictor's order.
         """
-        before = self.config.predictor_stages
-        try:
-            self.config.predictor_stages = predictor_stages
-            self.config.validate_architecture()
-        except ValueError:
-            self.config.predictor_stages = before
-            raise
-        base: PCformerModel = self.model
-        assert isinstance(base.predictor, RungeKutta)
-        base.predictor = base.predictor.truncated(predictor_stages)
-        base.assign_slots()
+        self.reconfigure("predictor_stages", predictor_stages)

@@ -1,20 +1,20 @@
-"""How one layer solves its depth step: a predictor, a corrector, and the one loop that steps them.
+"""How one layer solves its depth step: a predictor makes z(0), a corrector iterates it and makes x_{t+1}.
 
 Legend: B batch, T tokens, D model width, L layers, t the layer (1-based as in the paper), i the iteration,
 r_t the iterations of layer t, H_k the state after layer k (H_0 the embeddings), x_t the input of layer t.
+All states are (B, T, D).
 
-A block is used through one function, `evaluate(slot, point, base)` = base + f_t(point): the increment of the
-pre-norm block at `point`, added to `base`. With base = point it is the ordinary block F_t. `slot` numbers the
-evaluations of a layer from 0; each has keys and values of its own.
+A solver sees the block of its layer through one function, `step(rule, *states)`: one evaluation of the block by a
+rule, rule(block, *states) -> state, where block(point, base=point) = base + f_t(point) and f_t is the increment of
+the pre-norm block. Every evaluation, with the norm and the combination around it, is one step: it has keys and values
+of its own, and is recomputed as one. A step's states are its arguments one by one, because a checkpoint sees no
+tensors inside other arguments.
 
-Every evaluation, with the norm and the combination around it, is one step, made through one function,
-`run(step, *arguments)` = step(*arguments): a checkpoint in its place recomputes the step in the backward pass. A
-step's tensors are its arguments one by one, so that whoever looks at what is saved for backward sees them.
+A module's parameters are used inside its own `forward` alone, so that offloading and adapters, which wrap it, work.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,71 +25,33 @@ __all__ = [
     "ExplicitEuler",
     "MultistepCorrector",
     "PicardCorrector",
-    "Run",
     "RungeKutta",
-    "run_step",
+    "Step",
     "solve",
-    "weighted_sums",
+    "weighted_sum",
 ]
 
-Evaluate = Callable[[int, Tensor, Tensor], Tensor]
-Finish = Callable[[Tensor], Tensor]
-Known = tuple[Tensor, Tensor]
-Run = Callable[..., Tensor]
-"""Makes one evaluation's step; `run_step` is the plainest."""
+Norm = Callable[[Tensor], Tensor]
+Block = Callable[..., Tensor]
+"""block(point, base=point) = base + f_t(point); F_t(point) where no base is given."""
+
+Step = Callable[..., Tensor]
+"""step(rule, *states) = rule(block, *states): one evaluation of the block."""
 
 
-def run_step(step: Run, *arguments: Any) -> Tensor:
-    """The step's result, with nothing special about it."""
-    return step(*arguments)
+def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: int) -> list[Tensor]:
+    """z(0) = z, ..., z(num_iterations), by z(i) = update(i, z(i-1)): the only loop over iterations there is.
 
-
-def solve(
-    predictor: ExplicitEuler | RungeKutta,
-    corrector: MultistepCorrector | PicardCorrector,
-    evaluate: Evaluate,
-    x: Tensor,
-    known: Known,
-    num_iterations: int,
-    run: Run = run_step,
-) -> list[Tensor]:
-    """Every iterate z(0), ..., z(num_iterations) of one depth step: the only loop over iterations there is.
-
-    x: (B, T, D), the layer's input. known: what `corrector.prepare` found to be the same for all iterations.
-    run: makes each evaluation's step.
-    Returns num_iterations + 1 tensors (B, T, D); the last is the layer's state. Stopping at i needs no other
-    code: the first i + 1 iterates do not depend on num_iterations.
+    Stopping at i needs no other code: the first i + 1 iterates do not depend on num_iterations.
     """
-    z = predictor(x, evaluate, corrector.start, run)
     iterates = [z]
     for i in range(1, num_iterations + 1):
-        z = run(corrector.update, i, predictor.num_evaluations - 1 + i, z, known[0], evaluate)
-        iterates.append(z)
+        iterates.append(update(i, iterates[-1]))
     return iterates
 
 
-def weighted_sums(states: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
-    """For each of the weights the sum over k of weights[k] * states[k], (B, T, D).
-
-    states: n tensors (B, T, D); weights: vectors of at least n. Summed term by term: stacking would copy the whole
-    history at every layer and keep the copies for the backward pass. Only where a few tokens are decoded is a copy
-    less than the calls that it saves.
-    """
-    if not _are_decoded(states[0]):
-        return [_weighted_sum(vector, states) for vector in weights]
-    num_states, shape = len(states), states[0].shape
-    rows = torch.cat(tuple(states)).view(num_states, -1)  # (n, B * T * D)
-    return [torch.matmul(vector[:num_states], rows).view(shape) for vector in weights]
-
-
-def _are_decoded(state: Tensor) -> bool:
-    """Whether a state (B, T, D) is so small that calls cost more than copies: half the time at 2^14 numbers."""
-    if state.numel() > 2**14 or state.is_meta or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return not torch.is_autocast_enabled(state.device.type)  # it would round the products
-
-
-def _weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """sum_k weights[k] * states[k]. Term by term: a stack of the states would be kept for the backward pass."""
     total = weights[0] * states[0]
     for k in range(1, len(states)):
         total.addcmul_(states[k], weights[k])  # in place: nothing saves the running total for backward
@@ -97,17 +59,15 @@ def _weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
 
 
 class ExplicitEuler(nn.Module):
-    """z(0) = x + f(x): one evaluation, the ordinary Transformer layer. First guess of IIET (paper)."""
+    """z(0) = N(x + f(x)): one evaluation, the ordinary Transformer layer. First guess of IIET (paper)."""
 
-    num_evaluations = 1
-
-    def forward(self, x: Tensor, evaluate: Evaluate, finish: Finish, run: Run = run_step) -> Tensor:
-        """x: (B, T, D) -> z(0) = finish(the prediction): (B, T, D). finish: the corrector's norm, if it has one."""
-        return run(lambda x: finish(evaluate(0, x, x)), x)
+    def forward(self, x: Tensor, step: Step, norm: Norm, num_stages: int = 1) -> Tensor:
+        """x -> z(0). norm: N, the corrector's. num_stages: 1, there are no more."""
+        return step(lambda block, x: norm(block(x)), x)
 
 
 class RungeKutta(nn.Module):
-    """k_j = N_j(F(x + b_j k_{j-1})), p = x + sum_j g_j k_j: PCformer's predictor, order 2 or 4.
+    """k_j = N_j(F(x + b_j k_{j-1})), z(0) = N(x + sum_j g_j k_j): PCformer's predictor, order 2 or 4.
 
     EMA coefficients: g_j = a (1 - a)^(order - j), a learned (initially 0.5). Fixed: 1/2, 1/2 (order 2) and 1/6,
     1/3, 1/3, 1/6 (order 4). One instance serves all layers: norms and a are shared, as released. Its cost grows
@@ -120,7 +80,7 @@ class RungeKutta(nn.Module):
 
     def __init__(self, hidden_size: int, order: int, coefficients: str, layer_norm_eps: float):
         super().__init__()
-        self.order = self.num_evaluations = order
+        self.order = order
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_size, eps=layer_norm_eps) for _ in range(order))
         self.alpha = nn.Parameter(torch.full((1,), 0.5)) if coefficients == "ema" else None
 
@@ -131,43 +91,33 @@ class RungeKutta(nn.Module):
             return self.fixed[order]
         return [self.alpha * (1 - self.alpha) ** (order - 1 - j) for j in range(order)]
 
-    def truncated(self, num_stages: int) -> RungeKutta:
-        """The same predictor, on the same parameters, with its last stages left out (ours).
+    def forward(self, x: Tensor, step: Step, norm: Norm, num_stages: int) -> Tensor:
+        """x -> z(0). norm: N, the corrector's.
 
-        Those that stay keep their weights: p = x + sum_{j <= num_stages} g_j k_j. num_stages: 1 to the order.
+        num_stages: from 1 to the order. Of fewer (ours) each keeps the weight that it has among all.
         """
-        if not 1 <= num_stages <= self.order:
-            raise ValueError(f"num_stages must be from 1 to {self.order}, got {num_stages}")
-        shorter = copy.copy(self)
-        shorter.num_evaluations = num_stages
-        return shorter
 
-    def forward(self, x: Tensor, evaluate: Evaluate, finish: Finish, run: Run = run_step) -> Tensor:
-        """x: (B, T, D) -> z(0) = finish(the prediction p): (B, T, D). finish: the corrector's norm."""
+        def stage(block: Block, x: Tensor, *stages: Tensor) -> Tensor:
+            j = len(stages)
+            point = x + self.offsets[self.order][j] * stages[-1] if stages else x
+            return self.norms[j](block(point))
+
+        def last(block: Block, x: Tensor, *stages: Tensor) -> Tensor:
+            stages = (*stages, stage(block, x, *stages))
+            terms = (g * k for g, k in zip(self.coefficients(), stages, strict=False))
+            return norm(sum(terms, start=x))
+
         stages: list[Tensor] = []
-        for j in range(self.num_evaluations - 1):
-            stages.append(run(self.stage, j, evaluate, x, *stages))
-
-        def last(x: Tensor, *stages: Tensor) -> Tensor:
-            prediction, stage = x, self.stage(len(stages), evaluate, x, *stages)
-            for weight, known in zip(self.coefficients(), (*stages, stage), strict=False):
-                prediction = prediction + weight * known
-            return finish(prediction)
-
-        return run(last, x, *stages)
-
-    def stage(self, j: int, evaluate: Evaluate, x: Tensor, *stages: Tensor) -> Tensor:
-        """k_j (B, T, D), j from 0, from x and k_0, ..., k_{j-1}, each (B, T, D)."""
-        point = x + self.offsets[self.order][j] * stages[-1] if stages else x
-        return self.norms[j](evaluate(j, point, point))
+        for _ in range(num_stages - 1):
+            stages.append(step(stage, x, *stages))
+        return _keep(step(last, x, *stages), *self.norms[num_stages:].parameters())
 
 
 class MultistepCorrector(nn.Module):
     """z(i) = LN(F(sum_{k<t} w_k H_k + w_t z(i-1))), x_{t+1} = sum_{k<t} c_k H_k + c_t z(r_t).
 
-    The learned linear multistep history of IIET and PCformer as released. Both sums over k < t are the same for
-    all iterations of a layer and are computed once. Do not use it to upcycle a Llama: the history is not an
-    identity at the start; `PicardCorrector` is.
+    The learned linear multistep history of IIET and PCformer as released. Do not use it to upcycle a Llama: the
+    history is not an identity at the start; `PicardCorrector` is.
     """
 
     uses_history = True
@@ -180,24 +130,24 @@ class MultistepCorrector(nn.Module):
         self.update_weights = nn.Parameter(torch.full((depth + 1,), 1 / (depth + 1)))
         self.output_weights = nn.Parameter(torch.full((depth + 1,), 1 / (depth + 1)))
 
-    def prepare(self, x: Tensor, history: Sequence[Tensor], num_iterations: int) -> Known:
-        """history: H_0 to H_{t-1}, each (B, T, D) -> the two prefix sums, by w and by c, each (B, T, D)."""
-        used = (self.update_weights, self.output_weights) if num_iterations else (self.output_weights,)
-        sums = weighted_sums(history, *used)
-        return sums[0], sums[-1]
+    def forward(
+        self, z: Tensor, x: Tensor, history: Sequence[Tensor], num_iterations: int = 0, step: Any = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """z(0) and H_0, ..., H_{t-1} -> x_{t+1} and z(0), ..., z(num_iterations).
 
-    def start(self, prediction: Tensor) -> Tensor:
-        """z(0) = LN0(prediction), (B, T, D)."""
-        return self.start_norm(prediction)
+        x: the layer's input, not used. step: not needed without iterations.
+        """
+        w, c = self.update_weights, self.output_weights
+        if num_iterations == 0:
+            iterates = [_keep(z, w, *self.update_norm.parameters())]
+        else:
+            before = weighted_sum(w, history)  # the same for all iterations
 
-    def update(self, i: int, slot: int, z: Tensor, update_sum: Tensor, evaluate: Evaluate) -> Tensor:
-        """z(i) from z(i-1) and the prefix sum by w, each (B, T, D)."""
-        point = torch.addcmul(update_sum, self.update_weights[-1], z)
-        return self.update_norm(evaluate(slot, point, point))
+            def rule(block: Block, z: Tensor, before: Tensor) -> Tensor:
+                return self.update_norm(block(torch.addcmul(before, w[-1], z)))
 
-    def output(self, z: Tensor, known: Known) -> Tensor:
-        """x_{t+1} from the state z, each (B, T, D)."""
-        return torch.addcmul(known[1], self.output_weights[-1], z)
+            iterates = solve(lambda i, z: step(rule, z, before), z, num_iterations)
+        return torch.addcmul(weighted_sum(c, history), c[-1], iterates[-1]), iterates
 
 
 class PicardCorrector(nn.Module):
@@ -211,21 +161,43 @@ class PicardCorrector(nn.Module):
 
     def __init__(self, max_num_iterations: int, relaxation: bool):
         super().__init__()
+        self.start_norm = nn.Identity()
         self.relaxation = nn.Parameter(torch.zeros(max_num_iterations)) if relaxation else None
 
-    def prepare(self, x: Tensor, history: Sequence[Tensor], num_iterations: int) -> Known:
-        """The layer's own input x (B, T, D) is all that is known."""
-        return x, x
+    def forward(
+        self, z: Tensor, x: Tensor, history: Sequence[Tensor], num_iterations: int = 0, step: Any = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """z(0) and the layer's input x -> x_{t+1} and z(0), ..., z(num_iterations).
 
-    def start(self, prediction: Tensor) -> Tensor:
-        """z(0) is the prediction, (B, T, D)."""
-        return prediction
+        history: not used. step: not needed without iterations.
+        """
+        a = self.relaxation
 
-    def update(self, i: int, slot: int, z: Tensor, x: Tensor, evaluate: Evaluate) -> Tensor:
-        """z(i) from z(i-1) and the layer's input x, each (B, T, D)."""
-        step = evaluate(slot, z, x)
-        return step if self.relaxation is None else torch.lerp(z, step, self.relaxation[i - 1])
+        def update(i: int, z: Tensor) -> Tensor:
+            if a is None:
+                return step(lambda block, z, x: block(z, x), z, x)
+            return step(lambda block, z, x: torch.lerp(z, block(z, x), a[i - 1]), z, x)
 
-    def output(self, z: Tensor, known: Known) -> Tensor:
-        """x_{t+1} is the state itself, (B, T, D)."""
-        return z
+        if num_iterations == 0 and a is not None:
+            z = _keep(z, a)
+        iterates = solve(update, z, num_iterations)
+        return iterates[-1], iterates
+
+
+def _keep(state: Tensor, *parameters: Tensor) -> Tensor:
+    """The state itself, with parameters that a plan leaves without use in its graph, where they get no gradient.
+
+    DistributedDataParallel waits for all parameters unless it is told to look for unused ones.
+    """
+    return _Kept.apply(state, *parameters) if torch.is_grad_enabled() and parameters else state
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.num_parameters = len(parameters)
+        return state.view_as(state)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, *(None,) * ctx.num_parameters

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 from iiad.evaluation.claims import Claim
 from iiad.evaluation.loading_claims import remote_logits
 from iiad.models import IIETForCausalLM, IIETModel, modeling_iiet
-from iiad.models.layers import IterativeLayer, SlottedAttention
+from iiad.models.layers import IterativeLayer
 
 from .conftest import failed, note, outcomes, quick_check
 
@@ -52,16 +52,14 @@ class LastSlotRead:
 
 
 def test_a_cache_as_the_released_code_has_it_fails_whatever_decodes_with_it(check, monkeypatch):
-    forward = SlottedAttention.forward
+    solve = IterativeLayer.solve
 
-    def broken(self, hidden_states, slot, position_embeddings, attention_mask, past_key_values, **kwargs):
+    def broken(self, *states, past_key_values, **kwargs):
         if past_key_values is not None:
             past_key_values = LastSlotRead(past_key_values, self.slots[-1].layer_idx)
-        return forward(
-            self, hidden_states, slot, position_embeddings, attention_mask, past_key_values, **kwargs
-        )
+        return solve(self, *states, past_key_values=past_key_values, **kwargs)
 
-    monkeypatch.setattr(SlottedAttention, "forward", broken)
+    monkeypatch.setattr(IterativeLayer, "solve", broken)
     found = check(new_tokens=16)
     assert failed(found) - TOKENS == CACHED
     figures = {result.name: result.figure for result in found.results}
@@ -69,14 +67,15 @@ def test_a_cache_as_the_released_code_has_it_fails_whatever_decodes_with_it(chec
 
 
 def test_evaluations_that_write_to_one_slot_fail_whatever_decodes_with_it(check, monkeypatch):
-    assign = SlottedAttention.assign_slots
+    assign = IIETModel.assign_slots
 
-    def same(self, first, num_slots):
-        assign(self, first, num_slots)
-        for slot in self.slots:
-            slot.layer_idx = first
+    def same(self):
+        assign(self)
+        for layer in self.layers:
+            for slot in layer.slots:
+                slot.layer_idx = layer.slots[0].layer_idx
 
-    monkeypatch.setattr(SlottedAttention, "assign_slots", same)
+    monkeypatch.setattr(IIETModel, "assign_slots", same)
     found = check()
     assert failed(found) >= CACHED
     assert outcomes(found)["saved = reloaded: logits"] == "passed"
@@ -262,13 +261,12 @@ def test_an_auto_map_without_every_auto_class_fails(check, monkeypatch):
 
 
 def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
-    set_num_iterations = IterativeLayer.set_num_iterations
+    def only_fewer(self):
+        wanted = self.config.iterations[self.layer]
+        self.least = min(getattr(self, "least", wanted), wanted)
+        return self.least
 
-    def only_fewer(self, num_iterations, *others):
-        least = min(getattr(self, "num_iterations", num_iterations), num_iterations)
-        set_num_iterations(self, least, *others)
-
-    monkeypatch.setattr(IterativeLayer, "set_num_iterations", only_fewer)
+    monkeypatch.setattr(IterativeLayer, "num_iterations", property(only_fewer))
     found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
     assert {"another plan and back = itself", "full plan = teacher"} <= failed(found)
     assert "teacher loaded = set to the plan" not in failed(found)

@@ -68,12 +68,11 @@ class TruncatedRuns:
         """
         outputs, states = [], []
         self.model.set_num_iterations(plan)
-        whole, forward = self.model.model.predictor, self.model.model.run_layer
+        forward = self.model.model.run_layer
         if predictor_stages is not None:
 
             def run_layer(layer, *arguments, **context):
-                self.model.model.predictor = whole.truncated(predictor_stages[layer])
-                return forward(layer, *arguments, **context)
+                return forward(layer, *arguments, num_stages=predictor_stages[layer], **context)
 
             self.model.model.run_layer = run_layer
 
@@ -89,7 +88,6 @@ class TruncatedRuns:
                 hook.remove()
             self.model.set_num_iterations(self.plan)
             if predictor_stages is not None:
-                self.model.model.predictor = whole
                 del self.model.model.run_layer
         return logits, outputs, states
 

@@ -101,13 +101,13 @@ def test_the_policy_is_saved_and_another_is_refused(tmp_path, tokens):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.config.cache_policy == "shared"
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    with pytest.raises(ValueError, match="cache_policy must be 'shared', which the weights are for"):
+    with pytest.raises(ValueError, match="cache_policy: expected 'shared', which the weights are for"):
         AutoModelForCausalLM.from_pretrained(tmp_path, cache_policy="exact")
     loaded.set_cache_policy("exact")
     assert loaded.config.num_hidden_layers == 6
-    with pytest.raises(ValueError, match="cache_policy must be 'exact' or 'shared', got 'last'"):
+    with pytest.raises(ValueError, match="cache_policy: expected 'exact' or 'shared', got 'last'"):
         loaded.set_cache_policy("last")
-    with pytest.raises(StrictDataclassError, match="cache_policy must be 'exact' or 'shared', got 'last'"):
+    with pytest.raises(StrictDataclassError, match="cache_policy: expected 'exact' or 'shared', got 'last'"):
         IIETConfig(cache_policy="last")
 
 

@@ -180,7 +180,7 @@ def test_damaged_json_and_truncated_weights_are_refused(folder):
 
 
 def test_a_plan_above_the_checkpoints_maximum_is_refused(folder):
-    assert "num_iterations[0] must be from 0 to 1" in refused(folder, num_iterations=[2, 0, 0])
+    assert "num_iterations[0]: expected from 0 to 1" in refused(folder, num_iterations=[2, 0, 0])
 
 
 def test_saving_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):

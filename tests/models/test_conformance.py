@@ -101,7 +101,7 @@ def released(tmp_path, config_changes=(), weight_changes=()):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_attention_heads": 5}, "hidden_size must be a multiple of num_attention_heads"),
+        ({"num_attention_heads": 5}, "hidden_size: expected a multiple of num_attention_heads"),
         ({"hidden_size": "big"}, "hidden_size"),
         ({"num_hidden_layers": 3}, "model.history.weight: expected shape (4, 4), got (5, 5)"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),

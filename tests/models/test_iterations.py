@@ -5,7 +5,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.models.solvers import (
@@ -13,8 +13,7 @@ from iiad.models.solvers import (
     MultistepCorrector,
     PicardCorrector,
     RungeKutta,
-    solve,
-    weighted_sums,
+    weighted_sum,
 )
 from tests.helpers import SHAPE, make_iiet, make_pcformer, stir
 
@@ -37,7 +36,7 @@ def naive_layer(model, t, x, history, **context):
     fields = layer.corrector
 
     def F(slot, point):
-        attended, _ = layer.self_attn(layer.input_layernorm(point), slot, **context)
+        attended, _ = layer.self_attn(layer.input_layernorm(point), layer.slots[slot], **context)
         middle = point + attended
         return middle + layer.mlp(layer.post_attention_layernorm(middle))
 
@@ -50,7 +49,7 @@ def naive_layer(model, t, x, history, **context):
         return z, z
     predictor = model.model.predictor
     if isinstance(predictor, RungeKutta):
-        n, a = predictor.num_evaluations, predictor.alpha
+        n, a = predictor.order, predictor.alpha
         k = [predictor.norms[0](F(0, x))]
         for j in range(1, n):
             scale = 0.5 if n == 4 and j < 3 else 1.0
@@ -148,12 +147,11 @@ def test_first_iterates_do_not_depend_on_how_many_follow(tokens):
     model = make_iiet(num_iterations=3)
     x, context = model.model.prepare(tokens)
     layer = model.model.layers[0]
-    known = layer.corrector.prepare(x, (x,), 3)
-    full = layer.iterates(x, known, model.model.predictor, **context)
+    _, full = layer.solve(x, model.model.predictor, x, **context)
     assert len(full) == 4
     for stop in range(3):
         model.set_num_iterations([stop, 3, 3])
-        stopped = layer.iterates(x, known, model.model.predictor, **context)
+        _, stopped = layer.solve(x, model.model.predictor, x, **context)
         assert all(torch.equal(a, b) for a, b in zip(stopped, full, strict=False))
         assert len(stopped) == stop + 1
 
@@ -165,12 +163,10 @@ def test_each_iteration_costs_one_evaluation_and_the_history_is_summed_once_a_la
     evaluations, sums = [], []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda *_: evaluations.append(1))
-    monkeypatch.setattr(
-        solvers, "weighted_sums", lambda h, *w: sums.append((len(h), len(w))) or weighted_sums(h, *w)
-    )
+    monkeypatch.setattr(solvers, "weighted_sum", lambda w, h: sums.append(len(h)) or weighted_sum(w, h))
     model(tokens)
     assert len(evaluations) == model.config.num_evaluations == 3 + 5
-    assert sums == [(1, 2), (2, 1), (3, 2)]  # w and c of layers 1 and 3, c alone of layer 2 (no iterations)
+    assert sums == [1, 1, 2, 3, 3]  # w and c of layers 1 and 3, c alone of layer 2 (no iterations)
 
 
 @settings(max_examples=30, deadline=None)
@@ -181,11 +177,12 @@ def test_picard_converges_to_the_implicit_euler_solution_of_a_contraction(scale,
     matrix = scale * matrix / torch.linalg.matrix_norm(matrix, 2)
     x = torch.randn(1, 1, 4, generator=generator, dtype=torch.float64)
 
-    def evaluate(slot, point, base):
-        return base + point @ matrix
+    def step(rule, *states):
+        return rule(lambda point, base=None: (point if base is None else base) + point @ matrix, *states)
 
     corrector = PicardCorrector(iterations, relaxation=False)
-    iterates = solve(ExplicitEuler(), corrector, evaluate, x, (x, x), iterations)
+    z = ExplicitEuler()(x, step, corrector.start_norm)
+    _, iterates = corrector(z, x, (), iterations, step)
     exact = x @ torch.linalg.inv(torch.eye(4, dtype=torch.float64) - matrix)  # y = x + f(y)
     assert len(iterates) == iterations + 1
     bound = scale ** (iterations + 2) / (1 - scale) * x.norm() + 1e-12
@@ -202,13 +199,8 @@ def test_weighted_sum_has_the_values_and_gradients_of_the_stacked_sum(n, seed):
     ]
     direction = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     stacked = torch.einsum("k,kbtd->btd", weights, torch.stack(states))
-    (ours,) = weighted_sums(states, weights)
+    ours = weighted_sum(weights, states)
     torch.testing.assert_close(ours, stacked, rtol=0, atol=1e-13)
-    with torch.no_grad():  # few tokens are summed otherwise
-        for sums in (weighted_sums(states, weights, -weights), weighted_sums(states, weights)):
-            torch.testing.assert_close(sums[0], stacked, rtol=0, atol=1e-13)
-        meta = weighted_sums([state.to("meta") for state in states], weights.to("meta"))
-        assert meta[0].shape == stacked.shape
     wanted = torch.autograd.grad((stacked * direction).sum(), [weights, *states])
     found = torch.autograd.grad((ours * direction).sum(), [weights, *states])
     for a, b in zip(found, wanted, strict=True):
@@ -287,16 +279,16 @@ def test_gradient_checkpointing_changes_no_gradient(tokens):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_iterations": [1, 2]}, "num_iterations must be an int or a list of num_layers"),
-        ({"num_iterations": -1}, "max_num_iterations must be at least 0"),
-        ({"num_iterations": 2, "max_num_iterations": 1}, "num_iterations\\[0\\] must be from 0 to 1"),
-        ({"num_attention_heads": 5}, "hidden_size must be a multiple"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor"),
-        ({"num_layers": 0}, "num_layers must be at least 1"),
-        ({"relaxation": True}, "relaxation must be false with history"),
-        ({"attention_dropout": 1.0}, "attention_dropout must be in"),
-        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be between"),
-        ({"num_hidden_layers": 4}, "give num_layers instead"),
+        ({"num_iterations": [1, 2]}, "num_iterations: expected an int or a list of num_layers"),
+        ({"num_iterations": -1}, "max_num_iterations: expected at least 0"),
+        ({"num_iterations": 2, "max_num_iterations": 1}, "num_iterations\\[0\\]: expected from 0 to 1"),
+        ({"num_attention_heads": 5}, "hidden_size: expected a multiple"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor"),
+        ({"num_layers": 0}, "num_layers: expected at least 1"),
+        ({"relaxation": True}, "relaxation: expected false with history"),
+        ({"attention_dropout": 1.0}, "attention_dropout: expected in"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps: expected above 0"),
+        ({"num_hidden_layers": 4}, "num_hidden_layers: expected num_layers instead"),
         ({"num_iteration": 2}, "did you mean num_iterations"),
         ({"historry": False}, "did you mean history"),
     ],
@@ -304,6 +296,37 @@ def test_gradient_checkpointing_changes_no_gradient(tokens):
 def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         IIETConfig(**{**SHAPE, **fields})
+
+
+def test_any_positive_epsilon_is_accepted():
+    assert IIETConfig(**SHAPE, rms_norm_eps=1.0).rms_norm_eps == 1.0
+
+
+def test_an_attribute_named_nearly_like_a_field_can_be_saved_and_loaded(tmp_path):
+    config = IIETConfig(**SHAPE)
+    config.layer_norm_epsilon = 1e-3
+    config.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"layer_norm_epsilon: .*did you mean layer_norm_eps\?"):
+        loaded = IIETConfig.from_pretrained(tmp_path)
+    assert (loaded.layer_norm_eps, loaded.layer_norm_epsilon) == (1e-5, 1e-3)
+
+
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModelForCausalLM])
+def test_keywords_of_from_pretrained_mean_what_those_of_the_constructor_do(auto, tmp_path):
+    make_iiet(num_iterations=2).save_pretrained(tmp_path)
+
+    def load(**fields):
+        loaded = auto.from_pretrained(tmp_path, **fields)
+        return getattr(loaded, "config", loaded)
+
+    config = load(num_iterations=1, layer_norm_eps=1e-3)
+    assert (config.num_iterations, config.max_num_iterations, config.layer_norm_eps) == ([1] * 3, 2, 1e-3)
+    for fields, message in (
+        ({"num_hidden_layers": 7}, "num_hidden_layers: expected num_layers instead"),
+        ({"num_iterations": 3}, "num_iterations\\[0\\]: expected from 0 to 2"),
+    ):
+        with pytest.raises((ValueError, StrictDataclassError), match=message):
+            load(**fields)
 
 
 def test_multistep_weights_start_as_the_mean_of_what_the_layer_sees():

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iiad.evaluation.activation_memory import saved_bytes
 from iiad.models import IIETConfig, IIETModel
-from iiad.models.operators import RMSNorm
+from iiad.models.layers import RMSNorm
 from tests.helpers import VARIANTS, make_iiet
 
 WIDE = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 2}
@@ -81,8 +81,7 @@ def test_recomputation_changes_no_gradient_dropout_and_changes_of_plan_included(
     kind, recompute, autocast, tokens
 ):
     model = VARIANTS[kind]().train()
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.3
+    model.config.attention_dropout = 0.3
     for plan in (model.config.num_iterations, [0, 1, 0], [1, 1, 1]):
         model.set_num_iterations(plan)
         model.set_recompute("none")
@@ -125,7 +124,7 @@ def test_the_switch_is_transformers_own_and_not_in_the_configuration(tokens):
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
     assert model.recompute == "none"
-    with pytest.raises(ValueError, match="recompute must be 'none', 'layer' or 'evaluation', got 'block'"):
+    with pytest.raises(ValueError, match="recompute: expected 'none', 'layer' or 'evaluation', got 'block'"):
         model.set_recompute("block")
 
 
