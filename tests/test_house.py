@@ -17,7 +17,7 @@ _supports_attention_backend _supports_flash_attn _supports_flex_attn _supports_s
 # Read and never set: there is no public name. _cdata tells torch's storages apart; _replace is a named tuple's.
 READ = {"_attn_implementation", "_cdata", "_replace"}
 # Not yet without.
-TO_GO = {"_gradient_checkpointing_func", "_set_gradient_checkpointing", "_local_mapping"}
+TO_GO = {"_local_mapping"}
 
 
 def is_private(name):

@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from iiad.evaluation.claims import Claim
 from iiad.evaluation.loading_claims import remote_logits
-from iiad.models import IIETForCausalLM, IIETModel, modeling_iiet
+from iiad.models import IIETForCausalLM, IIETModel
 from iiad.models.layers import IterativeLayer
 
 from .conftest import failed, note, outcomes, quick_check
@@ -138,19 +138,23 @@ def test_a_cache_that_does_not_follow_its_beams_fails_beam_search(check, monkeyp
     assert failed(check(new_tokens=16)) == {"beam search: cached = uncached"}
 
 
-def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
-    def scaled(layer, *args):
-        return layer(*args, run=lambda step, *arguments: step(*arguments) * 1.001)
+def change_recomputed(monkeypatch, change):
+    solve = IterativeLayer.solve
 
-    monkeypatch.setattr(modeling_iiet, "_recompute_evaluations", scaled)
+    def changed(self, *states, recompute_evaluations=False, **kwargs):
+        output, iterates = solve(self, *states, recompute_evaluations=recompute_evaluations, **kwargs)
+        return change(output) if recompute_evaluations else output, iterates
+
+    monkeypatch.setattr(IterativeLayer, "solve", changed)
+
+
+def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
+    change_recomputed(monkeypatch, lambda output: output * 1.001)
     assert failed(check()) == {"recompute by evaluation = none"}
 
 
 def test_a_recompute_that_loses_gradients_fails_with_the_parameters_name(check, monkeypatch):
-    def detached(layer, *args):
-        return layer(*args, run=lambda step, *arguments: step(*arguments).detach())
-
-    monkeypatch.setattr(modeling_iiet, "_recompute_evaluations", detached)
+    change_recomputed(monkeypatch, torch.Tensor.detach)
     found = check()
     assert failed(found) == {"recompute by evaluation = none"}
     assert "has a gradient in one of the two only" in note(found, "recompute by evaluation = none")
@@ -266,6 +270,12 @@ def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
         self.least = min(getattr(self, "least", wanted), wanted)
         return self.least
 
+    def assign_and_read(self):
+        assign(self)
+        assert all(layer.num_iterations >= 0 for layer in self.layers)
+
+    assign = IIETModel.assign_slots
+    monkeypatch.setattr(IIETModel, "assign_slots", assign_and_read)
     monkeypatch.setattr(IterativeLayer, "num_iterations", property(only_fewer))
     found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
     assert {"another plan and back = itself", "full plan = teacher"} <= failed(found)

@@ -57,7 +57,7 @@ def test_every_auto_class_knows_the_models(folder, tmp_path):
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "assert type(model) is iiad.models.IIETForCausalLM",
         "from iiad.data import load_tokenizer\nassert load_tokenizer(sys.argv[1]).vocab_size > 255",
-        "from iiad.loading import read_limits\nassert read_limits(sys.argv[1])[1] == 300",
+        "from iiad.checkpoints import read_limits\nassert read_limits(sys.argv[1])[1] == 300",
     ],
     ids=["by the user", "with a tokenizer", "with a configuration"],
 )
