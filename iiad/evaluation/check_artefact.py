@@ -48,8 +48,8 @@ class CheckResult(Record):
             consistent = self.outcome == ("passed" if self.figure <= self.bound else "failed")
         if not consistent:
             raise ValueError(
-                f"outcome is {self.outcome!r} with figure {self.figure}, bound {self.bound}, note {self.note!r}; "
-                "accepted: passed or failed as the figure says, or no figure and a note that says why"
+                "outcome: expected passed or failed as the figure says, or no figure and a note with the reason, got "
+                f"{self.outcome!r} with figure {self.figure}, bound {self.bound}, note {self.note!r}"
             )
         return self
 

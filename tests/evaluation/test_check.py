@@ -109,7 +109,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("plain", "relaxed"))) for kind in KINDS],
+)
 def test_a_sound_model_of_any_kind_passes_what_applies_to_it(kind, model_folder):
     found = outcomes(quick_check(model_folder(kind)))
     skipped = {*ABOUT_TEACHERS, "model runs the plan", "compiled = eager"}
@@ -235,7 +238,7 @@ def test_where_nothing_can_be_compiled_that_claim_is_skipped(model_folder, monke
     monkeypatch.setattr(torch, "compile", refuse)
     check = quick_check(model_folder("history"), **COMPILED)
     assert outcomes(check)["compiled = eager"] == "skipped"
-    assert "nothing can be compiled on cpu here: no C++ compiler" in note(check, "compiled = eager")
+    assert "no C++ compiler second line" in note(check, "compiled = eager")
 
 
 def test_the_compiled_claim_compares_what_is_compiled_with_what_is_not(model_folder, monkeypatch):
@@ -297,7 +300,7 @@ def test_where_memory_runs_out_nothing_is_said_of_the_model(tmp_path):
     ],
 )
 def test_an_outcome_that_contradicts_its_figure_is_refused(fields):
-    with pytest.raises(ValueError, match="outcome is"):
+    with pytest.raises(ValueError, match="outcome: expected passed or failed as the figure says"):
         CheckResult(name="a = b", bound=0.5, unit="tokens", **fields)
 
 

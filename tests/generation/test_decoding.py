@@ -27,10 +27,10 @@ def test_tokens_over_many_prompts_are_the_teachers(norms_in_float64):
     teacher = make_iiet(num_iterations=[2, 1, 1], max_num_iterations=3).double()
     draft, runs = self_draft(teacher), []
     for length in (1, 4, 13, 40):
-        prompts = make_prompts(8, length, seed=length)
+        prompts = make_prompts(5, length, seed=length)
         wanted = plain(teacher, prompts, 12).tolist()
         runs += [speculate(teacher, draft, row[None], 12, length=4) for row in prompts]
-        assert [said.tokens for said in runs[-8:]] == wanted
+        assert [said.tokens for said in runs[-5:]] == wanted
     tested, accepted = sum(said.num_tested for said in runs), sum(said.num_accepted for said in runs)
     assert 0.05 * tested < accepted < 0.95 * tested  # both happen, often
     assert sum(said.num_calls for said in runs) < 12 * len(runs)

@@ -14,7 +14,6 @@ from iiad.generation.drafts import (
     Draft,
     candidate_plans,
     check_draft,
-    check_draft_options,
     load_draft,
     require_same_vocabulary,
     self_draft,
@@ -152,13 +151,3 @@ def test_settings_that_a_draft_cannot_follow_are_refused(name, refused, neutral)
     for value in (neutral, None):
         setattr(teacher.generation_config, name, value)
         check_draft(teacher, draft, 10)
-
-
-def test_options_that_do_not_go_together_are_refused():
-    check_draft_options("teacher", "self", has_plan=True, length=1)
-    with pytest.raises(InputError, match="draft plan: expected the draft self with it, got auto"):
-        check_draft_options("teacher", "auto", has_plan=True)
-    with pytest.raises(InputError, match="draft length: expected at least 1, got 0"):
-        check_draft_options("teacher", "self", length=0)
-    with pytest.raises(InputError, match="nowhere/at/all: no such model folder"):
-        check_draft_options("teacher", "nowhere/at/all")
