@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from iiad.artefacts import Artefact, ModelIdentity
 from iiad.errors import InputError
+from iiad.influence.profile import Profile
 
-from .costs import PlanCost, compute_cut, cost_of, count_evaluations, overhead_cut
+from .costs import (
+    PlanCost,
+    compute_cut,
+    cost_of,
+    count_evaluations,
+    overhead_cut,
+    predicted_loss,
+    predicted_loss_error,
+)
 from .latency import LatencyTable
 from .targets import Bounds, Targets
 
@@ -77,6 +86,22 @@ class Plan(Artefact):
         """Make a plan by hand: r_t for each layer of the teacher. Raises InputError where it does not fit."""
         _require_fit(num_iterations, teacher)
         return cls(teacher=teacher, num_iterations=list(num_iterations), origin="explicit")
+
+    @classmethod
+    def of(
+        cls, profile: Profile, metric: str, num_iterations: Sequence[int], bounds: Bounds, **made: Any
+    ) -> Self:
+        """Make a plan from a profile, with what it is predicted to lose. made: the other fields on its origin."""
+        return cls(
+            teacher=profile.model,
+            num_iterations=list(num_iterations),
+            metric=metric,
+            bounds=bounds or None,
+            predicted_loss=predicted_loss(profile.scores_of(metric), num_iterations),
+            predicted_loss_error=predicted_loss_error(profile, metric, num_iterations),
+            profile_fingerprint=profile.fingerprint,
+            **made,
+        )
 
     @property
     def overhead_cut(self) -> float:

@@ -21,7 +21,6 @@ from .costs import (
     dropped_scores,
     overhead_cut,
     predicted_loss,
-    predicted_loss_error,
 )
 from .curve import pareto_front
 from .latency import LatencyTable, PhaseLatency, check_latency
@@ -106,17 +105,13 @@ def plan_by_target(
         budget = _search_seconds(profile, targets, metric, bounds, phase)
     else:
         budget = _search_front(profile, targets, metric, bounds)
-    loss = predicted_loss(profile.scores_of(metric), budget)
-    return Plan(
-        teacher=profile.model,
-        num_iterations=budget,
+    return Plan.of(
+        profile,
+        metric,
+        budget,
+        bounds,
         origin="target",
-        metric=metric,
         targets=targets,
-        bounds=bounds or None,
-        predicted_loss=loss,
-        predicted_loss_error=predicted_loss_error(profile, metric, budget),
-        profile_fingerprint=profile.fingerprint,
         latency_fingerprint=latency.fingerprint if latency is not None and timed else None,
         explanation=_explain(targets, metric, bounds, timed),
     )
@@ -212,7 +207,7 @@ def _search_seconds(
 
 
 def _counts(teacher: ModelIdentity, num_iterations: int) -> dict[str, float]:
-    """What targets on counts measure, of a plan of so many iterations in all."""
+    """Values for the targets on counts, of a plan of so many iterations in all."""
     evaluations = count_evaluations(teacher, [num_iterations])
     return {
         "overhead_cut": overhead_cut([num_iterations], teacher.num_iterations),

@@ -65,17 +65,13 @@ def keep_frequency(
     means = _resample(profile, metric, num_samples, seed)
     if means is None:
         return None
-    # (num_samples, L): the budget of each resample
-    budgets = np.array(
-        [
-            (bounds or Bounds()).clip(
-                threshold_budget(normalize_scores(_split(row, own), normalize), threshold), profile.model
-            )
-            for row in means.tolist()
-        ]
-    )
+    budgets = []
+    for row in means.tolist():
+        kept = threshold_budget(normalize_scores(_split(row, own), normalize), threshold)
+        budgets.append((bounds or Bounds()).clip(kept, profile.model))
+    of_layer = np.array(budgets).T  # (L, num_samples)
     return [
-        [float(np.mean(budgets[:, t] >= i)) for i in range(1, len(layer) + 1)] for t, layer in enumerate(own)
+        [float(np.mean(of_layer[t] >= i)) for i in range(1, len(layer) + 1)] for t, layer in enumerate(own)
     ]
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
 
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .costs import predicted_loss, predicted_loss_error
 from .plan import Plan
 from .targets import Bounds
 
@@ -73,21 +71,16 @@ def plan_by_threshold(
     """
     require_threshold(threshold)
     bounds = bounds or Bounds()
-    scores = profile.scores_of(metric)
-    kept = threshold_budget(normalize_scores(scores, normalize), threshold)
-    budget = bounds.clip(kept, profile.model)
-    return Plan(
-        teacher=profile.model,
-        num_iterations=budget,
+    kept = threshold_budget(normalize_scores(profile.scores_of(metric), normalize), threshold)
+    return Plan.of(
+        profile,
+        metric,
+        bounds.clip(kept, profile.model),
+        bounds,
         origin="threshold",
-        metric=metric,
         threshold=abs(threshold),  # -0.0 is 0
-        normalize=cast("Literal['none', 'layer', 'model']", normalize),
-        bounds=bounds or None,
-        predicted_loss=predicted_loss(scores, budget),
-        predicted_loss_error=predicted_loss_error(profile, metric, budget),
+        normalize=normalize,
         explanation=_explain(threshold, metric, normalize, bounds),
-        profile_fingerprint=profile.fingerprint,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trust in a profile's scores: all that its report shows beside them. Needs no torch, but numpy and scipy."""
+"""Trust in a profile's scores: all that its report shows beside them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Trust:
 
 
 def assess_trust(profile: Profile, threshold: float | None = None, seed: int = 0) -> Trust:
-    """Compute it; threshold: default, that of the curve's knee; seed: of the bootstrap.
+    """Compute a profile's trust. threshold: default: that of the curve's knee. seed: of the bootstrap.
 
     Raises InputError for a threshold below 0 or not finite.
     """

@@ -55,7 +55,7 @@ class VerifiedPlan(Candidate):
 
 
 class VerificationSettings(Record):
-    """How the text was drawn and the model run."""
+    """Settings of the text and the run."""
 
     block_size: int = Field(ge=2)
     batch_size: int = Field(ge=1)
@@ -72,7 +72,7 @@ class Verification(Artefact):
     model: ModelIdentity
     data: list[DataIdentity]
     settings: VerificationSettings
-    metric: str = Field(description="whose scores the predictions add up")
+    metric: str = Field(description="metric of the profile that the predictions are sums of")
     profile_fingerprint: str
     loss: float = Field(description="of the full teacher on this text, nats per predicted token")
     plans: list[VerifiedPlan] = Field(min_length=1)

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iiad.errors import InputError
@@ -18,6 +18,7 @@ def teacher_of(most):
     return make_profile(num_iterations=tuple(most)).model
 
 
+@settings(max_examples=50)
 @given(TEACHERS, st.data())
 def test_every_baseline_keeps_as_many_iterations_and_fits_the_teacher(most, data):
     kept = data.draw(st.integers(0, sum(most)))

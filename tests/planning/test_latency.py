@@ -6,30 +6,12 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
-from iiad.planning.latency import LatencyCheck, LatencySettings, LatencyTable, PhaseLatency, check_latency
+from iiad.planning.latency import LatencyCheck, LatencyTable, PhaseLatency, check_latency
+from tests.helpers import LATENCY_SETTINGS, make_profile
 
 LAYERS = [[0.25, 0.5, 0.75], [0.5], [0.25, 1.0]]
-MODEL = ModelIdentity(
-    name="teacher",
-    fingerprint="a" * 64,
-    model_type="iiet",
-    num_layers=3,
-    num_iterations=[2, 0, 1],
-    num_start_evaluations=1,
-    cache_bytes_per_slot=64,
-)
-SETTINGS = LatencySettings(
-    device="cpu",
-    device_name="a CPU",
-    dtype="float32",
-    batch_size=2,
-    context=128,
-    num_threads=1,
-    repeats=5,
-    torch_version="2.11",
-)
+MODEL = make_profile(num_iterations=(2, 0, 1)).model
 
 
 def make_phase():
@@ -38,7 +20,7 @@ def make_phase():
 
 def make_table(**fields):
     phases = {"decode": make_phase(), "prefill": make_phase()}
-    return LatencyTable(**{"model": MODEL, "settings": SETTINGS, **phases, **fields})
+    return LatencyTable(**{"model": MODEL, "settings": LATENCY_SETTINGS, **phases, **fields})
 
 
 def test_a_plan_takes_the_fixed_part_and_each_layer_at_its_iterations():
@@ -72,7 +54,7 @@ def test_a_table_survives_its_file_and_its_fingerprint_is_that_of_the_file(tmp_p
     table.save(path)
     assert LatencyTable.load(path) == table
     assert table.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
-    other = make_table(settings=SETTINGS.model_copy(update={"context": 129}))
+    other = make_table(settings=LATENCY_SETTINGS.model_copy(update={"context": 257}))
     assert other.fingerprint != table.fingerprint
 
 
@@ -140,7 +122,7 @@ def test_a_table_serves_its_own_model_as_it_was_measured():
     truncated = MODEL.model_copy(update={"num_iterations": [1, 0, 0], "name": "elsewhere"})
     for teacher in (MODEL, truncated):
         check_latency(make_table(), teacher)
-        check_latency(make_table(), teacher, device="cpu", dtype="float32", batch_size=2, context=128)
+        check_latency(make_table(), teacher, device="cpu", dtype="float32", batch_size=2, context=256)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +141,7 @@ def test_a_table_serves_its_own_model_as_it_was_measured():
         ({}, {"device": "cuda"}, "latency: expected a table with device cuda, got cpu"),
         ({}, {"dtype": "bfloat16"}, "latency: expected a table with dtype bfloat16, got float32"),
         ({}, {"batch_size": 1}, "latency: expected a table with batch_size 1, got 2"),
-        ({}, {"context": 2048}, "latency: expected a table with context 2048, got 128"),
+        ({}, {"context": 2048}, "latency: expected a table with context 2048, got 256"),
     ],
 )
 def test_a_table_for_something_else_is_refused_in_one_line(teacher, asked, words):

@@ -85,7 +85,7 @@ def rank(profile, table, targets, budget):
 
 @pytest.mark.parametrize("coarse", [True, False])
 def test_the_plan_is_as_good_as_the_best_of_all_budgets(coarse):
-    @settings(max_examples=120)
+    @settings(max_examples=80)
     @given(problems(coarse))
     def check(problem):
         profile, table, bounds, targets = problem
@@ -123,7 +123,7 @@ IMPOSSIBLE = {
 }
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(problems(coarse=False), st.sampled_from(sorted(IMPOSSIBLE)))
 def test_what_a_refusal_says_can_be_reached_is_reached(problem, name):
     profile, table, bounds, targets = problem
@@ -144,7 +144,7 @@ def test_what_a_refusal_says_can_be_reached_is_reached(problem, name):
     assert len(set(refused)) == len(refused)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data())
 def test_the_solver_takes_its_objectives_in_turn_and_keeps_the_limits(data):
     pair = st.tuples(st.integers(-3, 3), st.integers(0, 3))
