@@ -55,25 +55,22 @@ def test_the_command_writes_the_plan_and_prints_it(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["--threshold", "0.25", "--normalize", "layer"], [1, 0, 3]),
-        (["--threshold", "0.4", "--min-iterations", "2"], [2, 0, 2]),
-        (["--threshold", "0.4", "--pin", "1=2", "--pin", "3=0"], [2, 0, 0]),
-        (["--overhead-cut", "0.55"], [1, 0, 1]),
-        (["--compute-cut", "0.4"], [0, 0, 1]),
-        (["--max-evaluations", "7"], [1, 0, 3]),
-        (["--max-cache-bytes", "650", "--max-iterations", "2"], [2, 0, 1]),
-        (["--max-score", "0.11"], [1, 0, 3]),
-        (["--max-latency-ms", "6", "--latency", "TABLE"], [1, 0, 1]),
-        (["--speedup", "1.5", "--latency", "TABLE", "--device", "cpu", "--dtype", "float32"], [1, 0, 1]),
-        (
-            ["--max-latency-ms", "52", "--phase", "prefill", "--latency", "TABLE", "--context", "256"],
-            [1, 0, 1],
-        ),
-        (["--overhead-cut", "0.2", "--speedup", "1.1", "--latency", "TABLE", "--curve"], [1, 0, 3]),
+        ("--threshold 0.25 --normalize layer", [1, 0, 3]),
+        ("--threshold 0.4 --min-iterations 2", [2, 0, 2]),
+        ("--threshold 0.4 --pin 1=2 --pin 3=0", [2, 0, 0]),
+        ("--overhead-cut 0.55", [1, 0, 1]),
+        ("--compute-cut 0.4", [0, 0, 1]),
+        ("--max-evaluations 7", [1, 0, 3]),
+        ("--max-cache-bytes 650 --max-iterations 2", [2, 0, 1]),
+        ("--max-score 0.11", [1, 0, 3]),
+        ("--max-latency-ms 6 --latency TABLE", [1, 0, 1]),
+        ("--speedup 1.5 --latency TABLE --device cpu --dtype float32", [1, 0, 1]),
+        ("--max-latency-ms 52 --phase prefill --latency TABLE --context 256", [1, 0, 1]),
+        ("--overhead-cut 0.2 --speedup 1.1 --latency TABLE --curve", [1, 0, 3]),
     ],
 )
 def test_each_way_to_ask_gives_its_plan(arguments, wanted, run, tmp_path):
-    result = run(*arguments)
+    result = run(*arguments.split())
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.num_iterations == wanted
     assert plan.explanation in " ".join(result.stdout.split())
@@ -89,60 +86,30 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threshold", "-1"], "threshold: expected a number from 0, got -1.0"),
-        (["--threshold", "nan"], "threshold: expected a number from 0, got nan"),
-        (
-            ["--threshold", "0.1", "--metric", "cosine"],
-            "metric: expected .*, kl, got 'cosine'",
-        ),
-        ([], "targets: expected one of --threshold, .*--curve"),
-        (
-            ["--threshold", "0.1", "--speedup", "2"],
-            "threshold: expected a threshold or targets, got it and speedup",
-        ),
-        (["--overhead-cut", "1.2"], "overhead_cut: expected a share from 0 to 1, got 1.2"),
-        (
-            ["--overhead-cut", "0.9", "--pin", "3=3"],
-            "overhead_cut: expected at most 0.4 within the bounds, got 0.9",
-        ),
-        (["--speedup", "2"], "speedup: expected a latency table with it"),
-        (
-            ["--overhead-cut", "0.5", "--device", "cuda"],
-            "device: expected a latency table .*, got cuda alone",
-        ),
-        (
-            ["--overhead-cut", "0.5", "--phase", "prefill"],
-            "phase: expected a latency table .*, got prefill alone",
-        ),
-        (
-            ["--speedup", "2", "--latency", "TABLE", "--device", "cuda"],
-            "a table with device cuda, got cpu",
-        ),
-        (
-            ["--speedup", "2", "--latency", "TABLE", "--dtype", "bfloat16"],
-            "a table with dtype bfloat16, got float32",
-        ),
-        (
-            ["--speedup", "2", "--latency", "TABLE", "--context", "8"],
-            "a table with context 8, got 256",
-        ),
-        (
-            ["--speedup", "2", "--latency", "TABLE", "--phase", "x"],
-            "phase: expected decode or prefill, got x",
-        ),
-        (["--speedup", "2", "--latency", "none.json"], "none.json: no such file"),
-        (
-            ["--threshold", "0.1", "--normalize", "rank"],
-            "normalize: expected one of none, layer, model, got 'rank'",
-        ),
-        (["--threshold", "0.1", "--pin", "3:2"], "pin: expected LAYER=ITERATIONS"),
-        (["--threshold", "0.1", "--context", "0"], "context: expected a whole number from 1, got 0"),
-        (["--curve"], "output: expected a threshold or a target with it"),
+        ("--threshold -1", "threshold: expected a number from 0, got -1.0"),
+        ("--threshold nan", "threshold: expected a number from 0, got nan"),
+        ("--threshold 0.1 --metric cosine", "metric: expected .*, kl, got 'cosine'"),
+        ("", "targets: expected one of --threshold, .*--curve"),
+        ("--threshold 0.1 --speedup 2", "threshold: expected a threshold or targets, got it and speedup"),
+        ("--overhead-cut 1.2", "overhead_cut: expected a share from 0 to 1, got 1.2"),
+        ("--overhead-cut 0.9 --pin 3=3", "overhead_cut: expected at most 0.4 within the bounds, got 0.9"),
+        ("--speedup 2", "speedup: expected a latency table with it"),
+        ("--overhead-cut 0.5 --device cuda", "device: expected a latency table .*, got cuda alone"),
+        ("--overhead-cut 0.5 --phase prefill", "phase: expected a latency table .*, got prefill alone"),
+        ("--speedup 2 --latency TABLE --device cuda", "a table with device cuda, got cpu"),
+        ("--speedup 2 --latency TABLE --dtype bfloat16", "a table with dtype bfloat16, got float32"),
+        ("--speedup 2 --latency TABLE --context 8", "a table with context 8, got 256"),
+        ("--speedup 2 --latency TABLE --phase x", "phase: expected decode or prefill, got x"),
+        ("--speedup 2 --latency none.json", "none.json: no such file"),
+        ("--threshold 0.1 --normalize rank", "normalize: expected one of none, layer, model, got 'rank'"),
+        ("--threshold 0.1 --pin 3:2", "pin: expected LAYER=ITERATIONS"),
+        ("--threshold 0.1 --context 0", "context: expected a whole number from 1, got 0"),
+        ("--curve", "output: expected a threshold or a target with it"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, message, run, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
-        run(*arguments)
+        run(*arguments.split())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "plan.json").exists()
 
