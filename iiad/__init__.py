@@ -1,23 +1,40 @@
 """iiad: train, profile, plan, distil and run iterative Transformers.
 
-It loads neither torch nor transformers; `import iiad.models` makes transformers' Auto classes know the models. The
-rooms:
+Importing iiad loads neither torch nor transformers; `import iiad.models` registers the models with the Auto classes.
+The rooms, in the order in which data flows; each imports only those before it:
 
-models        IIET and PCformer; what travels with a checkpoint
-data          text, jsonl, parquet and the embedded corpus -> packed token blocks
-recipes       what to train, on what and how, checked whole before anything loads
-losses        the head and its losses, a chunk of tokens at a time
-training      models from scratch or on from one, and the engine that distillation shares
-influence     teacher + data -> profile.json
-planning      profile + threshold -> plan.json
-signals       what a teacher says about a text -> shards
-distillation  teacher (or signals) + plan + data -> E-IIET
-evaluation    quality of any model, and what it costs
-benchmarking  speed, evaluations and cache bytes
+models        IIET and PCformer; travels with checkpoints
+data          text -> packed token blocks
+influence     teacher + text -> profile.json
+planning      profile.json -> plan.json
+training      recipe + text -> teacher; the loop that distillation shares
+conversion    released and Llama checkpoints -> ours, quantization
+distillation  teacher (or its stored signals) + plan + text -> E-IIET
+evaluation    quality, speed, layer latency, plans on the teacher, checks
+generation    text, lossless drafting
+reporting     tables and pictures of results
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 from .errors import InputError
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "__version__"]
+__all__ = ["InputError", "__version__", "lazy_names"]
+
+
+def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """Return a package's `__getattr__` that imports a module, and torch with it, when one of its names is used."""
+    module_of = {name: module for module, names in modules.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{module_of[name]}"), name)
+
+    return get

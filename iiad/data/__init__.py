@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iiad import lazy_names
 
 from .corpus import TokenCorpus
 from .documents import read_documents
@@ -28,9 +29,9 @@ __all__ = [
     "train_tokenizer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import `blocks`, and torch with it, only when one of its names is asked for."""
-    if name in ("TokenBlocks", "evaluation_windows"):
-        return getattr(import_module("iiad.data.blocks"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "blocks": ["TokenBlocks", "evaluation_windows"],
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iiad import lazy_names
 
 from .signal_record import ShardRecord, SignalLayout, SignalRecord
 
@@ -30,22 +31,13 @@ __all__ = [
     "distill",
 ]
 
-_WITH_TORCH = {
-    "capture_signals": "capture",
-    "LearnFromTeacher": "objectives",
-    "LearnLayers": "objectives",
-    "distill": "stages",
-    "SignalBlocks": "stored_signals",
-    "StoredSignals": "stored_signals",
-    "LiveTeacher": "teacher_signals",
-    "Signal": "teacher_signals",
-    "StoredTeacher": "teacher_signals",
-    "Teacher": "teacher_signals",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only for the names that need it."""
-    if name in _WITH_TORCH:
-        return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "capture": ["capture_signals"],
+        "objectives": ["LearnFromTeacher", "LearnLayers"],
+        "stages": ["distill"],
+        "stored_signals": ["SignalBlocks", "StoredSignals"],
+        "teacher_signals": ["LiveTeacher", "Signal", "StoredTeacher", "Teacher"],
+    },
+)

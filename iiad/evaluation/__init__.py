@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iiad import lazy_names
 
 from .bench_artefact import Bench, BenchResult
 from .check_artefact import Check, CheckResult
@@ -31,18 +32,13 @@ __all__ = [
     "verify_plans",
 ]
 
-_WITH_TORCH = {
-    "check_model": "checks",
-    "measure_latency": "layer_latency",
-    "measure_truncations": "plan_trials",
-    "verify_plans": "plan_trials",
-    "evaluate_models": "quality",
-    "bench_models": "speed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only for the names that need it."""
-    if name in _WITH_TORCH:
-        return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "checks": ["check_model"],
+        "layer_latency": ["measure_latency"],
+        "plan_trials": ["measure_truncations", "verify_plans"],
+        "quality": ["evaluate_models"],
+        "speed": ["bench_models"],
+    },
+)

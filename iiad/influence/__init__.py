@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iiad import lazy_names
 
 from .diagnostics import rank_agreement
 from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
@@ -27,18 +28,10 @@ __all__ = [
     "sample_blocks",
 ]
 
-_WITH_TORCH = {
-    "calibration_batches": "measurement",
-    "sample_blocks": "measurement",
-    "measure_influence": "measurement",
-    "num_profile_evaluations": "profiler",
-    "profile_batch": "profiler",
-    "profile_model": "profiler",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only for the names that need it."""
-    if name in _WITH_TORCH:
-        return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "measurement": ["calibration_batches", "measure_influence", "sample_blocks"],
+        "profiler": ["num_profile_evaluations", "profile_batch", "profile_model"],
+    },
+)

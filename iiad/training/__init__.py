@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iiad import lazy_names
 
 from .recipes import DistillRecipe, TrainRecipe, load_recipe
 
@@ -24,18 +25,11 @@ __all__ = [
     "train",
 ]
 
-_WITH_TORCH = {
-    "RunFolder": "runs",
-    "RunRecord": "runs",
-    "TokenScore": "scoring",
-    "evaluate_model": "scoring",
-    "build_model": "teacher",
-    "train": "teacher",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only for the names that need it."""
-    if name in _WITH_TORCH:
-        return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "runs": ["RunFolder", "RunRecord"],
+        "scoring": ["TokenScore", "evaluate_model"],
+        "teacher": ["build_model", "train"],
+    },
+)
