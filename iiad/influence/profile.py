@@ -151,9 +151,8 @@ class Profile(Artefact):
     def scores_of(self, metric: str) -> Scores:
         """The scores by one metric. Raises InputError for a metric that the profile does not hold."""
         if metric not in self.scores:
-            raise InputError(
-                f"metric: expected one that the profile holds, {_listed(self.scores)}, got {metric!r}"
-            )
+            held = ", ".join(sorted(self.scores))
+            raise InputError(f"metric: expected one that the profile holds, {held}, got {metric!r}")
         return self.scores[metric]
 
     @field_validator("model")
@@ -163,32 +162,27 @@ class Profile(Artefact):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        plan = self.model.num_iterations
-        errors = self.standard_errors
+        plan, errors = self.model.num_iterations, self.standard_errors
         _require_fit("scores", self.scores, plan)
         _require_fit("stages", self.stages, [self.model.num_start_evaluations - 1] * len(plan))
         _require_fixed_points("fixed_point", self.fixed_point, plan)
-        if errors is None and len(self.batches) > 1:
-            raise ValueError("standard_errors: expected numbers, as there are several batches, got null")
         if errors is not None:
-            _require_metrics_of_scores("standard_errors", errors, self.scores)
-            _require_fit("standard_errors", errors, plan)
-            if min(_flat(errors)) < 0:
-                raise ValueError(f"standard_errors: expected none below 0, got {min(_flat(errors))}")
+            _require_fit("standard_errors", errors, plan, self.scores)
+            least = min(_flat(errors))
+            if least < 0:
+                raise ValueError(f"standard_errors: expected none below 0, got {least}")
+        elif len(self.batches) > 1:
+            raise ValueError("standard_errors: expected numbers, as there are several batches, got null")
         for number, batch in enumerate(self.batches):
             where = f"batches.{number}"
             if batch.data >= len(self.data):
                 raise ValueError(f"{where}.data: expected 0 to {len(self.data) - 1}, got {batch.data}")
-            _require_metrics_of_scores(f"{where}.scores", batch.scores, self.scores)
-            _require_fit(f"{where}.scores", batch.scores, plan)
+            _require_fit(f"{where}.scores", batch.scores, plan, self.scores)
             _require_fixed_points(f"{where}.fixed_point", batch.fixed_point, plan)
-        means, _ = average(
-            [batch.scores for batch in self.batches], [batch.num_tokens for batch in self.batches]
-        )
-        for metric, layers in means.items():
-            for found, mean in zip(
-                _flat({metric: self.scores[metric]}), _flat({metric: layers}), strict=True
-            ):
+        weights = [batch.num_tokens for batch in self.batches]
+        for metric in self.scores:
+            means, _ = average([{metric: batch.scores[metric]} for batch in self.batches], weights)
+            for found, mean in zip(_flat({metric: self.scores[metric]}), _flat(means), strict=True):
                 if not math.isclose(found, mean, rel_tol=1e-9, abs_tol=1e-15):
                     raise ValueError(
                         f"scores.{metric}: expected the mean of the batches, {mean}, got {found}"
@@ -242,19 +236,25 @@ def _by_name(layers: Sequence[FixedPoint]) -> dict[str, Scores]:
     return {name: [getattr(layer, name) for layer in layers] for name in FixedPoint.model_fields}
 
 
-def _require_fit(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
-    """Raise ValueError unless every metric is known and has as many numbers for each layer as it should."""
-    for metric in values:
-        if metric not in METRICS:
-            raise ValueError(f"{field}: expected metrics of {_listed(METRICS)}, got {metric!r}")
-    _require_lengths(field, values, lengths)
-
-
 def _require_fixed_points(field: str, layers: Sequence[FixedPoint], plan: Sequence[int]) -> None:
     """Raise ValueError unless there is one for each layer, with a number for each of its iterations."""
     residuals, *others = _by_name(layers).items()
     _require_lengths(field, dict([residuals]), plan)
     _require_lengths(field, dict(others), [max(r - 1, 0) for r in plan])
+
+
+def _require_fit(
+    field: str,
+    values: Mapping[str, Scores],
+    lengths: Sequence[int],
+    scores: Mapping[str, Scores] | None = None,
+) -> None:
+    """Raise ValueError for other metrics than those of `scores` (None: for unknown ones) and for other lengths."""
+    expected = METRICS if scores is None else scores
+    if set(values) - set(expected) or (scores is not None and set(scores) - set(values)):
+        names = [", ".join(sorted(metrics)) for metrics in (expected, values)]
+        raise ValueError(f"{field}: expected metrics of {names[0]}, got {names[1]}")
+    _require_lengths(field, values, lengths)
 
 
 def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
@@ -270,16 +270,5 @@ def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence
                 )
 
 
-def _require_metrics_of_scores(
-    field: str, values: Mapping[str, Scores], scores: Mapping[str, Scores]
-) -> None:
-    if set(values) != set(scores):
-        raise ValueError(f"{field}: expected the metrics of scores, {_listed(scores)}, got {_listed(values)}")
-
-
 def _flat(values: Mapping[str, Scores]) -> list[float]:
     return [number for layers in values.values() for layer in layers for number in layer]
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted(names))

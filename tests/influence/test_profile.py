@@ -44,13 +44,13 @@ def spoil(fields, *path_and_value):
         (("scores", {}), "scores: "),
         (
             ("scores", "magic", [[0.1, 0.2], [], [1, 2, 3]]),
-            "scores: expected metrics of cosine, kl, loss, relative_l2, taylor, got 'magic'",
+            "scores: expected metrics of cosine, kl, loss, relative_l2, taylor, got .*magic",
         ),
         (("standard_errors", "kl", 0, 0, -0.1), "standard_errors: expected none below 0, got -0.1"),
         (("standard_errors", "kl", 0, 0, float("nan")), "standard_errors.kl.0.0: .*nan"),
         (
             ("standard_errors", {"kl": [[0, 0], [], [0, 0, 0]]}),
-            "standard_errors: expected the metrics of scores, cosine, kl, got kl",
+            "standard_errors: expected metrics of cosine, kl, got kl",
         ),
         (("standard_errors", "kl", 2, []), "standard_errors.kl: expected 3 numbers for layer 3, got 0"),
         (("standard_errors", None), "standard_errors: expected numbers, .* got null"),

@@ -76,18 +76,6 @@ def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(ki
         assert flat(other) == pytest.approx(flat(found), rel=1e-10, abs=1e-13)
 
 
-def test_the_scores_of_a_layer_add_up_to_what_its_iterations_are_worth(tokens):
-    model = make_iiet(num_iterations=3)
-    [found] = profile_model(model, [tokens], ["kl"])
-    with torch.no_grad():
-        full = model(tokens).logits.log_softmax(-1)
-        model.set_num_iterations([3, 0, 3])
-        stopped = model(tokens).logits.log_softmax(-1)
-    assert sum(found.scores["kl"][1]) == pytest.approx(
-        (full.exp() * (full - stopped)).sum(-1).mean().item(), rel=1e-4
-    )
-
-
 def test_sequences_at_once_follow_the_memory_and_are_never_none():
     model = make_iiet(num_iterations=3)
     found = [sequences_at_once(model, 4, 17, memory) for memory in (0, 10**5, 6 * 10**5, 10**7)]
