@@ -183,9 +183,11 @@ def test_a_plan_for_another_teacher_or_another_depth_is_refused(teacher_folder, 
     bad.write_text(json.dumps({**plan, "teacher": {**plan["teacher"], "fingerprint": "0" * 64}}))
     assert "expected one for teacher" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
     bad.write_text(json.dumps({**plan, "num_iterations": [1, 1, 1]}))
-    assert "found 3 layers; accepted: 2" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
+    message = refusal(teacher_folder, bad, recipe, tmp_path / "run")
+    assert "num_iterations: expected 2 layers, as the teacher has, got 3" in message
     bad.write_text(json.dumps({**plan, "num_iterations": [3, 0]}))
-    assert "found 3 for layer 1" in refusal(teacher_folder, bad, recipe, tmp_path / "run")
+    message = refusal(teacher_folder, bad, recipe, tmp_path / "run")
+    assert "num_iterations: expected 0 to 2 for layer 1, the teacher's, got 3" in message
     assert not (tmp_path / "run").exists()
 
 

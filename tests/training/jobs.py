@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -111,7 +112,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                 distill(job["teacher"], job["plan"], recipe, job["folder"])
             else:
                 sys.argv = ["iiad", *job["arguments"]]
-                found["code"] = main._guarded()
+                with pytest.raises(SystemExit) as exit_:
+                    main.run()
+                found["code"] = exit_.value.code
     except (InputError, Unfinished, RuntimeError) as error:
         found["error"] = f"{type(error).__name__}: {error}"
     return found
