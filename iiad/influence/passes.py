@@ -63,7 +63,7 @@ class FullPass:
     def run(self) -> Iterator[tuple[int, SolvedLayer]]:
         """Run the layers, from the first, and yield each (from 0) as long as its iterates are there."""
         for layer in range(self.num_layers):
-            solved = self._solve(layer)
+            solved = self._with_stages(layer, self._solve(layer)[1])
             self.states.append(solved.iterates[-1])
             yield layer, solved
         self.last = self._input(self.num_layers)
@@ -105,17 +105,17 @@ class FullPass:
         """
         if gradient is None:
             for layer in reversed(range(self.num_layers)):
-                yield layer, self._solve(layer), None
+                yield layer, self._with_stages(layer, self._solve(layer)[1]), None
             return
         with torch.enable_grad(), _frozen(self.model):
             last = self.last.detach().requires_grad_()
             (by_output,) = torch.autograd.grad(self.model.norm(last), last, gradient)
         by_state = [
             torch.zeros_like(by_output) for _ in self.states
-        ]  # by H_0, ..., H_L, as far as it is known
+        ]  # by H_0, ..., H_L, what is known so far
         for layer in reversed(range(self.num_layers)):
             iterates, by_output = self._step_back(layer, by_output, by_state)
-            yield layer, SolvedLayer(iterates, self._stages(layer, iterates[-1])), by_state.pop()
+            yield layer, self._with_stages(layer, iterates), by_state.pop()
 
     def _step_back(
         self, layer: int, by_output: Tensor, by_state: list[Tensor]
@@ -123,7 +123,7 @@ class FullPass:
         """From dLoss/dx_{t+1} to the layer's iterates and dLoss/dx_t; adds to dLoss/dH_0, ..., dLoss/dH_t."""
         with torch.enable_grad(), _frozen(self.model):
             x, *history = (h.detach().requires_grad_() for h in (self._input(layer), *self._history(layer)))
-            output, iterates = self._solve_layer(layer, x, history, self.num_stages)
+            output, iterates = self._solve(layer, x, *history)
             state = iterates[-1]
             by_state[layer + 1], by_input, *by_history = torch.autograd.grad(
                 [output, state],
@@ -135,28 +135,20 @@ class FullPass:
             total += found
         return [z.detach() for z in iterates], by_input
 
-    def _solve(self, layer: int) -> SolvedLayer:
-        x, history = self._input(layer), self._history(layer)
-        _, iterates = self._solve_layer(layer, x, history, self.num_stages)
-        return SolvedLayer(iterates, self._stages(layer, iterates[-1]))
-
-    def _solve_layer(
-        self, layer: int, x: Tensor, history: Sequence[Tensor], num_stages: int
+    def _solve(
+        self, layer: int, *inputs: Tensor, num_stages: int | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """x_{t+1} and z(0), ..., z(r_t) by the first stages of the predictor, each (B, T, D)."""
-        block, first_iterate = self.model.layers[layer], self.model.first_iterate
-        return block.solve(x, first_iterate, *history, num_stages=num_stages, **self.context)
+        """x_{t+1} and z(0), ..., z(r_t); inputs: x_t and the history, default: the pass's own."""
+        x, *history = inputs or (self._input(layer), *self._history(layer))
+        predict = self.model.first_iterate
+        return self.model.layers[layer].solve(x, predict, *history, num_stages=num_stages, **self.context)
 
-    def _stages(self, layer: int, state: Tensor) -> list[Tensor]:
-        """H_t by truncated predictors, and the whole one's."""
+    def _with_stages(self, layer: int, iterates: list[Tensor]) -> SolvedLayer:
+        """The solved layer; each shorter predictor is run."""
         if self.num_stages == 1:
-            return []
-        x, history = self._input(layer), self._history(layer)
-        shorter = [
-            self._solve_layer(layer, x, history, num_stages)[1][-1]
-            for num_stages in range(1, self.num_stages)
-        ]
-        return [*shorter, state]
+            return SolvedLayer(iterates, [])
+        shorter = [self._solve(layer, num_stages=j)[1][-1] for j in range(1, self.num_stages)]
+        return SolvedLayer(iterates, [*shorter, iterates[-1]])
 
     def _uses_history(self, layer: int) -> bool:
         return bool(self.model.layers[layer].corrector.uses_history)
