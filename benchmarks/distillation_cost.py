@@ -1,10 +1,10 @@
-"""What a step of distillation costs, against the student's plain step and the teacher's forward pass.
+"""Cost of a step of distillation, against the student's plain step and the teacher's forward pass.
 
     python benchmarks/distillation_cost.py                              # the paper's 55M model, a block of 256 tokens
     python benchmarks/distillation_cost.py --vocab-size 128000 --num-tokens 128
 
-Everything is timed in turns in one run; a figure is the median over the rounds of what was timed side by side. The
-teacher runs 3 iterations a layer, its student one. Exit code 1 where a bound is missed:
+Works are timed in turns; a figure is the median over the rounds of their ratio. The teacher runs 3 iterations a
+layer, its student one. Exit code 1 where a bound is missed:
 
     live      a step that learns from a teacher run beside it: at most 1.05 of (plain step + the teacher's forward
               pass with its logits)
@@ -13,7 +13,6 @@ teacher runs 3 iterations a layer, its student one. Exit code 1 where a bound is
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Row, make_parser, print_rows, time_of
+from common import Row, autocasts, make_iiet, make_parser, median_ratio, print_rows, time_in_turns
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -30,15 +29,16 @@ from iiad.data import TokenBlocks, load_tokenizer, pack, read_documents, resolve
 from iiad.distillation import LearnFromTeacher, LiveTeacher, StoredTeacher
 from iiad.distillation.capture import capture_signals
 from iiad.distillation.stored_signals import SignalBlocks, StoredSignals
-from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models import IIETForCausalLM
 from iiad.training.learner import LanguageModelling, Learner, Objective
 from iiad.training.sections import DistillationSection
 
 BOUNDS = {"live": 1.05, "stored": 1.10}
+SIZES = {"num_layers": 12, "vocab_size": 32000, "top_k": 64, "batch_size": 1, "num_tokens": 256}
 
 
 class Text:
-    """Blocks of Python's standard library, and what a teacher says about them: captured, then read from the disk."""
+    """Blocks of Python's standard library, and a teacher's signals on them, captured to the disk."""
 
     def __init__(self, teacher: IIETForCausalLM, options: Any, folder: Path):
         sources = resolve_inputs(["stdlib"], "validation")
@@ -67,7 +67,7 @@ class Text:
         self.options, self.position = options, 0
 
     def batch(self, blocks: Any) -> dict[str, Tensor]:
-        """The next blocks of those that are captured, on the device."""
+        """Return the next of the captured blocks, on the device."""
         size = self.options.batch_size
         numbers = [(self.position + offset) % len(self.captured) for offset in range(size)]
         self.position += size
@@ -78,22 +78,23 @@ class Text:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bound is kept."""
-    options = read_options()
+    """Measure, print, and return 1 where a bound is missed."""
+    options = make_parser(__doc__, rounds=10, **SIZES, attention="sdpa").parse_args()
     missed = False
     with tempfile.TemporaryDirectory() as folder:
-        teacher = make_model(options, 3)
+        teacher = make_iiet(options).train()
         text = Text(teacher, options, Path(folder))
-        for bf16 in (False, True):
+        for name, bf16 in autocasts():
             figures = measure(teacher, text, options, bf16)
-            print("bfloat16 autocast" if bf16 else "float32")
+            print(name)
             missed |= not print_rows([Row(name, figures[name], bound) for name, bound in BOUNDS.items()])
     return int(missed)
 
 
 def measure(teacher: IIETForCausalLM, text: Text, options: Any, bf16: bool) -> dict[str, float]:
-    """The ratios, by name."""
-    student, section, num_layers = make_model(options, 1), DistillationSection(), options.num_layers
+    """Return the ratio of each of BOUNDS."""
+    student = make_iiet(options, num_iterations=1).train()
+    section, num_layers = DistillationSection(), options.num_layers
     live = Learner(student, LearnFromTeacher(LiveTeacher(teacher, bf16=bf16), section, num_layers), bf16)
     stored = Learner(student, LearnFromTeacher(StoredTeacher(text.stored), section, num_layers), bf16)
     plain = Learner(student, LanguageModelling(), bf16)
@@ -103,35 +104,15 @@ def measure(teacher: IIETForCausalLM, text: Text, options: Any, bf16: bool) -> d
         "live": lambda: step(live, text.batch(text.plain)),
         "stored": lambda: step(stored, text.batch(text.captured)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(options.rounds + 1):
-        names = list(works) if number % 2 else list(reversed(works))  # none is always the one after another
-        for name in names:
-            seconds[name].append(time_of(works[name], options.device))
-    rounds = list(zip(*(seconds[name][1:] for name in works), strict=True))  # the first one warms up
+    seconds = time_in_turns(works, options.rounds, options.device)
     return {
-        "live": statistics.median(live / (plain + forward) for plain, forward, live, _ in rounds),
-        "stored": statistics.median(stored / plain for plain, _, _, stored in rounds),
+        "live": median_ratio(seconds, "live", "plain", "forward"),
+        "stored": median_ratio(seconds, "stored", "plain"),
     }
 
 
-def make_model(options: Any, num_iterations: int) -> IIETForCausalLM:
-    """Random weights: cost does not depend on them."""
-    torch.manual_seed(0)
-    config = IIETConfig(
-        vocab_size=options.vocab_size,
-        hidden_size=options.hidden_size,
-        intermediate_size=options.hidden_size * 11 // 4,
-        num_layers=options.num_layers,
-        num_attention_heads=max(1, options.hidden_size // 128),
-        num_iterations=num_iterations,
-        attn_implementation=options.attention,
-    )
-    return IIETForCausalLM(config).train().to(options.device)
-
-
 def step(learner: Learner, batch: dict[str, Tensor]) -> None:
-    """Signal, forward and backward; the gradients are dropped."""
+    """Run signal, forward and backward; drop the gradients."""
     objective: Objective | None = learner.objective
     assert objective is not None
     loss, _ = learner(batch, objective.signal(batch))
@@ -141,21 +122,9 @@ def step(learner: Learner, batch: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def run_teacher(teacher: IIETForCausalLM, input_ids: Tensor, bf16: bool) -> None:
-    """What transformers does for it: states and logits."""
+    """Run the teacher's forward pass with its logits."""
     with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
         teacher(input_ids=input_ids, use_cache=False)
-
-
-def read_options() -> Any:
-    """The command line."""
-    parser = make_parser(__doc__, rounds=10)
-    parser.add_argument("--num-layers", type=int, default=12)
-    parser.add_argument("--vocab-size", type=int, default=32000)
-    parser.add_argument("--top-k", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--num-tokens", type=int, default=256)
-    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

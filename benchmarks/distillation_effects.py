@@ -1,7 +1,7 @@
-"""What each stage and loss of distillation does for one teacher: same total steps, several seeds, held-out loss.
+"""Held-out loss after each choice of stages and losses of distillation: one teacher, same steps, several seeds.
 
-Runs `iiad distill` once for every arm and seed, as many at a time as there are jobs, one thread each, and prints a
-table in Markdown. What is finished in the output folder is not run again.
+Runs `iiad distill` once for every arm and seed, --jobs at a time, one thread each, and prints a table in Markdown.
+Finished runs in the output folder are kept.
 
     python benchmarks/distillation_effects.py teacher plan.json --data docs-train.jsonl \
         --validation docs-valid.jsonl --output-dir effects
@@ -19,16 +19,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+Arm = tuple[tuple[float, float, float], list[str]]
 STAGES = ("layerwise", "distill", "recover")
 
-# The share of the steps that each stage gets, and what else differs.
-ARMS: dict[str, tuple[tuple[float, float, float], list[str]]] = {
+# Shares of the steps for each stage, and other settings.
+ARMS: dict[str, Arm] = {
     "stage 2 only (recover)": ((0, 0, 1), []),
     "stage 1 only (distill)": ((0, 1, 0), []),
     "both": ((0, 1 / 2, 1 / 2), []),
     "layerwise, then both": ((1 / 3, 1 / 3, 1 / 3), []),
 }
-LOSSES: dict[str, tuple[tuple[float, float, float], list[str]]] = {
+LOSSES: dict[str, Arm] = {
     "stage 1, reverse KL": ((0, 1, 0), ["distillation.divergence=reverse"]),
     "stage 1, Jensen-Shannon": ((0, 1, 0), ["distillation.divergence=jsd"]),
     "stage 1, KL without CE": ((0, 1, 0), ["distillation.ce_weight=0"]),
@@ -41,7 +42,7 @@ STORED = "stage 1, stored top-k signals"
 
 
 def main() -> None:
-    """Run what is not finished, and print the table."""
+    """Run all arms that are not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("teacher")
     parser.add_argument("plan", nargs="?", help="none with --predictor-stages")
@@ -69,11 +70,9 @@ def main() -> None:
     report(args, runs, results)
 
 
-def distil(
-    args: argparse.Namespace, arm: str, what: tuple[tuple[float, float, float], list[str]], seed: int
-) -> dict[str, float]:
-    """One run's results, of its record if it is finished."""
-    shares, settings = what
+def distil(args: argparse.Namespace, arm: str, plan: Arm, seed: int) -> dict[str, float]:
+    """Return the results of one run, after running it if its record is not finished."""
+    shares, settings = plan
     name = arm.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
     folder = args.output_dir / f"{name}-{seed}"
     record = folder / "run.json"
@@ -99,14 +98,14 @@ def distil(
 
 
 def steps_of(shares: tuple[float, float, float], steps: int) -> list[int]:
-    """Whole steps for each stage; one step of no consequence where there is no share."""
+    """Return whole steps for each stage; one step of no consequence where there is no share."""
     if not any(shares):
         return [0, 0, 1]
     return [round(share * steps) for share in shares]
 
 
 def report(args: argparse.Namespace, runs: list[tuple[str, int]], results: list[dict[str, float]]) -> None:
-    """A row an arm: mean and spread over seeds of the student's held-out loss, and what that is to its teacher's."""
+    """Print a row an arm: mean and spread over seeds of the student's held-out loss, and its teacher's."""
     teacher = results[0]["teacher_validation_nll"]
     print(f"teacher: {teacher:.4f} nats a token; compute cut {100 * results[0]['compute_cut']:.1f} %")
     print(

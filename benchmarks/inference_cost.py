@@ -1,18 +1,17 @@
-"""What an evaluation costs at inference, beside a layer of a Llama of the same width.
+"""Cost of an evaluation at inference, against a layer of a Llama of the same width.
 
     python benchmarks/inference_cost.py                          # the paper's 55M model, r = 3; random weights
     python benchmarks/inference_cost.py --section forward --section decode
     python benchmarks/inference_cost.py --device cuda --dtype bfloat16 --hidden-size 1024 --num-layers 24   # 340M
 
-All in pairs, in turns, in one run: a figure is the median over the rounds of the ratio of two neighbours. One
-sequence, exact cache, under three plans: in full, and with overhead cuts of 55 % and 75 %. Exit code 1 where a bound
-is missed:
+Pairs are timed in turns; a figure is the median over the rounds of their ratio. One sequence, exact cache, under
+three plans: in full, and with overhead cuts of 55 % and 75 %. Exit code 1 where a bound is missed:
 
     forward     seconds as a multiple of a Llama's with as many layers as the model has evaluations: at most 1.03
     decode      a decoding step likewise, eager: at most 1.05
     compiled    a decoding step with static cache and torch.compile, as a share of our own eager one: at most 1 / 1.5
-    students    the speedup that a plan's evaluations predict, as a multiple of what `iiad bench` finds, for decoding
-                and for the prompt: at most 1 / 0.97; where it is missed, what eats it
+    students    the speedup that a plan's evaluations predict, as a multiple of what `iiad bench` measures, for
+                decoding and for the prompt: at most 1 / 0.97; where it is missed, the parts that cause it
     graphs      (on a GPU) a compiled decoding step, with CUDA graphs, as a multiple of that of a Transformer of as
                 many layers as the model has: at most 2.5 in full, 1.5 at a cut of 55 %
 """
@@ -27,33 +26,37 @@ from itertools import islice
 from typing import Any
 
 import torch
-from timing import Row, make_parser, print_rows, ratio_in_turns
+from common import Row, make_iiet, make_parser, model_shape, print_rows, ratio_in_turns
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from iiad.checkpoints import identify_model, load_model
 from iiad.evaluation.speed import bench_models
 from iiad.evaluation.timing import CompiledDecoder, random_prompts, run_calls
-from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models import IIETForCausalLM
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import explain_losses
 
+SIZES = {"num_layers": 12, "num_iterations": 3, "vocab_size": 32000, "num_tokens": 128, "steps": 8}
+"""Of the model, of the forward pass and the prompt, and decoding steps at a time."""
+
 
 def main() -> int:
-    """Measure section by section, print, and say whether every bound is kept."""
-    options = read_options()
+    """Measure section by section, print, and return 1 where a bound is missed."""
+    parser = make_parser(__doc__, rounds=10, **SIZES, dtype="float32")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
+    options = parser.parse_args()
     torch.set_grad_enabled(False)
     missed = False
     everywhere = [name for name in SECTIONS if name != "graphs" or options.device.startswith("cuda")]
     for name in options.section or everywhere:
         print(name, flush=True)
-        for row in SECTIONS[name](options):
-            missed |= not print_rows([row])
+        missed |= not print_rows(SECTIONS[name](options))
     return int(missed)
 
 
 def measure_forward(options: Any) -> Iterator[Row]:
-    """One forward pass without a cache, the head on the last token alone."""
+    """Time one forward pass without a cache, the head on the last token alone."""
     tokens = random_prompts(1, options.num_tokens, options.vocab_size, seed=0).to(options.device)
 
     def forward(model: Any) -> None:
@@ -64,13 +67,13 @@ def measure_forward(options: Any) -> Iterator[Row]:
 
 
 def measure_decoding(options: Any) -> Iterator[Row]:
-    """Decoding steps after a prompt."""
+    """Time decoding steps after a prompt."""
     for name, ours, llama in make_pairs(options):
         yield Row(name, compare(decoding(ours, options), decoding(llama, options), options), 1.05)
 
 
 def measure_compiled(options: Any) -> Iterator[Row]:
-    """Decoding steps through torch.compile and a static cache, in those of our own eager model."""
+    """Time decoding steps through torch.compile and a static cache, in those of our own eager model."""
     model = make_iiet(options)
     for name, plan in make_plans(options).items():
         model.set_num_iterations(plan)
@@ -80,7 +83,7 @@ def measure_compiled(options: Any) -> Iterator[Row]:
 
 
 def measure_students(options: Any) -> Iterator[Row]:
-    """Each plan against the whole one, as the user would measure it."""
+    """Compare each plan with the whole model, as `iiad bench` does."""
     full, *cuts = make_plans(options).values()
     with tempfile.TemporaryDirectory() as folder:
         make_iiet(options).save_pretrained(folder)
@@ -106,11 +109,9 @@ def measure_students(options: Any) -> Iterator[Row]:
 
 
 def measure_graphs(options: Any) -> Iterator[Row]:
-    """Compiled decoding against that of a Transformer."""
+    """Compare compiled decoding with that of a Transformer."""
     model = make_iiet(options)
-    llama = place(
-        LlamaForCausalLM(LlamaConfig(**make_shape(options), num_hidden_layers=options.num_layers)), options
-    )
+    llama = make_llama(options, options.num_layers)
     for (name, plan), bound in zip(make_plans(options).items(), (2.5, 1.5), strict=False):
         model.set_num_iterations(plan)
         torch.compiler.reset()
@@ -128,12 +129,12 @@ SECTIONS: dict[str, Callable[[Any], Iterator[Row]]] = {
 
 
 def compare(first: Callable[[], Any], second: Callable[[], Any], options: Any) -> float:
-    """Seconds of the first in those of the second."""
+    """Return seconds of the first in those of the second."""
     return ratio_in_turns(first, second, options.rounds, options.device)
 
 
 def decoding(model: Any, options: Any, compiled: bool = False) -> Callable[[], None]:
-    """Some decoding steps, that go on from where the last call ended; the prompt has been read.
+    """Return a function that decodes some steps from where its last call ended; the prompt has been read.
 
     All caches grow alike, so that what is compared has the same context.
     """
@@ -154,7 +155,7 @@ def decoding(model: Any, options: Any, compiled: bool = False) -> Callable[[], N
 
 
 def make_plans(options: Any) -> dict[str, list[int]]:
-    """r_t of each layer: in full, and with overhead cuts of 55 % and 75 %, the first layers keeping more."""
+    """Return r_t of each layer in full and with overhead cuts of 55 % and 75 %, the first layers keeping more."""
     depth, most = options.num_layers, options.num_iterations
     named = {"in full": [most] * depth}
     for cut in (0.55, 0.75):
@@ -164,53 +165,18 @@ def make_plans(options: Any) -> dict[str, list[int]]:
 
 
 def make_pairs(options: Any) -> Iterator[tuple[str, IIETForCausalLM, LlamaForCausalLM]]:
-    """Under each plan the model, and a Llama of its evaluations."""
+    """Yield, under each plan, the model and a Llama of its evaluations."""
     ours = make_iiet(options)
     for name, plan in make_plans(options).items():
         ours.set_num_iterations(plan)
         depth = ours.config.num_evaluations
-        llama = LlamaForCausalLM(LlamaConfig(**make_shape(options), num_hidden_layers=depth))
-        yield f"{name}, {depth} evaluations", ours, place(llama, options)
+        yield f"{name}, {depth} evaluations", ours, make_llama(options, depth)
 
 
-def make_iiet(options: Any) -> IIETForCausalLM:
-    """The model, with random weights: cost does not depend on them."""
-    config = IIETConfig(
-        **make_shape(options), num_layers=options.num_layers, num_iterations=options.num_iterations
-    )
-    return place(IIETForCausalLM(config), options)
-
-
-def make_shape(options: Any) -> dict[str, Any]:
-    """What both models have alike."""
-    width = options.hidden_size
-    return {
-        "vocab_size": options.vocab_size,
-        "hidden_size": width,
-        "intermediate_size": options.intermediate_size or width * 11 // 4,
-        "num_attention_heads": max(1, width // 128),
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    }
-
-
-def place(model: Any, options: Any) -> Any:
-    """The model in evaluation mode, in the type and on the device that are asked for."""
-    return model.eval().to(options.device, getattr(torch, options.dtype))
-
-
-def read_options() -> Any:
-    """The command line."""
-    parser = make_parser(__doc__, rounds=10)
-    parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
-    parser.add_argument("--intermediate-size", type=int, help="default: 2.75 times the width")
-    parser.add_argument("--num-layers", type=int, default=12)
-    parser.add_argument("--num-iterations", type=int, default=3)
-    parser.add_argument("--vocab-size", type=int, default=32000)
-    parser.add_argument("--num-tokens", type=int, default=128, help="of the forward pass, and of the prompt")
-    parser.add_argument("--steps", type=int, default=8, help="decoding steps at a time")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    return parser.parse_args()
+def make_llama(options: Any, num_layers: int) -> LlamaForCausalLM:
+    """Return a Llama of the IIET's shape, in evaluation mode."""
+    llama = LlamaForCausalLM(LlamaConfig(**model_shape(options), num_hidden_layers=num_layers))
+    return llama.eval().to(options.device, getattr(torch, options.dtype))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What lossless mode gains: tokens a second with a draft against the teacher alone, at batch 1, greedy.
+"""Speed of lossless drafting: tokens a second with a draft against the teacher alone, at batch 1, greedy.
 
     python benchmarks/speculation.py demo-output/teacher                     # its own weights, r = 0
     python benchmarks/speculation.py demo-output/teacher --plan demo-output/plan.json
     python benchmarks/speculation.py demo-output/teacher --draft demo-output/iiet-r0
 
 Prompts are cut from a text's validation split, at equal distances. The teacher alone is timed in `time_model`'s tight
-loop, in transformers' generate(), and in generate(assistant_model=...) with the same draft; all in turns in one run,
-prompt by prompt, and compared by the medians over the rounds of the seconds for all prompts, reading them included.
-Exit code 1 where a bound is missed:
+loop, in transformers' generate(), and in generate(assistant_model=...) with the same draft; all in turns, prompt by
+prompt, and compared by the medians over the rounds of the seconds for all prompts, reading them included. Exit code 1
+where a bound is missed:
 
     tokens                      the teacher's own in every run
     at the best draft length    at least 1.8 times the tokens a second of the teacher in its tight loop
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import Row, make_parser, print_rows, time_of
+from common import Row, make_parser, print_rows, time_in_turns
 from torch import Tensor
 
 from iiad.data import pack, resolve_inputs
-from iiad.evaluation.timing import now, time_model
+from iiad.evaluation.timing import time_model
 from iiad.generation.speculation import Reader, Speculation, speculate
 from iiad.generation.text import load_drafted_generator
 
@@ -35,7 +35,7 @@ LENGTHS = (1, 2, 4, 6, 8, 12)
 
 
 def main() -> int:
-    """Measure, print, and say whether every bound is kept."""
+    """Measure, print, and return 1 where a bound is missed."""
     options = read_options()
     teacher, tokenizer, draft = load_drafted_generator(
         options.teacher,
@@ -46,24 +46,22 @@ def main() -> int:
         dtype=options.dtype,
     )
     prompts = cut_prompts(options, tokenizer)
-    said: dict[int, list[Speculation]] = {length: [] for length in LENGTHS}
+    drafted: dict[str, list[Speculation]] = {f"draft length {length}": [] for length in LENGTHS}
     wanted = [time_model(teacher, prompt, options.new_tokens - 1).tokens[0].tolist() for prompt in prompts]
-    works = make_works(teacher, draft.model, options.new_tokens, said)
-    seconds = time_in_turns(works, prompts, options)
+    works = make_works(teacher, draft.model, options.new_tokens, drafted)
+    seconds = time_prompts(works, prompts, options)
+    wanted = [tokens for tokens in wanted for _ in range(options.rounds + 1)]
     wrong = sum(
-        run.tokens != tokens
-        for runs in said.values()
-        for run, tokens in zip(runs, wanted * (options.rounds + 1), strict=True)
+        run.tokens != tokens for runs in drafted.values() for run, tokens in zip(runs, wanted, strict=True)
     )
     num_tokens = len(prompts) * options.new_tokens
     print(
         f"{'':32}{'tokens/s':>10}{'ratio':>8}{'accepted':>10}{'a call':>8}{'ms draft':>10}{'check':>8}{'rest':>8}"
     )
     for name, found in seconds.items():
-        runs = said.get(int(name.split()[-1]) if name.startswith("draft length") else 0, [])
-        print(describe(name, found, seconds["teacher, tight loop"], num_tokens, runs))
+        print(describe(name, found, seconds["teacher, tight loop"], num_tokens, drafted.get(name, [])))
     print_calls(teacher, draft.model, prompts[0])
-    best = min((name for name in seconds if name.startswith("draft")), key=lambda name: seconds[name])
+    best = min(drafted, key=lambda name: seconds[name])
     print(
         f"\n{len(prompts)} prompts of {options.prompt_tokens} tokens, {options.new_tokens} new tokens; best: {best}"
     )
@@ -76,9 +74,9 @@ def main() -> int:
 
 
 def make_works(
-    teacher: Any, draft: Any, num_new: int, said: dict[int, list[Speculation]]
+    teacher: Any, draft: Any, num_new: int, drafted: dict[str, list[Speculation]]
 ) -> dict[str, Callable[[Tensor], Any]]:
-    """What is timed, by name; each takes a prompt (1, T). Texts do not end, so that all give as many tokens."""
+    """Return the works by name; each takes a prompt (1, T). Texts do not end, so that all give as many tokens."""
     settings: dict[str, Any] = {
         "max_new_tokens": num_new,
         "do_sample": False,
@@ -99,30 +97,28 @@ def make_works(
     }
 
     def draft_and_check(length: int, prompt: Tensor) -> None:
-        said[length].append(speculate(teacher, draft, prompt, num_new, length))
+        drafted[f"draft length {length}"].append(speculate(teacher, draft, prompt, num_new, length))
 
     for length in LENGTHS:
         works[f"draft length {length}"] = partial(draft_and_check, length)
     return works
 
 
-def time_in_turns(
+def time_prompts(
     works: dict[str, Callable[[Tensor], Any]], prompts: list[Tensor], options: Any
 ) -> dict[str, float]:
-    """Median over the rounds, after one that warms up, of each one's seconds for all prompts."""
-    rounds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(options.rounds + 1):
-        totals = dict.fromkeys(works, 0.0)
-        for prompt in prompts:
-            for name, work in works.items():
-                totals[name] += time_of(partial(work, prompt), options.device)
-        for name, total in totals.items():
-            rounds[name].append(total)
-    return {name: median(found[1:]) for name, found in rounds.items()}
+    """Return the median over the rounds of each work's seconds for all prompts."""
+    found = [
+        time_in_turns(
+            {name: partial(work, prompt) for name, work in works.items()}, options.rounds, options.device
+        )
+        for prompt in prompts
+    ]
+    return {name: median(map(sum, zip(*(seconds[name] for seconds in found), strict=True))) for name in works}
 
 
 def describe(name: str, seconds: float, base: float, num_tokens: int, runs: list[Speculation]) -> str:
-    """One line; of runs with a draft also where a round's time goes, in ms."""
+    """Return one line; of runs with a draft also the parts of a round, in ms."""
     line = f"{name:32}{num_tokens / seconds:10.1f}{base / seconds:8.2f}"
     if not runs:
         return line
@@ -139,28 +135,25 @@ def describe(name: str, seconds: float, base: float, num_tokens: int, runs: list
 
 @torch.inference_mode()
 def print_calls(teacher: Any, draft: Any, prompt: Tensor) -> None:
-    """What limits the gain: a call of each model over some tokens after a prompt, ms, in turns."""
-    readers = {"draft": (Reader(draft), (1,)), "teacher": (Reader(teacher), (1, 2, 3, 5, 7, 9, 13))}
-    found: dict[tuple[str, int], list[float]] = {}
-    for reader, _ in readers.values():
+    """Print the cost of a call of each model over some tokens after a prompt, which limits the gain."""
+
+    def call(reader: Reader, size: int) -> None:
+        reader.read(prompt[:, :size], keep=size)
+        reader.rollback(prompt.shape[1])
+
+    works: dict[str, Callable[[], Any]] = {}
+    for name, model, sizes in (("draft", draft, (1,)), ("teacher", teacher, (1, 2, 3, 5, 7, 9, 13))):
+        reader = Reader(model)
         reader.read(prompt)
-    for _ in range(30):
-        for name, (reader, sizes) in readers.items():
-            for size in sizes:
-                started = now(prompt.device)
-                reader.read(prompt[:, :size], keep=size)
-                found.setdefault((name, size), []).append(now(prompt.device) - started)
-                reader.rollback(prompt.shape[1])
-    base = median(found["teacher", 1])
-    print(
-        "\na call, in the teacher's over one token "
-        f"({base * 1e3:.2f} ms): "
-        + ", ".join(f"{name} over {size} {median(times) / base:.2f}" for (name, size), times in found.items())
-    )
+        works |= {f"{name} over {size}": partial(call, reader, size) for size in sizes}
+    seconds = {name: median(found) for name, found in time_in_turns(works, 30, prompt.device.type).items()}
+    base = seconds["teacher over 1"]
+    costs = ", ".join(f"{name} {value / base:.2f}" for name, value in seconds.items())
+    print(f"\na call, in the teacher's over one token ({base * 1e3:.2f} ms): {costs}")
 
 
 def cut_prompts(options: Any, tokenizer: Any) -> list[Tensor]:
-    """Prompts (1, T) at equal distances in the text's validation split."""
+    """Return prompts (1, T) at equal distances in the text's validation split."""
     corpus = pack(resolve_inputs([options.data], "validation"), tokenizer)
     num, size = options.num_prompts, options.prompt_tokens
     starts = np.linspace(0, corpus.num_tokens - size, num).astype(int)
@@ -172,16 +165,11 @@ def cut_prompts(options: Any, tokenizer: Any) -> list[Tensor]:
 
 def read_options() -> Any:
     """The command line."""
-    parser = make_parser(__doc__, rounds=3)
+    sizes = {"num_prompts": 8, "prompt_tokens": 128, "new_tokens": 128}
+    parser = make_parser(__doc__, rounds=3, data="stdlib", **sizes, dtype="float32", goal=1.8)
     parser.add_argument("teacher", help="a model folder with iterations, or any with --draft")
     parser.add_argument("--draft", default="self", help="a model folder; default: the teacher's own weights")
     parser.add_argument("--plan", help="plan.json of the teacher's own draft; default: no iterations")
-    parser.add_argument("--data", default="stdlib")
-    parser.add_argument("--num-prompts", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--goal", type=float, default=1.8, help="of the speed at the best length")
     return parser.parse_args()
 
 
