@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cli import main
+
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command line sets it
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = main.ENVIRONMENT["HF_HUB_DISABLE_PROGRESS_BARS"]
+os.environ["OMP_WAIT_POLICY"] = main.ENVIRONMENT["OMP_WAIT_POLICY"]
 
 import pytest
 import torch
 from hypothesis import settings
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from cli import main
 from iiad.models import IIETForCausalLM
 from iiad.training import TrainRecipe, train
 from tests.helpers import SHAPE, VARIANTS

@@ -1,6 +1,7 @@
 """The command line: help, one clear line for what is wrong, and the pipeline end to end."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -102,6 +103,15 @@ def test_every_error_is_one_line_with_its_exit_code(error, code, line, iiad, mon
 
     monkeypatch.setattr(released, "convert", convert)
     assert iiad("convert", "a", "b") == (code, "", f"iiad: {line}\n")
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_wants_it_otherwise(given, found, iiad, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert iiad("--help")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == found
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
