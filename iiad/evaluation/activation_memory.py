@@ -1,4 +1,4 @@
-"""Memory that some work holds at once or saves for backward, counted and not timed: the same number every time."""
+"""Bytes that work holds at once or saves for backward: counted, so the same every time. All ours."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["peak_bytes", "peaks_in_turn", "saved_bytes"]
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
-    """Bytes of tensors that `work` made and that were alive at the same time, at most (ours).
+    """Return the most bytes of tensors made by `work` that were alive at once. Its result is dropped.
 
-    What was alive before is not counted, nor is what an operation uses inside itself (on the CPU; on CUDA it is, as
-    the caching allocator's own peak is read). The result of `work` is dropped.
+    Tensors from before are not counted. Memory inside an operation counts on CUDA, by the caching allocator's own
+    peak, and not on the CPU.
     """
     return peaks_in_turn([work], device)[0]
 
 
 def peaks_in_turn(works: Sequence[Callable[[], Any]], device: str = "cpu") -> list[int]:
-    """`peak_bytes` of each of several works, done one after another: what one leaves alive counts for the next.
+    """Return `peak_bytes` of works done one after another: tensors that one leaves alive count for the next.
 
-    On the CPU inside an operation is inside what torch runs as one: under torch.inference_mode() that is all of
-    scaled_dot_product_attention, with the copy that it makes of a mask; under torch.no_grad() it is its kernel.
+    On the CPU an operation is what torch dispatches as one: under torch.inference_mode() all of
+    scaled_dot_product_attention, with its copy of a mask; under torch.no_grad() its kernel alone.
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -51,12 +51,11 @@ def _cuda_peak(work: Callable[[], Any], device: str) -> int:
 
 
 def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:
-    """Bytes of the activations that autograd saves for the backward pass while `work` runs (ours).
+    """Return the bytes of activations that autograd saves for the backward pass while `work` runs.
 
-    Every storage is counted once and whole, however many tensors and views of it are saved. Weights are no
-    activations: parameters (leaves that require a gradient), their copies in another type, which autocast makes, and
-    all that belongs to `modules` are left out. What is saved only until a recomputation is not counted either, but
-    the inputs of what will be recomputed are. The result of `work` is dropped.
+    Every storage counts once and whole, however many of its views are saved. Weights do not count: parameters (leaves
+    that require a gradient), their copies by autocast, and all tensors of `modules`. Of recomputed work only the
+    inputs count. The result of `work` is dropped.
     """
     owned = {
         tensor.untyped_storage()._cdata
@@ -77,7 +76,7 @@ def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    """Whether it is a leaf that requires a gradient, or such a leaf's view or copy in another type."""
+    """Return whether it is a leaf that requires a gradient, or such a leaf's view or copy in another type."""
     if tensor.is_leaf:
         return tensor.requires_grad
     node: Any = tensor.grad_fn
@@ -90,7 +89,7 @@ _WEIGHT_COPIES = ("ToCopyBackward0", "TBackward0", "TransposeBackward0")
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows every storage that an operation makes, until it is freed."""
+    """Follow every storage that an operation makes, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
