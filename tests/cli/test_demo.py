@@ -8,7 +8,7 @@ from iiad.demo import DemoSize, bf16_is_faster, run_demo
 from iiad.reporting.demo_tables import demo_report, next_steps
 
 TINY = (
-    *("training.logging_steps=1", "training.save_steps=1", "training.per_device_train_batch_size=2"),
+    *("training.logging_steps=1", "training.save_steps=100", "training.per_device_train_batch_size=2"),
     "data.block_size=32",
 )
 TINY_TRAIN = (
