@@ -1,4 +1,4 @@
-"""What the stages hand to each other: JSON files that say what they hold, how it came about and from what.
+"""Artefacts: JSON files that stages hand to each other, with their kind, their contents and what they are made from.
 
 Needs neither torch nor transformers. All definitions here are ours.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -25,6 +25,7 @@ __all__ = [
     "ModelShape",
     "Record",
     "describe_problems",
+    "list_differences",
     "require_iterations_to_plan",
 ]
 
@@ -49,7 +50,7 @@ class ModelShape(Record):
 
 
 class ModelIdentity(Record):
-    """Which model, and what its cost follows from."""
+    """A model's name and hash, and the figures that its cost follows from."""
 
     name: str = Field(description="folder or hub name as it was given")
     fingerprint: str = Field(description="sha256 of configuration and weights, whatever plan the model runs")
@@ -82,17 +83,15 @@ class ModelIdentity(Record):
 
 
 def require_iterations_to_plan(model: ModelIdentity) -> ModelIdentity:
-    """The model, if it has a number of iterations for each layer and one above 0; ValueError otherwise."""
-    plan = model.num_iterations
-    if len(plan) != model.num_layers:
-        raise ValueError(f"num_iterations has {len(plan)} entries; accepted: {model.num_layers}, one a layer")
-    if min(plan) < 0 or max(plan) == 0:
-        raise ValueError(f"num_iterations is {plan}; accepted: none below 0 and one above it")
+    """Return the model. Raises ValueError unless it has a number of iterations for each layer, and one above 0."""
+    plan, L = model.num_iterations, model.num_layers
+    if len(plan) != L or min(plan) < 0 or max(plan) == 0:
+        raise ValueError(f"num_iterations: expected {L} numbers from 0 on, not all of them 0, got {plan}")
     return model
 
 
 class DataIdentity(Record):
-    """Which tokens."""
+    """Names, hash and number of the tokens that were used."""
 
     names: list[str] = Field(description="the files, or the embedded corpus, in order")
     fingerprint: str = Field(description="sha256 of content, tokenizer and settings")
@@ -149,6 +148,18 @@ def describe_problems(error: ValidationError) -> list[str]:
     return lines
 
 
+def list_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Set[str] = frozenset(), above: str = ""
+) -> Iterator[str]:
+    """Yield each field that differs, as `FIELD was WHAT, now WHAT`; fields named in `free`, at any depth, may."""
+    for name in sorted((before.keys() | now.keys()) - free):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from list_differences(old, new, free, f"{above}{name}.")
+        elif old != new:
+            yield f"{above}{name} was {_short(old)}, now {_short(new)}"
+
+
 def _short(value: Any) -> str:
     """Show a value in at most 60 characters, a hash by its first 12."""
     text = value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
@@ -182,7 +193,9 @@ class Journal(Generic[RecordT]):
             found = json.loads(first)
         except ValueError:
             return []  # killed before the first line was whole
-        differences = list(_differences(found, self.heading)) if isinstance(found, dict) else ["the whole"]
+        differences = (
+            list(list_differences(found, self.heading)) if isinstance(found, dict) else ["the whole"]
+        )
         if differences:
             raise InputError(f"{self.path}: cannot be resumed: {'; '.join(differences)}")
         records = []
@@ -206,12 +219,3 @@ class Journal(Generic[RecordT]):
     def remove(self) -> None:
         """Delete the journal: its run is finished."""
         self.path.unlink(missing_ok=True)
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} was {_short(old)}, now {_short(new)}"

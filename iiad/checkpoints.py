@@ -204,19 +204,21 @@ def load_model(
     return loaded.to(device).eval()
 
 
-def load_identified(model: str | Path, device: str, dtype: str, *, cast: bool) -> tuple[Any, ModelIdentity]:
+def load_identified(
+    model: str | Path, device: str, dtype: str, *, cast: bool, num_iterations: Any = None
+) -> tuple[Any, ModelIdentity]:
     """Load a model on its device, and identify it.
 
     The identity is taken of the weights as they are stored, because the fingerprint that plans are bound to
     depends on their precision; its cache bytes are then those of `dtype`.
 
-    cast: True puts the weights in dtype; False in float32, for autocast to work on. Raises InputError as
-    `load_model` does, and where memory runs out.
+    cast: True puts the weights in dtype; False in float32, for autocast to work on. num_iterations: as in
+    `load_model`. Raises InputError as that does, and where memory runs out.
     """
     wanted = DTYPES[dtype] if cast else torch.float32
     remedies = ["fewer or smaller models", *(["bfloat16"] if cast and dtype != "bfloat16" else [])]
     with memory_explained(f"loading {model} on {device}", remedies=remedies):
-        loaded = load_model(model)
+        loaded = load_model(model, num_iterations=num_iterations)
         identity = identify_model(loaded, model)
         per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
         for parameter in loaded.parameters():

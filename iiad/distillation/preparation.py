@@ -1,75 +1,82 @@
-"""Everything that a distillation needs, loaded and found to fit before anything is written."""
+"""Teacher, student and text of a distillation, loaded and checked before anything is written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import choose_device, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
 from iiad.planning import Plan, check_plan
 from iiad.progress import print_status
-from iiad.training.batches import blocks_per_step
+from iiad.training.corpora import Corpora, require_step
 from iiad.training.recipes import DistillRecipe
-from iiad.training.requirements import check_stage
+from iiad.training.requirements import set_attention
 from iiad.training.scoring import TokenScore, measure_naive_losses, require_knowledge, score_beginning
-from iiad.training.teacher import Corpora
 
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
-from .students import freeze_unused, make_student, student_changes
-from .teacher_signals import LiveTeacher
+from .students import freeze_unused, make_student, require_change
+from .teacher_signals import LiveTeacher, StoredTeacher, Teacher
 
-__all__ = ["Distillation", "prepare"]
+__all__ = ["Distillation"]
 
 
-@dataclass
 class Distillation:
     """A teacher, its student and their text; the teacher only for as long as something learns from it.
 
-    teacher_score: on the validation text, once it is measured.
+    plan: None where the recipe says what changes. teacher_score: on the validation text, once it is measured.
+    Raises InputError for a teacher, plan, text or signals that cannot be used or do not belong together.
     """
 
-    recipe: DistillRecipe
-    teacher: PreTrainedModel | None
-    teacher_config: Any
-    identity: ModelIdentity
-    tokenizer: Any
-    student: PreTrainedModel
-    corpora: Corpora
-    stored: StoredSignals | None
-    teacher_score: TokenScore | None = None
-    _live: LiveTeacher | None = None
+    def __init__(self, teacher_folder: str | Path, plan: Plan | None, recipe: DistillRecipe):
+        self.recipe, device = recipe, choose_device(None)
+        # In float32 whatever is stored: what a small learning rate adds would be rounded away in bfloat16.
+        self.teacher, self.identity = load_identified(teacher_folder, device, "float32", cast=True)
+        self.teacher_config: Any = self.teacher.config
+        if plan is not None:
+            check_plan(plan, self.identity)
+        require_change(self.teacher_config, plan, recipe.student)
+        self.layers = hidden_layers(recipe.distillation, self.identity.num_layers)
+        if max(self.layers, default=0) > self.identity.num_layers:
+            raise InputError(
+                f"distillation.hidden_layers: expected at most {self.identity.num_layers}, the teacher's "
+                f"num_layers, got {self.layers}"
+            )
+        self.tokenizer = load_tokenizer(teacher_folder)
+        self.corpora = Corpora(recipe, self.tokenizer, self.teacher_config)
+        self.stored = self._open_signals()
+        set_seed(recipe.training.seed)
+        num_iterations = None if plan is None else plan.num_iterations
+        self.student = make_student(teacher_folder, num_iterations, recipe.student, device)
+        freeze_unused(self.student)
+        for model in (self.teacher, self.student):
+            set_attention(model, recipe.training)
+        self.teacher_score: TokenScore | None = None
+        self._live: LiveTeacher | None = None
 
-    def needs_teacher(self, stage: str) -> bool:
-        """Whether a stage learns from a live teacher."""
+    def _open_signals(self) -> StoredSignals | None:
         section = self.recipe.distillation
-        if not getattr(section, stage).max_steps or stage == "recover":
-            return False
-        return stage == "layerwise" or (self.stored is None and needs_signals(section))
+        if section.signals is None or not section.distill.max_steps:
+            return None
+        stored = StoredSignals.open(section.signals)
+        stored.require(
+            teacher=self.identity,
+            tokenizer_fingerprint=self.corpora.fingerprints["tokenizer"],
+            corpus_fingerprint=self.corpora.training.fingerprint,
+            block_size=self.corpora.block_size,
+            temperature=section.temperature if section.kl_weight else None,
+            hidden_layers=self.layers,
+        )
+        require_step(section.signals, stored.record.num_blocks, self.recipe.training)
+        return stored
 
-    def live_teacher(self) -> LiveTeacher:
-        """The teacher as one to learn from."""
-        if self._live is None:
-            assert self.teacher is not None
-            training = self.recipe.training
-            layers = hidden_layers(self.recipe.distillation, self.student.config.num_layers)
-            sharded = training.fsdp and PartialState().num_processes > 1
-            self._live, self.teacher = LiveTeacher(self.teacher, layers, training.bf16, sharded), None
-        return self._live
-
-    def forget_teacher(self) -> None:
-        """Free it."""
-        self.teacher = self._live = None
-
-    def check_teacher(self) -> dict[str, Any]:
-        """Measure the teacher before anything learns from it, beside models that know next to nothing.
+    def check_teacher(self) -> dict[str, float]:
+        """Measure the teacher before anything learns from it, and the losses that it must beat; return all three.
 
         Raises InputError for a teacher that is no better than token counts, unless the recipe does not ask, and for
         one that has no accuracy to be retained.
@@ -88,70 +95,31 @@ class Distillation:
         override = "distillation.check_teacher=false" if section.check_teacher else None
         print_status(require_knowledge(score.nll, naive, where, override))
         if section.retain is not None and not score.accuracy:
-            raise InputError("distillation.retain: the teacher predicts no token of data.validation rightly")
+            raise InputError(
+                f"distillation.retain: expected a teacher with accuracy on {where}, got one of 0"
+            )
         return {"teacher_nll": score.nll, "unigram_nll": naive.unigram, "uniform_nll": naive.uniform}
 
+    def needs_model(self, stage: str) -> bool:
+        """Return whether a stage learns from the teacher's model."""
+        if stage == "distill":
+            return self.stored is None and needs_signals(self.recipe.distillation)
+        return stage == "layerwise"
 
-def prepare(teacher_folder: str | Path, plan: Plan | None, recipe: DistillRecipe) -> Distillation:
-    """Load what a recipe names and check that it fits together; nothing is written.
+    def live_teacher(self) -> LiveTeacher:
+        """Return the teacher's model as one to learn from, the same one each time."""
+        if self._live is None:
+            training = self.recipe.training
+            sharded = training.fsdp and PartialState().num_processes > 1
+            self._live, self.teacher = LiveTeacher(self.teacher, self.layers, training.bf16, sharded), None
+        return self._live
 
-    Raises InputError for a teacher, plan, text or signals that cannot be used or do not belong together.
-    """
-    device = choose_device(None)
-    # In float32 whatever is stored: what a small learning rate adds would be rounded away in bfloat16.
-    teacher, identity = load_identified(teacher_folder, device, "float32", cast=True)
-    if plan is not None:
-        check_plan(plan, identity)
-    changes = student_changes(teacher.config, plan, recipe.student)
-    tokenizer = load_tokenizer(teacher_folder)
-    _require_fit(teacher_folder, teacher, tokenizer, recipe)
-    corpora = Corpora(recipe.data, teacher.config.max_position_embeddings, tokenizer, recipe.training)
-    stored = _open_signals(recipe, identity, corpora)
-    set_seed(recipe.training.seed)
-    student = make_student(teacher_folder, changes, recipe.student, device)
-    freeze_unused(student)
-    for model in (teacher, student):
-        check_stage(model, corpora.blocks, recipe.training)
-    return Distillation(recipe, teacher, teacher.config, identity, tokenizer, student, corpora, stored)
+    def signal_source(self) -> Teacher | None:
+        """Return the teacher of stage distill: stored or live; None where its losses need none."""
+        if not needs_signals(self.recipe.distillation):
+            return None
+        return self.live_teacher() if self.stored is None else StoredTeacher(self.stored, self.layers)
 
-
-def _require_fit(folder: str | Path, teacher: PreTrainedModel, tokenizer: Any, recipe: DistillRecipe) -> None:
-    """Raise InputError for a vocabulary or a context that is too small, or a hidden state that is not there."""
-    if len(tokenizer) > teacher.config.vocab_size:
-        raise InputError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model a vocabulary of "
-            f"{teacher.config.vocab_size}"
-        )
-    longest = teacher.config.max_position_embeddings
-    if (recipe.data.block_size or 0) > longest:
-        raise InputError(
-            f"data.block_size must be at most the teacher's max_position_embeddings ({longest}), "
-            f"found {recipe.data.block_size}"
-        )
-    last = teacher.config.num_layers
-    if max(recipe.distillation.hidden_layers or [0]) > last:
-        raise InputError(
-            f"distillation.hidden_layers must be at most the teacher's num_layers ({last}), "
-            f"found {recipe.distillation.hidden_layers}"
-        )
-
-
-def _open_signals(recipe: DistillRecipe, identity: ModelIdentity, corpora: Corpora) -> StoredSignals | None:
-    section = recipe.distillation
-    if section.signals is None or not section.distill.max_steps:
-        return None
-    stored = StoredSignals.open(section.signals)
-    stored.require(
-        teacher=identity,
-        tokenizer_fingerprint=corpora.fingerprints["tokenizer"],
-        corpus_fingerprint=corpora.training.fingerprint,
-        block_size=corpora.block_size,
-        temperature=section.temperature if section.kl_weight else None,
-        hidden_layers=hidden_layers(section, identity.num_layers),
-    )
-    batch = blocks_per_step(recipe.training)
-    if stored.record.num_blocks < batch:
-        raise InputError(
-            f"{section.signals}: holds {stored.record.num_blocks} blocks; one step needs {batch}"
-        )
-    return stored
+    def forget_teacher(self) -> None:
+        """Free the teacher's model."""
+        self.teacher = self._live = None

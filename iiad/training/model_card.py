@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from .runs import RunRecord
+if TYPE_CHECKING:
+    from .runs import RunRecord
 
 __all__ = ["model_card"]
 

@@ -196,7 +196,7 @@ def test_a_teacher_without_tokenizer_or_with_too_short_a_context_is_refused(
 ):
     long = {**fields, "data": {**fields["data"], "block_size": 100}}
     message = refusal(teacher_folder, plan_file, DistillRecipe.model_validate(long), tmp_path / "run")
-    assert "max_position_embeddings (64), found 100" in message
+    assert "expected at most 64 tokens, the model's max_position_embeddings, got 100" in message
     shutil.copytree(
         teacher_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "checkpoint-*")
     )

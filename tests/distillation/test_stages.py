@@ -15,8 +15,8 @@ from iiad.distillation import LiveTeacher, objectives
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord, load_recipe, loop
 from iiad.training.checkpointing import Checkpoints, StageState
+from iiad.training.corpora import Corpora
 from iiad.training.scoring import TokenScore
-from iiad.training.teacher import Corpora
 from tests.distillation.conftest import log_of
 
 
@@ -51,7 +51,7 @@ def test_layers_that_learnt_by_themselves_bring_the_student_nearer_to_the_teache
 def score_by(monkeypatch, accuracies):
     """The teacher's accuracy, then the student's at each validation."""
     left = iter(accuracies)
-    monkeypatch.setattr(Corpora, "_score", lambda self, corpus, model: TokenScore(100, 3.0, next(left)))
+    monkeypatch.setattr(Corpora, "score_validation", lambda self, model: TokenScore(100, 3.0, next(left)))
 
 
 WATCHED = {"eval_steps": 2, "save_steps": 100}
@@ -128,7 +128,7 @@ def test_a_teacher_without_any_accuracy_retains_nothing_and_breaks_nothing(disti
 
 def test_nothing_can_be_retained_of_a_teacher_without_accuracy(distilled, monkeypatch, tmp_path):
     score_by(monkeypatch, [0.0])
-    with pytest.raises(InputError, match=r"predicts no token of data\.validation rightly"):
+    with pytest.raises(InputError, match=r"expected a teacher with accuracy on data\.validation"):
         distilled(recover=4, retain=0.5, training=WATCHED)
     assert not (tmp_path / "run").exists()
 

@@ -143,7 +143,7 @@ def test_signals_of_another_text_or_another_teacher_are_refused(
 
 def test_signals_too_few_for_a_step_are_refused_before_anything_is_written(capture, distilled, tmp_path):
     few = str(capture(top_k=4, max_tokens=64))
-    with pytest.raises(InputError, match="holds 2 blocks; one step needs 4"):
+    with pytest.raises(InputError, match="expected at least 4 blocks, for one step"):
         distilled(layerwise=1, distill=1, temperature=TEMPERATURE, signals=few)
     assert not (tmp_path / "run").exists()
 

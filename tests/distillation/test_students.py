@@ -28,7 +28,7 @@ def same(one, other):
 
 def student_of(teacher_folder, **section):
     """A student at a plan without iterations in the second layer."""
-    return make_student(teacher_folder, {"num_iterations": [2, 0]}, StudentSection(**section), "cpu")
+    return make_student(teacher_folder, [2, 0], StudentSection(**section), "cpu")
 
 
 def test_a_student_begins_with_the_teachers_weights_unless_told_otherwise(teacher_folder):
@@ -55,7 +55,7 @@ def test_a_student_can_begin_with_another_models_weights(teacher_folder, distill
 def test_a_folder_of_another_shape_is_refused(teacher_folder, distilled, tmp_path):
     save_checkpoint(make_iiet(), tmp_path / "other", tokenizer=load_tokenizer(teacher_folder))
     with pytest.raises(
-        InputError, match=r"student\.init: .*other: vocab_size is 97, the teacher's 300"
+        InputError, match=r"student\.init: .*other: vocab_size: expected the teacher's 300, got 97"
     ) as error:
         distilled(student={"init": str(tmp_path / "other")}, recover=1)
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_a_norm_that_the_teacher_itself_ended_with_stays(teacher_folder, tmp_pat
     teacher = load_model(teacher_folder, num_iterations=[0, 2])
     save_checkpoint(teacher, tmp_path / "teacher", tokenizer=load_tokenizer(teacher_folder))
     section = StudentSection(start_norm="update")
-    student = make_student(tmp_path / "teacher", {"num_iterations": [0, 0]}, section, "cpu")
+    student = make_student(tmp_path / "teacher", [0, 0], section, "cpu")
     before, after = teacher.state_dict(), student.state_dict()
     changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model.layers.1.corrector.start_norm"}
@@ -88,12 +88,12 @@ def test_a_folder_with_another_tokenizer_or_other_heads_is_refused(teacher_folde
     model = load_model(teacher_folder)
     other = train_tokenizer(["another text altogether, of other words " * 20], 300)
     save_checkpoint(model, tmp_path / "words", tokenizer=other)
-    with pytest.raises(InputError, match="its tokenizer is not the teacher's"):
+    with pytest.raises(InputError, match="tokenizer: expected the teacher's"):
         distilled(student={"init": str(tmp_path / "words")}, recover=1)
     model.config.num_attention_heads = model.config.num_key_value_heads = 4
     model.config.head_dim = 4  # the same tensors, read otherwise
     save_checkpoint(model, tmp_path / "heads", tokenizer=load_tokenizer(teacher_folder))
-    with pytest.raises(InputError, match="num_attention_heads is 4, the teacher's 2"):
+    with pytest.raises(InputError, match="num_attention_heads: expected the teacher's 2, got 4"):
         distilled(student={"init": str(tmp_path / "heads")}, recover=1)
 
 
@@ -199,16 +199,14 @@ def test_a_student_is_distilled_under_a_shared_cache(with_plan, teacher_folder, 
 def test_a_policy_that_changes_nothing_or_that_a_teacher_cannot_have_is_refused(
     teacher_folder, lesson, tmp_path
 ):
-    with pytest.raises(
-        InputError, match=r"student\.cache_policy: found 'exact', the teacher's own; accepted: an"
-    ):
+    with pytest.raises(InputError, match=r"student\.cache_policy: expected one other than the teacher's"):
         distill(teacher_folder, None, lesson(distill=1, student={"cache_policy": "exact"}), tmp_path / "run")
     tokenizer = load_tokenizer(teacher_folder)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     llama = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=None))
     save_checkpoint(llama, tmp_path / "llama", tokenizer=tokenizer)
     recipe = lesson(distill=1, student={"cache_policy": "shared"})
-    with pytest.raises(InputError, match=r"student\.cache_policy is for models with iterations; .* is llama"):
+    with pytest.raises(InputError, match=r"teacher: expected an IIET or a PCformer, got a llama"):
         distill(tmp_path / "llama", None, recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -231,10 +229,10 @@ def test_stages_are_for_pcformers_and_no_more_than_there_are(
         assert not (tmp_path / "run").exists()
         return str(error.value)
 
-    assert "no plan: give plan.json, student.cache_policy or" in refusal(teacher_folder, None, None)
-    assert "is for a PCformer; the teacher is iiet" in refusal(teacher_folder, plan_file, 1)
+    assert "plan: expected plan.json, student.cache_policy or" in refusal(teacher_folder, None, None)
+    assert "expected none for a teacher of type iiet, got 1" in refusal(teacher_folder, plan_file, 1)
     if load_model(pcformer_folder).config.predictor_order == 2:
-        assert "must be at most the teacher's 2, found 3" in refusal(pcformer_folder, None, 3)
+        assert "expected at most the teacher's 2, got 3" in refusal(pcformer_folder, None, 3)
 
 
 def test_a_teacher_that_knows_nothing_is_refused_with_what_it_should_beat(

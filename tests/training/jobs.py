@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-import iiad.distillation.preparation as preparation
 import iiad.distillation.stages as distillation
 import iiad.training.learner as learning
 import iiad.training.teacher as teaching
@@ -76,19 +75,18 @@ def watched(found: dict[str, Any]) -> Iterator[None]:
         return run_stage
 
     def make_teacher(original: Any) -> Any:
-        def build(*args: Any, **kwargs: Any) -> LiveTeacher:
-            live = original(*args, **kwargs)
+        def build(live: LiveTeacher, *args: Any, **kwargs: Any) -> None:
+            original(live, *args, **kwargs)
             parameters = dict(live.learner.model.named_parameters())
             found["sharded"] = [name for name, value in parameters.items() if isinstance(value, DTensor)]
             found["whole"] = [name for name, value in parameters.items() if not isinstance(value, DTensor)]
-            return live
 
         return build
 
     with (
         replaced(teaching, "run_stage", make_stage),
         replaced(distillation, "run_stage", make_stage),
-        replaced(preparation, "LiveTeacher", make_teacher),
+        replaced(LiveTeacher, "__init__", make_teacher),
     ):
         yield
 

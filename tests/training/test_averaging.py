@@ -28,14 +28,14 @@ def fields(recipe_fields, little_text, teacher_folder):
 def averaged(fields, tmp_path_factory):
     """A finished run, and the weights with which each validation was made."""
     folder, seen = tmp_path_factory.mktemp("averaged") / "run", []
-    original = teacher_module.Corpora._score
+    original = teacher_module.Corpora.score_validation
 
-    def score(self, corpus, model):
+    def score(self, model):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return original(self, corpus, model)
+        return original(self, model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_module.Corpora, "_score", score)
+        patch.setattr(teacher_module.Corpora, "score_validation", score)
         train(TrainRecipe.model_validate(fields), folder)
     return folder, seen
 

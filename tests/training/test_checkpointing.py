@@ -160,7 +160,7 @@ def watched(recipe_fields, tmp_path_factory):
         return TokenScore(100, next(found), 0.5)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_module.Corpora, "_score", remember)
+        patch.setattr(teacher_module.Corpora, "score_validation", remember)
         train(TrainRecipe.model_validate(fields), folder)
     return folder, seen
 

@@ -92,7 +92,7 @@ def test_a_model_trains_on_under_the_other_cache_policy_and_keeps_it(recipe_fiel
 
 
 def test_a_llama_has_no_cache_policy_to_train_on_under(recipe_fields, llama_folder, tmp_path):
-    with pytest.raises(InputError, match=r"model\.cache_policy is for models with iterations; .* is llama"):
+    with pytest.raises(InputError, match=r"model\.cache_policy: expected none for .*, a llama without"):
         train(recipe_from(recipe_fields, llama_folder, {"cache_policy": "shared"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -107,7 +107,7 @@ def test_a_teacher_is_trained_from_scratch_with_a_shared_cache(recipe_fields, tm
 @pytest.mark.parametrize(
     ("model", "training", "message"),
     [
-        ({}, {"iterations_start": 0.5}, "training.iterations_start is for models from scratch"),
+        ({}, {"iterations_start": 0.5}, "training.iterations_start: expected 0"),
         ({"num_iterations": 9}, {}, "from 0 to 2"),
         ({"num_iterations": [1]}, {}, "num_iterations"),
     ],

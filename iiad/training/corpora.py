@@ -1,0 +1,84 @@
+"""Text of a run: packed with its tokenizer, cut into blocks that its model takes, and scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from iiad.data import (
+    TokenBlocks,
+    TokenCorpus,
+    evaluation_windows,
+    pack,
+    resolve_inputs,
+    tokenizer_fingerprint,
+)
+from iiad.errors import InputError
+
+from .batches import blocks_per_step
+from .processes import first_process_first
+from .recipes import DistillRecipe, TrainRecipe
+from .scoring import TokenScore, evaluate_model
+from .sections import DataSection, OptimizationSection
+
+__all__ = ["Corpora", "require_step"]
+
+
+class Corpora:
+    """Tokens that a run learns from and, where its recipe names some, tokens that it is measured on.
+
+    fingerprints: of tokenizer and texts. Raises InputError for a vocabulary or block that the model does not take,
+    and for text that cannot be read or is too short for one step or one prediction.
+    """
+
+    def __init__(self, recipe: TrainRecipe | DistillRecipe, tokenizer: Any, config: Any):
+        """config: the model's."""
+        data, optimization = recipe.data, recipe.training
+        _require_fit(data, tokenizer, config)
+        self.block_size = data.block_tokens(config.max_position_embeddings)
+        self.batch_size = optimization.per_device_train_batch_size
+        self.dtype = "bfloat16" if optimization.bf16 else "float32"
+        self.training = _pack(data, "train", tokenizer)
+        self.blocks = TokenBlocks(self.training, self.block_size)
+        require_step("data.train", len(self.blocks), optimization)
+        self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
+        self.validation = _pack(data, "validation", tokenizer) if data.validation else None
+        if self.validation is not None:
+            evaluation_windows(self.validation, self.block_size)  # checks its length
+            self.fingerprints["validation"] = self.validation.fingerprint
+
+    @property
+    def score(self) -> Callable[[Any], TokenScore] | None:
+        """Function that scores a model on the whole validation text; None where there is none."""
+        return None if self.validation is None else self.score_validation
+
+    def score_validation(self, model: Any) -> TokenScore:
+        """Score a model on the whole validation text."""
+        assert self.validation is not None
+        windows = evaluation_windows(self.validation, self.block_size, batch_size=self.batch_size)
+        return evaluate_model(model, windows, name="validation", dtype=self.dtype)
+
+
+def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:
+    for field, got, most, limit in (
+        ("tokenizer", len(tokenizer), config.vocab_size, "vocab_size"),
+        ("data.block_size", data.block_size or 0, config.max_position_embeddings, "max_position_embeddings"),
+    ):
+        if got > most:
+            raise InputError(f"{field}: expected at most {most} tokens, the model's {limit}, got {got}")
+
+
+def _pack(data: DataSection, split: str, tokenizer: Any) -> TokenCorpus:
+    sources = resolve_inputs(getattr(data, split), split)
+    with first_process_first():
+        return pack(sources, tokenizer, text_field=data.text_field, cache_dir=data.cache_dir)
+
+
+def require_step(where: str, num_blocks: int, optimization: OptimizationSection) -> None:
+    """Raise InputError for fewer blocks than one step needs."""
+    least = blocks_per_step(optimization)
+    if num_blocks < least:
+        raise InputError(
+            f"{where}: expected at least {least} blocks, for one step (per_device_train_batch_size x "
+            f"gradient_accumulation_steps x processes), got {num_blocks}"
+        )
