@@ -52,14 +52,10 @@ def test_every_auto_class_knows_the_models(folder, tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "from transformers import AutoModelForCausalLM\n"
-        "import iiad.models\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "assert type(model) is iiad.models.IIETForCausalLM",
         "from iiad.data import load_tokenizer\nassert load_tokenizer(sys.argv[1]).vocab_size > 255",
         "from iiad.checkpoints import read_limits\nassert read_limits(sys.argv[1])[1] == 300",
     ],
-    ids=["by the user", "with a tokenizer", "with a configuration"],
+    ids=["tokenizer", "configuration"],
 )
 def test_models_are_known_where_a_folder_is_loaded(code, folder):
     run(code, folder)
