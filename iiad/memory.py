@@ -1,4 +1,4 @@
-"""Bytes of models and caches, free memory, and one line with the sizes where memory runs out. All ours.
+"""Bytes of models and caches, free memory, and the error where memory runs out. All ours.
 
 Legend: B sequences, T tokens of context.
 """

@@ -13,8 +13,7 @@ from rich.progress import Progress as Bar
 
 __all__ = ["Progress", "console", "print_status", "progress", "report_progress"]
 
-# Progress and remarks go to stderr, so that stdout holds nothing but results.
-# Of several processes that train one model, the first one speaks.
+# On stderr, so that stdout holds nothing but results; of several processes, from the first one alone.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -24,16 +23,16 @@ Progress = bool | Callable[[int, int], None]
 
 
 def print_status(message: str) -> None:
-    """Print a remark on what is going on, on stderr."""
+    """Print a remark on stderr."""
     console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Show how far something is: yields a function to be called with the amount just done, and a note if any.
+    """Show progress: yield a function to call with each amount done, and a note if any.
 
-    total and the amounts are in `unit` (shown with the rate). Where stderr is no terminal, a plain line is
-    printed every 15 seconds and none for work that is done sooner.
+    total and the amounts are in `unit`, which is shown with the rate. Where stderr is no terminal, print a plain line
+    every 15 seconds.
     """
     if console.is_terminal:
         with _bar() as bar:
@@ -51,7 +50,7 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
 
 @contextmanager
 def report_progress(task: str, total: int, progress_to: Progress) -> Iterator[Callable[[int], None]]:
-    """Report on `task`, of `total` bytes: yields a function to be called with the bytes done so far."""
+    """Report on a task of `total` bytes: yield a function to call with the bytes done so far."""
     if callable(progress_to):
         yield lambda done: progress_to(done, total)
     elif not progress_to:
@@ -84,7 +83,7 @@ def _bar() -> Bar:
 
 
 def _rate(done: float, started: float, unit: str) -> str:
-    """As in "5.2 MB/s" and "3.1 k tokens/s"; empty without a unit."""
+    """Format a rate, as in "5.2 MB/s" and "3.1 k tokens/s"; empty without a unit."""
     if not unit:
         return ""
     rate = done / max(time.monotonic() - started, 1e-9)

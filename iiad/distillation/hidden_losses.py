@@ -15,9 +15,9 @@ __all__ = ["HIDDEN_LOSSES", "hidden_state_loss"]
 
 
 def _cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cos, mean over tokens, as half the squared distance of the two directions.
+    """Return 1 - cos, mean over tokens, as half the squared distance of the two directions.
 
-    The same number, but exactly 0 at equality, without slope there, and for states of zeros too.
+    So it is exactly 0, with no gradient, at equality, states of zeros included.
     """
     difference = F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)
     return difference.square().sum(-1).mean() / 2
@@ -36,7 +36,7 @@ def hidden_state_loss(
     student_states: Sequence[Tensor],
     kind: str = "mse",
 ) -> Tensor:
-    """Mean loss over hidden states, each (B, T, D), in float32 (ours).
+    """Return the mean loss over hidden states, each (B, T, D), in float32 (ours).
 
     kind: one of HIDDEN_LOSSES. Raises ValueError for another kind, for no states, and for states that are not equally
     many and of equal shapes.
@@ -54,7 +54,7 @@ def hidden_state_loss(
 
 
 def _pair(student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Both in float32, or ValueError where broadcasting would compare what does not belong together."""
+    """Return both in float32. Raises ValueError for other shapes, which broadcasting would hide."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student_states[{number}]: expected the teacher's shape {tuple(teacher.shape)}, "

@@ -1,4 +1,4 @@
-"""What the stages of distillation minimise; what they learn of a teacher comes as its signal.
+"""Objectives of the stages that learn from a teacher, which they receive as its signal.
 
 Legend: B batch, T tokens, D model width, L layers.
 """
@@ -21,18 +21,18 @@ from .divergences import TeacherDivergence
 from .hidden_losses import hidden_state_loss
 from .teacher_signals import LiveTeacher, Signal, Teacher
 
-__all__ = ["LayerTraffic", "LearnFromTeacher", "LearnLayers", "hidden_layers", "needs_signals"]
+__all__ = ["LayerRecord", "LearnFromTeacher", "LearnLayers", "hidden_layers", "needs_signals"]
 
 
 def hidden_layers(section: DistillationSection, num_layers: int) -> list[int]:
-    """Which hidden states, from 0 to L, the recipe learns from; none where they have no weight."""
+    """Return the hidden states, from 0 to L, to learn from; none where they have no weight."""
     if not section.hidden_weight:
         return []
     return list(range(num_layers + 1)) if section.hidden_layers is None else section.hidden_layers
 
 
 def needs_signals(section: DistillationSection) -> bool:
-    """Whether stage distill learns anything of a teacher."""
+    """Return whether stage distill learns from a teacher."""
     return bool(section.kl_weight or section.hidden_weight)
 
 
@@ -45,13 +45,13 @@ class LearnFromTeacher:
         self.layers = hidden_layers(section, num_layers)
 
     def signal(self, batch: Batch) -> Signal | None:
-        """The teacher's."""
+        """Return the teacher's signal."""
         return None if self.teacher is None else self.teacher.signal(batch)
 
     def __call__(
         self, learner: Learner, batch: Batch, signal: Signal | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids: (B, T) -> the loss and its parts ce, kl and hidden, each a scalar."""
+        """Return the loss for input_ids (B, T), and its parts ce, kl and hidden, each a scalar."""
         section, input_ids = self.section, batch["input_ids"]
         output = learner.states(input_ids, output_hidden_states=bool(self.layers))
         loss, parts = torch.zeros((), device=input_ids.device), {}
@@ -79,8 +79,8 @@ class LearnFromTeacher:
         return loss, parts
 
 
-class LayerTraffic(NamedTuple):
-    """What goes into a layer of the teacher and what comes out: x_t and H_0, ..., H_{t-1}; x_{t+1} and H_t."""
+class LayerRecord(NamedTuple):
+    """Input of a layer of the teacher, x_t and H_0, ..., H_{t-1}, and its output, x_{t+1} and H_t."""
 
     x: Tensor
     history: tuple[Tensor, ...]
@@ -88,32 +88,32 @@ class LayerTraffic(NamedTuple):
 
 
 class LearnLayers:
-    """Stage layerwise (ours): each changed layer learns to do in fewer evaluations what the teacher's does.
+    """Stage layerwise (ours): each changed layer learns the teacher's output for the teacher's own input.
 
-    It is given the teacher's own inputs, so that no layer has to mend what another does, and all learn at once.
-    The loss of a layer is ||y' - y||^2 / ||y||^2, mean over tokens, for its output x_{t+1} and, where later layers
-    read it, its state H_t; the stage's is the mean over layers.
+    So no layer corrects another's errors, and all learn at once. The loss of a layer is ||y' - y||^2 / ||y||^2, mean
+    over tokens, for its output x_{t+1} and, where later layers read it, its state H_t; the stage's is the mean over
+    layers.
     """
 
     def __init__(self, teacher: LiveTeacher, layers: Sequence[int]):
         """layers: those that changed, from 0."""
         self.teacher, self.layers = teacher, list(layers)
 
-    def signal(self, batch: Batch) -> list[LayerTraffic]:
-        """The teacher's traffic through each of the layers."""
+    def signal(self, batch: Batch) -> list[LayerRecord]:
+        """Return the teacher's inputs and outputs of each of the layers."""
         with torch.no_grad():
-            return self.teacher.learner.run(_traffic, batch["input_ids"], self.layers)
+            return self.teacher.learner.run(_record_layers, batch["input_ids"], self.layers)
 
     def __call__(
-        self, learner: Learner, batch: Batch, signal: Sequence[LayerTraffic]
+        self, learner: Learner, batch: Batch, signal: Sequence[LayerRecord]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids: (B, T) -> the loss, and that of each layer (numbered from 1) as its part."""
-        losses = learner.run(_layer_losses, batch["input_ids"], self.layers, signal)
+        """Return the loss for the teacher's signal, and that of each layer (numbered from 1) as its part."""
+        losses = learner.run(_layer_losses, self.layers, signal)
         parts = {f"layer_{layer + 1}": loss.detach() for layer, loss in zip(self.layers, losses, strict=True)}
         return torch.stack(losses).mean(), parts
 
 
-def _traffic(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int]) -> list[LayerTraffic]:
+def _record_layers(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int]) -> list[LayerRecord]:
     x, context = base.prepare(input_ids)
     history: tuple[Tensor, ...] = (x,)
     found = []
@@ -121,25 +121,25 @@ def _traffic(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int]) ->
         before = (x, history)
         x, history = base.run_layer(layer, x, history, **context)
         if layer in layers:
-            found.append(LayerTraffic(*before, (x, history[-1])))
+            found.append(LayerRecord(*before, (x, history[-1])))
     return found
 
 
 def _layer_losses(
-    base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int], signal: Sequence[LayerTraffic]
+    base: PreTrainedModel, layers: Sequence[int], signal: Sequence[LayerRecord]
 ) -> list[Tensor]:
     _, context = base.prepare(None, inputs_embeds=signal[0].x)
     losses = []
-    for layer, traffic in zip(layers, signal, strict=True):
-        x, history = base.run_layer(layer, traffic.x, traffic.history, **context)
+    for layer, record in zip(layers, signal, strict=True):
+        x, history = base.run_layer(layer, record.x, record.history, **context)
         found = (x, history[-1]) if base.layers[layer].corrector.uses_history else (x,)
-        errors = [_relative_error(mine, wanted) for mine, wanted in zip(found, traffic.targets, strict=False)]
+        errors = [_relative_error(mine, wanted) for mine, wanted in zip(found, record.targets, strict=False)]
         losses.append(torch.stack(errors).mean())
     return losses
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """||found - wanted||^2 / ||wanted||^2 of (B, T, D), mean over tokens, in float32."""
+    """Return ||found - wanted||^2 / ||wanted||^2 of (B, T, D), mean over tokens, in float32."""
     found, wanted = found.float(), wanted.float()
     scale = wanted.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     return ((found - wanted).square().sum(-1) / scale).mean()

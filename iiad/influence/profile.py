@@ -43,7 +43,7 @@ METRICS: dict[str, str] = {
 
 
 class ProfileSettings(Record):
-    """How the calibration text was drawn and the model run."""
+    """Settings of the calibration text and of the model's run."""
 
     block_size: int = Field(ge=1, description="tokens of a block")
     batch_size: int = Field(

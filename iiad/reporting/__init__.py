@@ -1,1 +1,1 @@
-"""What people see: progress while something runs, and tables of what came out."""
+"""Tables, pictures and pages of results. They receive results and compute none."""

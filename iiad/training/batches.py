@@ -32,8 +32,7 @@ class Blocks(Protocol):
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
     """Blocks that one optimizer step learns from: b A P."""
-    one = optimization.per_device_train_batch_size * optimization.gradient_accumulation_steps
-    return one * PartialState().num_processes
+    return optimization.blocks_per_process * PartialState().num_processes
 
 
 def micro_batches(

@@ -1,4 +1,4 @@
-"""Estimates of what a recipe's training takes, from its sections alone. All formulas are ours.
+"""Parameters, operations and memory of a recipe's training, estimated from its sections alone. All ours.
 
 Legend: D model width, F MLP width, N query heads, K key/value heads, E head width, L layers, T tokens of a block,
 t the layer from 1.
@@ -10,7 +10,6 @@ from .recipes import DistillRecipe, TrainRecipe
 from .sections import ModelSection, OptimizationSection, TrainingSection
 
 __all__ = [
-    "blocks_per_process_step",
     "count_parameters",
     "evaluations_per_layer",
     "forward_flops",
@@ -50,11 +49,6 @@ def evaluations_per_layer(model: ModelSection) -> list[int]:
     return [1 + r for r in _iterations(model)]
 
 
-def blocks_per_process_step(training: OptimizationSection) -> int:
-    """Return the blocks of one optimizer step in one process."""
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps
-
-
 def forward_flops(
     model: ModelSection, vocab_size: int, context: int, evaluations: float
 ) -> tuple[float, float]:
@@ -78,7 +72,7 @@ def training_flops(model: ModelSection, training: TrainingSection, vocab_size: i
     full = sum(evaluations_per_layer(model))
     start = training.iterations_start if model.solver == "iiet" else 0.0
     layers, head = forward_flops(model, vocab_size, context, start * model.num_layers + (1 - start) * full)
-    tokens = training.max_steps * blocks_per_process_step(training) * context
+    tokens = training.max_steps * training.blocks_per_process * context
     return tokens * ((4 if training.gradient_checkpointing else 3) * layers + 3 * head)
 
 
@@ -118,19 +112,25 @@ def _iterations(model: ModelSection) -> list[int]:
 
 def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
     """Describe a recipe in a few named lines: model or student, evaluations, tokens, estimates, unused fields."""
+    block = recipe.data.block_size
     if isinstance(recipe, DistillRecipe):
         stages = {name: stage.max_steps for name, stage in recipe.distillation.stages().items()}
         return {
             "student": f"starts from {recipe.student.init}; its plan decides on its evaluations per token",
             "stages": ", ".join(f"{name} {steps:,} steps" for name, steps in stages.items()),
-            "tokens": _describe_tokens(recipe, sum(stages.values()), recipe.data.block_size),
+            "tokens": _describe_tokens(recipe.training, sum(stages.values()), block),
         }
-    model, training = recipe.model, recipe.training
-    if model.path is not None:
-        tokens = _describe_tokens(recipe, training.max_steps, recipe.data.block_size)
-        return {"model": f"trains on from {model.path}, in its shape", "tokens": tokens}
+    if recipe.model.path is not None:
+        return {
+            "model": f"trains on from {recipe.model.path}, in its shape",
+            "tokens": _describe_tokens(recipe.training, recipe.training.max_steps, block),
+        }
+    return _summarize_new_model(recipe)
+
+
+def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
+    model, training, vocab_size = recipe.model, recipe.training, recipe.tokenizer.vocab_size
     block = recipe.data.block_tokens(model.max_position_embeddings)
-    vocab_size = recipe.tokenizer.vocab_size
     size = f"{_describe_count(count_parameters(model, vocab_size or 0))} parameters"
     if vocab_size is None:
         size += f", and {count_parameters(model, 1) - count_parameters(model, 0):,} a token of the vocabulary"
@@ -141,22 +141,22 @@ def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
     lines = {
         "model": f"{model.solver}, {size}",
         "evaluations": evaluations,
-        "tokens": _describe_tokens(recipe, training.max_steps, block),
+        "tokens": _describe_tokens(training, training.max_steps, block),
     }
     if vocab_size is not None:
         flops = training_flops(model, training, vocab_size, block)
-        memory = training_bytes(model, training, vocab_size, block) / 1e9
+        gigabytes = training_bytes(model, training, vocab_size, block) / 1e9
         lines["estimated"] = (
-            f"{flops:.1e} floating-point operations; {memory:.1f} GB and logits, in one process"
+            f"{flops:.1e} floating-point operations; {gigabytes:.1f} GB and logits, in one process"
         )
     if unused := model.unused_fields():
         lines["not used"] = ", ".join(f"model.{field}" for field in unused)
     return lines
 
 
-def _describe_tokens(recipe: TrainRecipe | DistillRecipe, steps: int, block: int | None) -> str:
+def _describe_tokens(training: OptimizationSection, steps: int, block: int | None) -> str:
     """Describe the tokens of a run in one process. block: None where the model's context decides."""
-    training, blocks = recipe.training, blocks_per_process_step(recipe.training)
+    blocks = training.blocks_per_process
     batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} blocks"
     if block is None:
         return f"{steps:,} steps of {batch} of 512 tokens, or of the model's context if shorter"

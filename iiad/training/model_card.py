@@ -1,4 +1,4 @@
-"""The model card that lies in every finished model's folder."""
+"""Model card that lies in every finished model's folder."""
 
 from __future__ import annotations
 
@@ -12,52 +12,65 @@ if TYPE_CHECKING:
 
 __all__ = ["model_card"]
 
-_LOADED = {"model": "AutoModelForCausalLM", "tokenizer": "AutoTokenizer"}
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [iiad, {model_type}]
+---
+
+# {model_type} made by `iiad {command}`
+
+{facts}
+
+## Load
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder{trust})
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+```
+{remark}
+## Made from
+
+{inputs}
+
+```json
+{settings}
+```
+"""
+_REMARK = """
+With `import iiad.models` before, `trust_remote_code` is not needed.
+"""
 
 
 def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any]) -> str:
-    """Markdown with what the model is, how it came about, what it scores and how to load it."""
+    """Return Markdown on what the model is, what it is made from, what it scores and how to load it."""
     config = model.config
     evaluations = getattr(config, "num_evaluations", config.num_hidden_layers)
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"tags: [iiad, {config.model_type}]",
-        "---",
-        "",
-        f"# {config.model_type} made by `iiad {record.command}`",
-        "",
-        f"- layers: {getattr(config, 'num_layers', evaluations)}, width {config.hidden_size}, "
+    facts = [
+        f"layers: {getattr(config, 'num_layers', evaluations)}, width {config.hidden_size}, "
         f"vocabulary {config.vocab_size}, {model.num_parameters():,} parameters",
-        f"- block evaluations per token: {evaluations}",
+        f"block evaluations per token: {evaluations}",
     ]
     if hasattr(config, "num_iterations"):
-        lines.append(f"- iterations per layer (the plan): {config.num_iterations}")
-    lines += [f"- {name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
-    lines += [
-        "",
-        "## Load",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-    ]
-    trust = "" if config.model_type == "llama" else ", trust_remote_code=True"
-    # The tokenizer is no code, but transformers reads the model's configuration for it.
-    lines += [f"{name} = {kind}.from_pretrained(folder{trust})" for name, kind in _LOADED.items()]
-    lines += ["```"]
-    if trust:
-        lines += ["", "With `import iiad.models` before, `trust_remote_code` is not needed."]
-    lines += ["", "## Made from", ""]
-    lines += [f"- {name}: `{value[:16]}` (sha256)" for name, value in record.inputs.items()]
-    lines += ["", "```json", json.dumps(record.settings, indent=1), "```", ""]
-    return "\n".join(lines)
+        facts.append(f"iterations per layer (the plan): {config.num_iterations}")
+    facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
+    has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too
+    return _CARD.format(
+        model_type=config.model_type,
+        command=record.command,
+        facts="\n".join(f"- {fact}" for fact in facts),
+        trust=", trust_remote_code=True" if has_code else "",
+        remark=_REMARK if has_code else "",
+        inputs="\n".join(f"- {name}: `{value[:16]}` (sha256)" for name, value in record.inputs.items()),
+        settings=json.dumps(record.settings, indent=1),
+    )
 
 
 def _figure(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {_figure(part)}" for name, part in value.items())
-    return (
-        f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
+    form = ".4f" if isinstance(value, float) else "," if isinstance(value, int) else ""
+    return format(value, form) if form else str(value)

@@ -224,6 +224,11 @@ class OptimizationSection(Section):
     )
     report_to: list[str] = Field([], description="tensorboard, wandb, ...")
 
+    @property
+    def blocks_per_process(self) -> int:
+        """Blocks of one optimizer step in one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def schedule_conflicts(self, schedules: Iterable[tuple[Scheduler, int]]) -> Conflicts:
         """Yield what conflicts with the schedules that run: kind, and steps after the warm-up."""
         rooms = dict(sorted(schedules, reverse=True))  # the shortest of each kind is kept

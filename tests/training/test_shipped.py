@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 
 from iiad.training.estimates import (
-    blocks_per_process_step,
     count_parameters,
     evaluations_per_layer,
     forward_flops,
@@ -51,7 +50,7 @@ def tokens_of(recipe):
         steps = recipe.training.max_steps
     else:
         steps = sum(stage.max_steps for stage in recipe.distillation.stages().values())
-    return steps * blocks_per_process_step(recipe.training) * recipe.data.block_size
+    return steps * recipe.training.blocks_per_process * recipe.data.block_size
 
 
 def test_the_sizes_of_the_paper_and_small_ones_are_there():
@@ -88,7 +87,7 @@ def test_eight_gpus_learn_from_as_many_blocks_a_step_as_one(name):
     one = load_recipe(kind_of(name), name)
     [setting] = re.findall(r"training\.gradient_accumulation_steps=\d+", header(name)["Launch"])
     eight = load_recipe(kind_of(name), name, [setting])
-    assert blocks_per_process_step(one.training) == 8 * blocks_per_process_step(eight.training) == 256
+    assert one.training.blocks_per_process == 8 * eight.training.blocks_per_process == 256
 
 
 @pytest.mark.parametrize("name", PAPER)
