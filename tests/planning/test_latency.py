@@ -90,8 +90,16 @@ def spoil(path, value):
             "checks.1: num_iterations: expected 0 to 2 for layer 1, got 3",
         ),
         (("decode", "checks", 0, "predicted_seconds"), 3, "expected 3.25, as the layers add up, got 3.0"),
-        (("model", "num_iterations"), [2, 0], "num_iterations has 2 entries; accepted: 3, one a layer"),
-        (("model", "num_iterations"), [0, 0, 0], "accepted: none below 0 and one above it"),
+        (
+            ("model", "num_iterations"),
+            [2, 0],
+            "num_iterations: expected 3 numbers from 0 on, not all of them 0, got [2, 0]",
+        ),
+        (
+            ("model", "num_iterations"),
+            [0, 0, 0],
+            "num_iterations: expected 3 numbers from 0 on, not all of them 0",
+        ),
         (
             ("model", "num_iterations"),
             [2, 0, 2],
