@@ -21,13 +21,13 @@ from iiad.training.scoring import TokenScore, measure_naive_losses, require_know
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
 from .students import freeze_unused, make_student, require_change
-from .teacher_signals import LiveTeacher, StoredTeacher, Teacher
+from .teacher_signals import LiveTeacher, StoredTeacher
 
 __all__ = ["Distillation"]
 
 
 class Distillation:
-    """A teacher, its student and their text; the teacher only for as long as something learns from it.
+    """A teacher, its student and their text.
 
     plan: None where the recipe says what changes. teacher_score: on the validation text, once it is measured.
     Raises InputError for a teacher, plan, text or signals that cannot be used or do not belong together.
@@ -57,7 +57,6 @@ class Distillation:
         for model in (self.teacher, self.student):
             set_attention(model, recipe.training)
         self.teacher_score: TokenScore | None = None
-        self._live: LiveTeacher | None = None
 
     def _open_signals(self) -> StoredSignals | None:
         section = self.recipe.distillation
@@ -100,26 +99,22 @@ class Distillation:
             )
         return {"teacher_nll": score.nll, "unigram_nll": naive.unigram, "uniform_nll": naive.uniform}
 
-    def needs_model(self, stage: str) -> bool:
-        """Return whether a stage learns from the teacher's model."""
-        if stage == "distill":
-            return self.stored is None and needs_signals(self.recipe.distillation)
-        return stage == "layerwise"
+    def take_teachers(self) -> dict[str, Any]:
+        """Hand over the teacher of each stage that learns from one, by name: a LiveTeacher or a StoredTeacher.
 
-    def live_teacher(self) -> LiveTeacher:
-        """Return the teacher's model as one to learn from, the same one each time."""
-        if self._live is None:
-            training = self.recipe.training
+        Nothing else keeps the model, so it is freed with the last of them.
+        """
+        section, training = self.recipe.distillation, self.recipe.training
+        stages = [name for name in section.stages() if name == "layerwise"]
+        teachers: dict[str, Any] = {}
+        if section.distill.max_steps and needs_signals(section):
+            if self.stored is None:
+                stages.append("distill")
+            else:
+                teachers["distill"] = StoredTeacher(self.stored, self.layers)
+        if stages:
             sharded = training.fsdp and PartialState().num_processes > 1
-            self._live, self.teacher = LiveTeacher(self.teacher, self.layers, training.bf16, sharded), None
-        return self._live
-
-    def signal_source(self) -> Teacher | None:
-        """Return the teacher of stage distill: stored or live; None where its losses need none."""
-        if not needs_signals(self.recipe.distillation):
-            return None
-        return self.live_teacher() if self.stored is None else StoredTeacher(self.stored, self.layers)
-
-    def forget_teacher(self) -> None:
-        """Free the teacher's model."""
-        self.teacher = self._live = None
+            live = LiveTeacher(self.teacher, self.layers, training.bf16, sharded)
+            teachers |= dict.fromkeys(stages, live)
+        self.teacher = None
+        return teachers

@@ -76,15 +76,14 @@ def distill(
 
 def _run_stages(work: Distillation, context: RunContext) -> int:
     """Run the stages that are not done yet, in order, until enough is retained; return the steps of all."""
-    names, all_steps = list(work.recipe.distillation.stages()), 0
+    teachers, all_steps = work.take_teachers(), 0
     changed = changed_layers(work.teacher_config, work.student.config)
-    for place, name in enumerate(names):
-        if not any(work.needs_model(later) for later in names[place:]):
-            work.forget_teacher()
+    for name in work.recipe.distillation.stages():
+        teacher = teachers.pop(name, None)
         if name == "layerwise" and not changed:
             print_status("layerwise: no layer runs fewer evaluations than the teacher's; left out")
             continue
-        stage = _make_stage(work, name, changed, context.folder)
+        stage = _make_stage(work, name, teacher, changed, context.folder)
         with learning_only(work.student, changed) if name == "layerwise" else nullcontext():
             steps, stopped = run_stage(work.student, stage, context)
         all_steps += steps
@@ -93,22 +92,19 @@ def _run_stages(work: Distillation, context: RunContext) -> int:
     return all_steps
 
 
-def _make_stage(work: Distillation, name: str, changed: list[int], folder: Path) -> Stage:
+def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int], folder: Path) -> Stage:
     section, training, number = work.recipe.distillation, work.recipe.training, STAGES.index(name)
     objective: Objective = LanguageModelling()
-    blocks: Any = work.corpora.blocks
     if name == "layerwise":
+        objective = LearnLayers(teacher, changed)
         if training.torch_compile:
             print_status("layerwise: layers are run one by one, not compiled")
-        objective = LearnLayers(work.live_teacher(), changed)
     elif name == "distill":
-        teacher = work.signal_source()
         objective = LearnFromTeacher(teacher, section, work.identity.num_layers)
-        blocks = blocks if teacher is None else teacher.blocks(blocks)
     return Stage(
         name=name,
         folder=folder / f"stage-{number}-{name}",
-        blocks=blocks,
+        blocks=work.corpora.blocks if teacher is None else teacher.blocks(work.corpora.blocks),
         length=getattr(section, name),
         seed=training.seed + number,  # the data in another order than the stage before
         objective=objective,
