@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from iiad.errors import InputError, one_line
+from iiad.errors import InputError
 
 __all__ = [
     "CompiledDecoder",
@@ -136,7 +136,8 @@ def require_compiler(device: str) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # of many kinds
-        reason = one_line(error).split(" Set TORCH")[0]
+        cause = getattr(error, "inner_exception", error)
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise InputError(
             f"compile: expected a C++ compiler (CPU) or Triton (CUDA), got an error on {device}: {reason[:200]}"
         ) from None

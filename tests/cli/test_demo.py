@@ -14,7 +14,7 @@ TINY = (
 TINY_TRAIN = (
     *("training.max_steps=4", "training.warmup_steps=1", "tokenizer.vocab_size=300"),
     *("model.hidden_size=16", "model.intermediate_size=16", "model.num_attention_heads=2"),
-    "model.max_position_embeddings=256",
+    *("model.num_layers=2", "model.max_position_embeddings=256"),
 )
 TINY_DISTILL = (
     *("distillation.distill.max_steps=2", "distillation.distill.warmup_steps=0"),
@@ -24,10 +24,10 @@ TINY_DISTILL = (
 
 
 @pytest.fixture
-def tiny(tmp_path, text_file, monkeypatch):
+def tiny(tmp_path, text_file, little_text, monkeypatch):
     """The demo's size in these tests: a few documents, steps and tokens."""
     monkeypatch.setenv("IIAD_CACHE", str(tmp_path / "cache"))
-    text = (f"data.train=[{text_file}]", f"data.validation=[{text_file}]")
+    text = (f"data.train=[{text_file}]", f"data.validation=[{little_text}]")
     return DemoSize(
         text=(str(text_file),),
         train=(*TINY, *TINY_TRAIN, *text),

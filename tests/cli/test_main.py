@@ -142,12 +142,12 @@ def test_the_command_is_installed_and_does_not_import_torch_for_help():
 
 
 @pytest.fixture(scope="module")
-def pipeline(teacher_folder, recipe_fields, text_file, cache_dir, tmp_path_factory):
+def pipeline(teacher_folder, recipe_fields, text_file, little_text, cache_dir, tmp_path_factory):
     """profile.json, plan.json and a student, made by the command line."""
     folder = tmp_path_factory.mktemp("pipeline")
     stage = {"max_steps": 2, "warmup_steps": 0}
     recipe = {
-        "data": {"train": ["replaced by --data"], "block_size": 32, "validation": [str(text_file)]},
+        "data": {"train": ["replaced by --data"], "block_size": 32, "validation": [str(little_text)]},
         "distillation": {"distill": stage, "recover": stage, "check_teacher": False},
         "training": {"per_device_train_batch_size": 4},
     }
@@ -178,11 +178,11 @@ def test_the_pipeline_makes_a_student_of_the_plan(pipeline, teacher_folder):
 
 
 def test_evaluate_compares_teacher_truncated_teacher_and_student(
-    iiad, pipeline, teacher_folder, text_file, tmp_path
+    iiad, pipeline, teacher_folder, little_text, tmp_path
 ):
     output = tmp_path / "evaluation.json"
     code, out, _ = iiad(
-        "evaluate", teacher_folder, pipeline / "student", "--data", text_file,
+        "evaluate", teacher_folder, pipeline / "student", "--data", little_text,
         "--plan", pipeline / "plan.json", "--output", output,
     )  # fmt: skip
     assert code == 0
@@ -192,7 +192,7 @@ def test_evaluate_compares_teacher_truncated_teacher_and_student(
     assert [result.overhead_cut for result in results] == [0.0, 1.0, 1.0]
     assert results[0].retained == 1.0
     before = output.read_bytes()
-    code, _, err = iiad("evaluate", teacher_folder, "--data", text_file, "--output", output)
+    code, _, err = iiad("evaluate", teacher_folder, "--data", little_text, "--output", output)
     assert (code, output.read_bytes()) == (2, before)
     assert "exists already" in err
 
