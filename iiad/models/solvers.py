@@ -1,4 +1,4 @@
-"""How one layer solves its depth step: a predictor makes z(0), a corrector iterates it and makes x_{t+1}.
+"""Solvers of one layer's depth step: a predictor makes z(0), a corrector iterates it and makes x_{t+1}.
 
 Legend: B batch, T tokens, D model width, L layers, t the layer (1-based as in the paper), i the iteration,
 r_t the iterations of layer t, H_k the state after layer k (H_0 the embeddings), x_t the input of layer t.
