@@ -29,9 +29,4 @@ __all__ = [
     "train_tokenizer",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "blocks": ["TokenBlocks", "evaluation_windows"],
-    },
-)
+__getattr__ = lazy_names(__name__, {"blocks": ["TokenBlocks", "evaluation_windows"]})

@@ -139,11 +139,7 @@ class LatencyTable(Artefact):
         return self
 
 
-def check_latency(
-    table: LatencyTable,
-    teacher: ModelIdentity,
-    **wanted: str | int | None,
-) -> None:
+def check_latency(table: LatencyTable, teacher: ModelIdentity, **wanted: str | int | None) -> None:
     """Raise InputError unless the table was measured for this teacher and with these settings.
 
     wanted: device, dtype, batch_size, context; None: any.
@@ -165,10 +161,7 @@ def check_latency(
 
 
 def load_latency(
-    path: str | Path | None,
-    teacher: ModelIdentity,
-    phase: str | None = None,
-    **wanted: str | int | None,
+    path: str | Path | None, teacher: ModelIdentity, phase: str | None = None, **wanted: str | int | None
 ) -> LatencyTable | None:
     """Load a latency table and check it as `check_latency` does; None where no file is named.
 

@@ -62,8 +62,7 @@ class Plan(Artefact):
         default=None, ge=0, description="in the metric's unit or, normalized, a share; threshold plans only"
     )
     normalize: Literal["none", "layer", "model"] | None = Field(
-        default=None,
-        description="divisor of the scores before the threshold; null in a threshold plan: none",
+        default=None, description="divisor of the scores before the threshold; null in a threshold plan: none"
     )
     targets: Targets | None = Field(default=None, description="requirements; target plans only")
     bounds: Bounds | None = Field(

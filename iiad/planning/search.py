@@ -14,14 +14,7 @@ from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
-from .costs import (
-    LOSS_UNITS,
-    compute_cut,
-    count_evaluations,
-    dropped_scores,
-    overhead_cut,
-    predicted_loss,
-)
+from .costs import LOSS_UNITS, compute_cut, count_evaluations, dropped_scores, overhead_cut, predicted_loss
 from .curve import pareto_front
 from .latency import LatencyTable, PhaseLatency, check_latency
 from .plan import Plan

@@ -20,14 +20,7 @@ from .curve import AnyPoint, TradeOff
 from .search import plan_by_target
 from .targets import Targets
 
-__all__ = [
-    "Candidate",
-    "Verification",
-    "VerificationSettings",
-    "VerifiedPlan",
-    "candidates",
-    "verified",
-]
+__all__ = ["Candidate", "Verification", "VerificationSettings", "VerifiedPlan", "candidates", "verified"]
 
 Kind = Literal["plan", "threshold", "front", "metric", "baseline"]
 

@@ -72,11 +72,7 @@ def spoil(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (
-            ("decode", "fixed_seconds"),
-            -0.5,
-            "decode.fixed_seconds: expected greater than or equal to 0",
-        ),
+        (("decode", "fixed_seconds"), -0.5, "decode.fixed_seconds: expected greater than or equal to 0"),
         (("decode", "layers", 0, 1), -1, "decode.layers.0.1: expected greater than or equal to 0"),
         (("prefill", "layers", 2, 0), float("nan"), "prefill.layers.2.0: expected a finite number"),
         (("prefill", "layers", 2, 0), float("inf"), "prefill.layers.2.0: expected a finite number"),

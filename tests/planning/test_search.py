@@ -269,8 +269,7 @@ def test_a_latency_target_needs_a_table_of_the_same_teacher():
 def test_exactly_one_of_threshold_and_targets_is_wanted():
     profile = make_profile()
     with pytest.raises(
-        InputError,
-        match=r"one of --threshold, --overhead-cut.*--max-score, got none; --curve",
+        InputError, match=r"one of --threshold, --overhead-cut.*--max-score, got none; --curve"
     ):
         make_plan(profile)
     with pytest.raises(InputError, match="targets: expected one of"):

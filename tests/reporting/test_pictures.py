@@ -20,11 +20,7 @@ CURVE = {
     "exact": [(0.0, 0.0), (0.5, 0.01), (0.25, 0.002), (1.0, 0.4)],
     "thresholds": [(0.25, 0.003), (0.75, 0.2)],
 }
-POINTS = [
-    ("threshold", 0.01, 0.012, 0.001),
-    ("threshold", 0.4, 0.5, 0.02),
-    ("random", 0.1, 0.3, None),
-]
+POINTS = [("threshold", 0.01, 0.012, 0.001), ("threshold", 0.4, 0.5, 0.02), ("random", 0.1, 0.3, None)]
 
 
 def draw_all(folder):
