@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from iiad.artefacts import DataIdentity, ModelIdentity, ModelShape
 from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.data import train_tokenizer
+from iiad.errors import InputError
 from iiad.influence.profile import BatchRecord, FixedPoint, Profile, ProfileSettings
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.planning import Plan
@@ -262,3 +266,14 @@ def printed(renderable, width=110, encoding="utf-8", **options):
     Console(file=stream, width=width, **options).print(renderable)
     stream.flush()
     return raw.getvalue().decode(encoding)
+
+
+@contextmanager
+def refused(*words: object) -> Iterator[None]:
+    """A block that must raise InputError, in one line that holds every one of the words."""
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    missing = [word for word in words if str(word) not in message]
+    assert not missing, f"{missing} not in {message!r}"

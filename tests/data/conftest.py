@@ -1,15 +1,6 @@
-from __future__ import annotations
-
-import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-
 import pytest
 
 from iiad.data import Source, pack, resolve_inputs, train_tokenizer
-from iiad.errors import InputError
-
-Refused = Callable[..., AbstractContextManager[None]]
 
 CODE = '''class Stack:
     """Last in, first out."""
@@ -27,29 +18,13 @@ CODE = '''class Stack:
 
 
 @pytest.fixture(scope="session")
-def code() -> str:
+def code():
     return CODE
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
     return train_tokenizer([CODE], vocab_size=320)
-
-
-@pytest.fixture(scope="session")
-def refused() -> Refused:
-    """A block that must raise InputError with a message of one line that holds every one of `words`."""
-
-    @contextmanager
-    def check(*words: object) -> Iterator[None]:
-        with pytest.raises(InputError, match=re.escape(str(words[0]))) as caught:
-            yield
-        message = str(caught.value)
-        assert "\n" not in message
-        missing = [word for word in words if str(word) not in message]
-        assert not missing, f"{missing} not in {message!r}"
-
-    return check
 
 
 @pytest.fixture
@@ -71,8 +46,8 @@ def packed(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def file(tmp_path, code):
+def file(tmp_path):
     """A text file."""
     path = tmp_path / "a.txt"
-    path.write_text(code)
+    path.write_text(CODE)
     return path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -7,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiad.data import TokenBlocks, TokenCorpus, evaluation_windows
+from tests.helpers import refused
 
 
-def corpus_of(num_tokens: int) -> TokenCorpus:
+def corpus_of(num_tokens):
     tokens = np.arange(num_tokens, dtype=np.uint16)
     return TokenCorpus(tokens, num_tokens, 1, num_tokens, "0" * 64, ("a.txt",), 0)
 
@@ -22,10 +21,8 @@ def test_blocks_do_not_overlap_the_tail_is_dropped_and_labels_are_a_copy():
     assert torch.equal(block["labels"], block["input_ids"])
     block["labels"][:] = -100
     assert block["input_ids"].tolist() == [4, 5, 6, 7]
-    batch = next(iter(torch.utils.data.DataLoader(blocks, batch_size=2)))
-    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == dict.fromkeys(
-        ("input_ids", "labels"), (torch.Size([2, 4]), torch.int64)
-    )
+    for ids in next(iter(torch.utils.data.DataLoader(blocks, batch_size=2))).values():
+        assert (ids.shape, ids.dtype) == ((2, 4), torch.int64)
     with pytest.raises(IndexError):
         blocks[2]
 
@@ -69,6 +66,6 @@ def test_a_short_last_window_is_a_batch_of_its_own():
         (lambda: evaluation_windows(corpus_of(9), 4, batch_size=0), "batch_size: expected at least 1, got 0"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_on_the_call(refused, call, message):
+def test_sizes_that_do_not_fit_are_refused_on_the_call(call, message):
     with refused(message):
         call()

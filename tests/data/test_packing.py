@@ -1,7 +1,5 @@
 """Packing gives the documents' tokens exactly, whatever the kind of file and wherever pieces and batches are cut."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import tracemalloc
@@ -18,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from iiad import files
 from iiad.data import Source, TokenBlocks, pack, packing, train_tokenizer
 from iiad.data.tokenizers import END_OF_TEXT
+from tests.helpers import refused
 
 
 def write_jsonl(path, texts):
@@ -32,7 +31,7 @@ def tokenizer_of(backend):
     )
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=6).filter(any), block_size=st.integers(2, 9))
 def test_blocks_decode_to_the_documents_each_with_an_end(tokenizer, tmp_path_factory, texts, block_size):
     folder = tmp_path_factory.mktemp("packing")
@@ -64,28 +63,26 @@ def test_every_kind_of_file_gives_the_same_tokens(packed, tmp_path, code, monkey
         assert (corpus.num_documents, corpus.num_bytes) == (4, corpora[0].num_bytes)
 
 
-@pytest.mark.parametrize("piece_chars", [40, 61, 200])
-def test_tokens_do_not_depend_on_where_pieces_are_cut(
-    packed, tmp_path, code, tokenizer, monkeypatch, piece_chars
-):
+def test_tokens_do_not_depend_on_where_pieces_are_cut(packed, file, code, tokenizer, monkeypatch):
     text = code * 20 + code.replace("\n", "\r\n") * 5
-    (tmp_path / "a.txt").write_bytes(text.encode())
-    monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", piece_chars)
-    assert packed(tmp_path / "a.txt").tokens.tolist() == [*tokenizer(text)["input_ids"], 0]
+    file.write_bytes(text.encode())
+    for piece_chars in (40, 61, 200):
+        monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", piece_chars)
+        assert packed(file).tokens.tolist() == [*tokenizer(text)["input_ids"], 0]
+        assert packed.tokenized
 
 
-def test_a_tokenizer_that_adds_a_space_before_text_gets_whole_documents(packed, tmp_path, monkeypatch):
+def test_a_tokenizer_that_adds_a_space_before_text_gets_whole_documents(packed, file, monkeypatch):
     monkeypatch.setattr(packing, "SHORT_PIECE_CHARS", 4)
     spaced = Tokenizer(models.BPE({token: n for n, token in enumerate(["</s>", "▁", *"onetw\n"])}, []))
     spaced.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    file.write_text("one\ntwo\none")
+    assert packed(file, tokenizer=tokenizer_of(spaced)).tokens.tolist().count(1) == 1
 
-    (tmp_path / "a.txt").write_text("one\ntwo\none")
-    assert packed(tmp_path / "a.txt", tokenizer=tokenizer_of(spaced)).tokens.tolist().count(1) == 1
 
-
-def test_an_end_of_text_spelt_out_in_the_text_ends_nothing(packed, tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text(f"a{END_OF_TEXT}b")
-    corpus = packed(tmp_path / "a.txt")
+def test_an_end_of_text_spelt_out_in_the_text_ends_nothing(packed, file, tokenizer):
+    file.write_text(f"a{END_OF_TEXT}b")
+    corpus = packed(file)
     assert np.count_nonzero(corpus.tokens == 0) == 1
     assert tokenizer.decode(corpus.tokens) == f"a{END_OF_TEXT}b{END_OF_TEXT}"
 
@@ -101,41 +98,33 @@ def test_the_callers_padding_and_truncation_neither_count_nor_change(packed, tmp
 
 
 @pytest.mark.parametrize(("largest", "dtype"), [((1 << 16) - 1, np.uint16), (1 << 16, np.uint32)])
-def test_ids_are_as_wide_as_the_vocabulary_needs(packed, tmp_path, largest, dtype):
+def test_ids_are_as_wide_as_the_vocabulary_needs(packed, file, largest, dtype):
     words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "b": largest}, "</s>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    (tmp_path / "a.txt").write_text("a b")
-    tokens = packed(tmp_path / "a.txt", tokenizer=tokenizer_of(words)).tokens
+    file.write_text("a b")
+    tokens = packed(file, tokenizer=tokenizer_of(words)).tokens
     assert (tokens.tolist(), tokens.dtype) == ([1, largest, 0], dtype)
 
 
-def test_a_corpus_says_what_it_is(packed, tmp_path, code):
+def test_a_corpus_says_what_it_is_and_progress_is_told_in_bytes(packed, tmp_path, code, capsys):
     (tmp_path / "in").mkdir()
     for name in ("b.txt", "a.txt"):
         (tmp_path / "in" / name).write_text(code)
-    corpus = packed(tmp_path / "in")
+    calls = []
+    corpus = packed(tmp_path / "in", progress=lambda *done_and_total: calls.append(done_and_total))
     assert corpus.names == ("in/a.txt", "in/b.txt")
     assert corpus.num_tokens == len(corpus.tokens)
     assert corpus.eos_token_id == 0
     assert corpus.tokens_per_byte == corpus.num_tokens / (2 * len(code.encode()))
     with pytest.raises(ValueError, match="read-only"):
         corpus.tokens[0] = 1
-
-
-def test_progress_is_told_in_bytes_done_and_bytes_in_all(packed, tmp_path, code, capsys):
-    for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(code)
-    calls: list[tuple[int, int]] = []
-    packed(tmp_path / "*.txt", progress=lambda done, total: calls.append((done, total)))
     assert calls == sorted(calls)
     assert calls[-1] == (2 * len(code.encode()),) * 2
-    packed(tmp_path / "a.txt", progress=False)
+    packed(tmp_path / "in" / "a.txt", progress=False)
     assert capsys.readouterr() == ("", "")
 
 
-def test_sources_without_text_and_tokenizers_without_an_end_are_refused(
-    packed, tmp_path, refused, tokenizer, code, file
-):
+def test_sources_without_text_and_tokenizers_without_an_end_are_refused(packed, tmp_path, code, file):
     endless = train_tokenizer([code], 300)
     endless.eos_token = None
     with refused("tokenizer: expected an eos_token"):
@@ -147,7 +136,7 @@ def test_sources_without_text_and_tokenizers_without_an_end_are_refused(
         packed(tmp_path / "*.txt")
     assert list((tmp_path / "cache").iterdir()) == []
     with refused("sources: expected at least one"):
-        pack([], tokenizer, cache_dir=tmp_path)
+        packed()
 
 
 def test_memory_does_not_grow_with_the_corpus_of_one_or_many_documents(packed, tmp_path, monkeypatch):
@@ -164,9 +153,7 @@ def test_memory_does_not_grow_with_the_corpus_of_one_or_many_documents(packed, t
         tracemalloc.stop()
         return most
 
-    for name, line, num_lines in (
-        ("a.txt", b"some line of text\n", 20_000),
-        ("a.jsonl", b'{"text": "a"}\n', 1_000),
-    ):
+    lines = (("a.txt", b"some line of text\n", 20_000), ("a.jsonl", b'{"text": "a"}\n', 1_000))
+    for name, line, num_lines in lines:
         peak(name, line, 500)  # imports count once
         assert peak(name, line, 2 * num_lines) < peak(name, line, num_lines) * 1.2

@@ -1,7 +1,5 @@
 """The token cache: nothing is tokenized twice, and nothing is taken for whole that is not."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -16,6 +14,7 @@ import pytest
 
 from iiad.data import hashes, packing, resolve_inputs, train_tokenizer
 from iiad.data.corpus import default_cache_dir
+from tests.helpers import refused
 
 
 @pytest.fixture
@@ -148,14 +147,8 @@ pack(resolve_inputs([sys.argv[2]]), Fast(), cache_dir=sys.argv[3], progress=kill
 
 def test_a_killed_process_never_leaves_a_corpus_that_is_taken_for_whole(packed, file, tmp_path, tokenizer):
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    command = [
-        sys.executable,
-        "-c",
-        KILLED,
-        str(tmp_path / "tokenizer.json"),
-        str(file),
-        str(tmp_path / "cache"),
-    ]
+    arguments = map(str, (tmp_path / "tokenizer.json", file, tmp_path / "cache"))
+    command = [sys.executable, "-c", KILLED, *arguments]
     killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".tmp"}
@@ -163,7 +156,7 @@ def test_a_killed_process_never_leaves_a_corpus_that_is_taken_for_whole(packed, 
     assert packed.tokenized
 
 
-def test_a_cache_that_is_full_or_cannot_be_written_is_one_line(packed, file, tmp_path, refused, monkeypatch):
+def test_a_cache_that_is_full_or_cannot_be_written_is_one_line(packed, file, tmp_path, monkeypatch):
     (tmp_path / "plain").touch()
     with refused("cache_dir", tmp_path / "plain", "cannot be written"):
         packed(file, cache_dir=tmp_path / "plain" / "cache")
@@ -189,7 +182,7 @@ def test_a_whole_corpus_is_read_from_a_cache_that_cannot_be_written(packed, file
     assert packed(file).num_documents == 1
 
 
-def test_a_file_that_changes_or_vanishes_meanwhile_is_named(packed, file, refused, tmp_path):
+def test_a_file_that_changes_or_vanishes_meanwhile_is_named(packed, file, tmp_path):
     with refused(file, "changed while"):
         packed(file, progress=lambda done, total: file.write_text("changed"))
     assert list((tmp_path / "cache").iterdir()) == []

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 
 from iiad.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from iiad.data.tokenizers import END_OF_TEXT
+from tests.helpers import refused
 
 
 @given(text=st.text())
@@ -32,7 +31,7 @@ def test_one_special_token_begins_ends_and_pads(tokenizer):
     assert len(tokenizer) == 320
 
 
-def test_the_smallest_vocabulary_is_every_byte_and_the_end_of_text(code, refused):
+def test_the_smallest_vocabulary_is_every_byte_and_the_end_of_text(code):
     smallest = train_tokenizer([code], 257, context_length=64)
     assert (len(smallest), smallest.model_max_length) == (257, 64)
     with refused("vocab_size: expected at least 257, got 256"):
@@ -68,24 +67,22 @@ def test_vocabulary_and_special_tokens_change_the_fingerprint_and_use_does_not(c
     assert len({tokenizer_fingerprint(tokenizer), before, tokenizer_fingerprint(other)}) == 3
 
 
-def test_what_cannot_be_loaded_is_named_in_one_line(tokenizer, tmp_path, refused, monkeypatch):
-    with refused(tmp_path / "gone", "no such folder"):
-        load_tokenizer(tmp_path / "gone")
-    with refused("./gone", "no such folder"):
-        load_tokenizer("./gone")
-    (tmp_path / "broken").mkdir()
-    with refused(tmp_path / "broken", "cannot be loaded"):
-        load_tokenizer(tmp_path / "broken")
-    (tmp_path / "broken" / "tokenizer.json").write_text("{")
-    with refused(tmp_path / "broken", "cannot be loaded"):
-        load_tokenizer(tmp_path / "broken")
+def test_what_cannot_be_loaded_is_named_in_one_line(tokenizer, tmp_path):
+    for name in (tmp_path / "gone", "./gone"):
+        with refused(name, "no such folder"):
+            load_tokenizer(name)
+    for name, content in (("empty", ""), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(content)
+        with refused(tmp_path / name, "cannot be loaded"):
+            load_tokenizer(tmp_path / name)
     endless = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     endless.save_pretrained(tmp_path / "endless")
     with refused(tmp_path / "endless", "eos_token"):
         load_tokenizer(tmp_path / "endless")
 
 
-def test_a_name_is_left_to_the_hub_and_what_it_answers_is_checked(monkeypatch, refused):
+def test_a_name_is_left_to_the_hub_and_what_it_answers_is_checked(monkeypatch):
     def offline(name, **options):
         raise OSError(f"cannot reach the hub\nfor {name}")
 
