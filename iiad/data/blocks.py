@@ -24,12 +24,7 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
     Item i is `{"input_ids": (T,), "labels": (T,)}`, int64, the labels a copy of the ids: causal models of
     transformers shift them. Blocks run across documents, as the end-of-text tokens in them show.
 
-    Args:
-        corpus: the tokens.
-        block_size: T, at least 2, so that a block has a token to predict.
-
-    Raises:
-        InputError: `block_size` is too small, or larger than the corpus.
+    Raises InputError for a `block_size` below 2 or larger than the corpus.
     """
 
     def __init__(self, corpus: TokenCorpus, block_size: int) -> None:
@@ -61,18 +56,10 @@ def evaluation_windows(
     Of a window w, `w[:, :-1]` is the input and `w[:, 1:]` the target, both (B, T) with T <= `block_size`.
     Neighbours share one token: the last target of one is the first input of the next.
 
-    Args:
-        corpus: the tokens.
-        block_size: the most tokens of an input.
-        max_tokens: use only this many tokens, from the start; their number less one is predicted.
-        batch_size: the most windows at a time.
-
-    Returns:
-        An iterator over (B, T + 1) int64 batches in the corpus's order. A last window that is shorter than the
-        others comes in a batch of its own.
-
-    Raises:
-        InputError: on the call, if an argument is too small or the corpus has fewer than 2 tokens.
+    max_tokens: use only this many, from the start; their number less one is predicted.
+    Returns (B, T + 1) int64 batches of at most `batch_size` windows, in the corpus's order; a last window that is
+    shorter than the others is a batch of its own.
+    Raises InputError, on the call, for an argument that is too small and a corpus of fewer than 2 tokens.
     """
     limits = {"block_size": (block_size, 1), "batch_size": (batch_size, 1), "max_tokens": (max_tokens, 2)}
     limits["corpus.num_tokens"] = (corpus.num_tokens, 2)

@@ -23,14 +23,11 @@ ADVICE = "; name another folder with cache_dir or IIAD_CACHE"
 class TokenCorpus:
     """Documents as one sequence of token ids, an end-of-text token after each.
 
-    Attributes:
-        tokens: (num_tokens,) ids, unsigned 16- or 32-bit, memory-mapped read-only.
-        num_tokens: tokens, those that end documents included.
-        num_documents: documents that hold text; empty ones are left out.
-        num_bytes: UTF-8 bytes of the documents' text, end-of-text tokens not counted.
-        fingerprint: sha256 of all that decides the tokens: sources' content, tokenizer and settings.
-        names: the sources' names, in order.
-        eos_token_id: the token that ends documents.
+    tokens: (num_tokens,) ids, unsigned 16- or 32-bit, memory-mapped read-only.
+    num_documents: documents that hold text; empty ones are left out.
+    num_bytes: UTF-8 bytes of the documents' text, end-of-text tokens not counted.
+    fingerprint: sha256 of all that decides the tokens: sources' content, tokenizer and settings.
+    names: the sources' names, in order.
     """
 
     tokens: np.memmap
@@ -68,12 +65,10 @@ def open_corpus(
     try:
         record = json.loads((folder / f"{fingerprint}.json").read_bytes())
         dtype = np.dtype(record["dtype"])
-        num_tokens, num_documents, num_bytes = (
-            int(record[name]) for name in ("num_tokens", "num_documents", "num_bytes")
-        )
-        if record["format"] != FORMAT or path.stat().st_size != num_tokens * dtype.itemsize:
+        counts = [int(record[name]) for name in ("num_tokens", "num_documents", "num_bytes")]
+        if record["format"] != FORMAT or path.stat().st_size != counts[0] * dtype.itemsize:
             return None
-        tokens = np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
+        tokens = np.memmap(path, dtype=dtype, mode="r", shape=(counts[0],))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return TokenCorpus(tokens, num_tokens, num_documents, num_bytes, fingerprint, names, eos_token_id)
+    return TokenCorpus(tokens, *counts, fingerprint, names, eos_token_id)

@@ -21,6 +21,8 @@ PIECE_CHARS = 1 << 20
 READ_BYTES = 1 << 18
 ROWS_PER_BATCH = 256
 
+_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+_JSON_TYPES |= {int: "a number", float: "a number"}
 _LAST_CUT = re.compile(r".+(?:(?<=\S\n)(?=\S)|(?= \S))", re.DOTALL)
 
 OnPosition = Callable[[int], None]
@@ -41,17 +43,11 @@ def read_documents(
     byte order mark at the start of the file is dropped, `\r\n` stays as it is. Use up one document before
     asking for the next.
 
-    Args:
-        source: the file to read.
-        text_field: the jsonl field or parquet column with the text.
-        piece_chars: the length that no piece exceeds, in characters; see `cut_pieces`.
-        read_bytes: bytes to read at a time.
-        on_position: called now and then with the bytes of the file read so far.
+    text_field: the jsonl field or parquet column with the text. piece_chars: characters that no piece exceeds.
+    read_bytes: to read at a time. on_position: called now and then.
 
-    Raises:
-        InputError: naming the file and line, row or byte: it cannot be read, is not UTF-8, holds a NUL byte,
-            is a corrupt or truncated gzip or parquet file, a line is not a JSON object, or the text field is
-            missing or not a string.
+    Raises InputError, naming the file and line, row or byte: it cannot be read, is not UTF-8, holds a NUL byte, is a
+    corrupt or truncated gzip or parquet file, a line is not a JSON object, the text field is missing or no string.
     """
     if source.kind == "text":
         yield cut_pieces(_read_text(source, read_bytes, on_position), piece_chars)
@@ -163,10 +159,6 @@ def _text_of_line(line: str, text_field: str, place: str) -> str:
     return text
 
 
-_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-_JSON_TYPES |= {int: "a number", float: "a number"}
-
-
 def _listed(names: Iterable[str]) -> str:
     """At most ten names, quoted, for an error message."""
     quoted = [repr(name) for name in names]
@@ -191,8 +183,8 @@ def _read_parquet(source: Source, text_field: str, read_bytes: int, on_position:
                     row += 1
                     text = value.as_py()
                     if text is None:
-                        expected = f"expected a string in column {text_field!r}"
-                        raise InputError(f"{source.path}: row {row}: {expected}, got null")
+                        place = f"{source.path}: row {row}"
+                        raise InputError(f"{place}: expected a string in column {text_field!r}, got null")
                     yield text
                 on_position(size * row // num_rows)
     except UnicodeDecodeError as error:

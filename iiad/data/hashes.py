@@ -47,8 +47,7 @@ class HashedSource:
 def hash_sources(sources: Sequence[Source], folder: Path, progress: Progress = False) -> list[HashedSource]:
     """Hash the content of every source, or recall the hash from `folder` if the file's state is as it was.
 
-    Raises:
-        InputError: a file cannot be read, or changes meanwhile.
+    Raises InputError where a file cannot be read, or changes meanwhile.
     """
     recalled, settled, hashed, done = _recall(folder), {}, [], 0
     states = [_state(source) for source in sources]

@@ -47,16 +47,12 @@ def pack(
     document. A document is tokenized in pieces (`cut_pieces`); a tokenizer that adds a space before text, as
     SentencePiece ones do, adds one before every piece, and so gets pieces of 1 MiB.
 
-    Args:
-        sources: as `resolve_inputs` finds them.
-        tokenizer: with an eos token; its padding and truncation are not used and not changed.
-        text_field: the jsonl field or parquet column with the text.
-        cache_dir: default: `$IIAD_CACHE`, else `$XDG_CACHE_HOME/iiad`, else `~/.cache/iiad`.
-        progress: True to report to stderr, False not to, or a function of bytes done and bytes in all.
+    tokenizer: with an eos token; its padding and truncation are not used and not changed.
+    text_field: the jsonl field or parquet column with the text. cache_dir: default: as `default_cache_dir` says.
+    progress: True to report to stderr, False not to, or a function of bytes done and bytes in all.
 
-    Raises:
-        InputError: no source has text, a source is at fault (see `read_documents`) or changes while it is
-            read, the tokenizer has no eos token, or `cache_dir` cannot be written or is full.
+    Raises InputError where no source has text, a source is at fault (see `read_documents`) or changes while it is
+    read, the tokenizer has no eos token, or `cache_dir` cannot be written or is full.
     """
     if not sources:
         raise InputError("sources: expected at least one, got none")
@@ -123,20 +119,13 @@ def _build(
             more = f" and {len(hashed) - 3} more" if len(hashed) > 3 else ""
             names = ", ".join(item.source.name for item in hashed[:3])
             raise InputError(f"inputs: expected at least one document with text, got none in {names}{more}")
-    sources = [
-        {
-            "path": str(item.source.path),
-            "name": item.source.name,
-            "kind": item.source.kind,
-            "sha256": item.sha256,
-            "size": item.size,
-        }
-        for item in hashed
-    ]
+    sources = []
+    for item in hashed:
+        source = {"path": str(item.source.path), "name": item.source.name, "kind": item.source.kind}
+        sources.append({**source, "sha256": item.sha256, "size": item.size})
     settings = {**settings, "sources": len(hashed)}
-    write_record(
-        path.parent, path.stem, {"dtype": dtype.str, **counts, "settings": settings, "sources": sources}
-    )
+    record = {"dtype": dtype.str, **counts, "settings": settings, "sources": sources}
+    write_record(path.parent, path.stem, record)
 
 
 def _pieces(
@@ -144,14 +133,13 @@ def _pieces(
 ) -> Iterator[tuple[str, bool]]:
     """Yield all pieces of all documents; True marks the last of a document. Empty documents have none."""
     before = 0
+
+    def on_position(position: int) -> None:
+        advance(before + position)
+
     for item in hashed:
-
-        def on_position(position: int, start: int = before) -> None:
-            advance(start + position)
-
-        for document in read_documents(
-            item.source, text_field, piece_chars=piece_chars, on_position=on_position
-        ):
+        documents = read_documents(item.source, text_field, piece_chars=piece_chars, on_position=on_position)
+        for document in documents:
             held = ""
             for piece in document:
                 if held:

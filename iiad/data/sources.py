@@ -22,7 +22,8 @@ KNOWN_SUFFIXES: dict[str, tuple[Literal["text", "jsonl", "parquet"], bool]] = {
     ".txt.gz": ("text", True),
     ".jsonl.gz": ("jsonl", True),
 }
-"""Suffix (case does not matter) -> kind, and whether the file is gzip-compressed."""
+"""Suffix (case does not matter) -> kind, and if the file is gzip-compressed."""
+_EXPECTED = f"expected a file that ends in {', '.join(KNOWN_SUFFIXES)}"
 
 SPLITS = ("train", "validation")
 VALIDATION_BYTE = 13  # of 256: the share of stdlib files in validation, 5.1 %
@@ -36,11 +37,8 @@ _GENERATED = ("_sysconfigdata", "config-")  # written by Python's build: differ 
 class Source:
     """One file of the corpus.
 
-    Attributes:
-        path: the file, as the user gave it; error messages name it.
-        name: short name for display; the path inside the folder that was given, or the file's name.
-        kind: "text" (one document a file), "jsonl" (one a line) or "parquet" (one a row).
-        compressed: whether the file is gzip-compressed.
+    path: as the user gave it. name: for display, the path inside the folder that was given, or the file's name.
+    kind: one document a file ("text"), a line ("jsonl") or a row ("parquet"). compressed: by gzip.
     """
 
     path: Path
@@ -50,21 +48,15 @@ class Source:
 
 
 def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[Source]:
-    """Find the files that `inputs` name.
+    """Find the files that `inputs` name: in the order given, sorted inside a pattern or folder, each once.
 
-    Args:
-        inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of unknown suffix and
-            hidden ones are passed over) or `stdlib`, `stdlib:train`, `stdlib:validation`: the Python files of
-            the running interpreter. A file or folder that is really called `stdlib` is `./stdlib`.
-        split: what plain `stdlib` means, "train" or "validation"; nothing else depends on it.
+    inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of unknown suffix and hidden ones
+        are passed over) or `stdlib`, `stdlib:train`, `stdlib:validation`: the Python files of the running
+        interpreter. A file or folder that is really called `stdlib` is `./stdlib`.
+    split: what plain `stdlib` means, "train" or "validation"; nothing else depends on it.
 
-    Returns:
-        Sources in the order given, sorted inside a pattern or folder. A file named twice is kept once, where
-        it first stood.
-
-    Raises:
-        InputError: a file is missing, unreadable or of unknown suffix, a pattern or folder matches nothing, a
-            split is unknown, or there are no inputs.
+    Raises InputError where a file is missing, unreadable or of unknown suffix, a pattern or folder matches nothing,
+    a split is unknown, and for no inputs.
     """
     if isinstance(inputs, str) or not inputs:
         raise InputError(f"inputs: expected a list of at least one file, pattern or folder, got {inputs!r}")
@@ -107,14 +99,14 @@ def _folder_sources(folder: Path) -> Iterator[Source]:
             found = True
             yield _file_source(path, f"{folder.name}/{relative.as_posix()}")
     if not found:
-        raise InputError(f"inputs: expected a file that ends in {_list_suffixes()}, got none in {folder}")
+        raise InputError(f"inputs: {_EXPECTED}, got none in {folder}")
 
 
 def _file_source(path: Path, name: str) -> Source:
     if not path.is_file():
         raise InputError(f"inputs: expected a regular file, got {path}")
     if _suffix(path) not in KNOWN_SUFFIXES:
-        raise InputError(f"inputs: expected a file that ends in {_list_suffixes()}, got {path}")
+        raise InputError(f"inputs: {_EXPECTED}, got {path}")
     if not os.access(path, os.R_OK):
         raise InputError(f"inputs: expected a readable file, got no permission for {path}")
     return Source(path, name, *KNOWN_SUFFIXES[_suffix(path)])
@@ -124,10 +116,6 @@ def _suffix(path: Path) -> str:
     """Return the last suffix in lower case, with the one before it if the last is `.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
-
-
-def _list_suffixes() -> str:
-    return ", ".join(KNOWN_SUFFIXES)
 
 
 def stdlib_files(split: str) -> list[tuple[Path, str]]:

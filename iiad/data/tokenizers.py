@@ -32,9 +32,8 @@ _PATTERN = "|".join([_WORD, _NUMBER, _SIGNS, _LINE_ENDS, _INDENT, _SPACE])
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a Hugging Face folder or, if no such folder exists, of a model on the hub.
 
-    Raises:
-        InputError: there is none, it needs code from its folder, it is not backed by the `tokenizers`
-            library, or it has no end-of-text token.
+    Raises InputError where there is none, it needs code from its folder, is not backed by the `tokenizers` library,
+    or has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -64,13 +63,10 @@ def train_tokenizer(
     Any text comes back exactly: the alphabet is all 256 bytes and nothing is normalized. `<|endoftext|>` is
     the one special token, with id 0: it begins, ends and pads.
 
-    Args:
-        texts: documents or pieces of them; read once, not held in memory.
-        vocab_size: the most tokens to have. Texts that offer fewer merges give a smaller vocabulary.
-        context_length: recorded as the tokenizer's `model_max_length`, in tokens.
+    texts: documents or pieces of them; read once, not held in memory. vocab_size: the most tokens; texts that offer
+    fewer merges give fewer. context_length: recorded as the tokenizer's `model_max_length`, in tokens.
 
-    Raises:
-        InputError: `vocab_size` below 257 or `context_length` below 1, or `texts` hold no text.
+    Raises InputError for a `vocab_size` below 257, a `context_length` below 1, and `texts` without text.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(f"vocab_size: expected at least {MIN_VOCAB_SIZE}, got {vocab_size}")
