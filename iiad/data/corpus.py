@@ -65,10 +65,10 @@ def open_corpus(
     try:
         record = json.loads((folder / f"{fingerprint}.json").read_bytes())
         dtype = np.dtype(record["dtype"])
-        counts = [int(record[name]) for name in ("num_tokens", "num_documents", "num_bytes")]
-        if record["format"] != FORMAT or path.stat().st_size != counts[0] * dtype.itemsize:
+        num_tokens, documents, size = (int(record[f"num_{of}"]) for of in ("tokens", "documents", "bytes"))
+        if record["format"] != FORMAT or path.stat().st_size != num_tokens * dtype.itemsize:
             return None
-        tokens = np.memmap(path, dtype=dtype, mode="r", shape=(counts[0],))
+        tokens = np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return TokenCorpus(tokens, *counts, fingerprint, names, eos_token_id)
+    return TokenCorpus(tokens, num_tokens, documents, size, fingerprint, names, eos_token_id)
