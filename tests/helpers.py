@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iiad.artefacts import DataIdentity, ModelIdentity, ModelShape
+from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, ModelShape
 from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.data import train_tokenizer
 from iiad.errors import InputError
@@ -277,3 +278,14 @@ def refused(*words: object) -> Iterator[None]:
     assert "\n" not in message
     missing = [word for word in words if str(word) not in message]
     assert not missing, f"{missing} not in {message!r}"
+
+
+def load_spoilt(artefact: Artefact, folder: Path, *change: Any) -> Artefact:
+    """Load an artefact's file with one field replaced; change: the path to it, then its value."""
+    fields = place = json.loads(artefact.model_dump_json())
+    *path, last, value = change
+    for step in path:
+        place = place[step]
+    place[last] = value
+    (folder / "spoilt.json").write_text(json.dumps(fields))
+    return type(artefact).load(folder / "spoilt.json")
