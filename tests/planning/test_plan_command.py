@@ -7,11 +7,10 @@ import typer
 from typer.testing import CliRunner
 
 from cli.plan import plan as command
-from iiad.errors import InputError
 from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold, trade_off
 from iiad.planning.stability import keep_frequency
 from iiad.reporting.plan_tables import CurveReport, PlanReport
-from tests.helpers import make_profile, make_table, printed
+from tests.helpers import make_profile, make_table, printed, refused
 
 PROFILE = make_profile({"kl": [[0.5, 0.1], [], [0.9, 0.05, 0.3]]}, (2, 0, 3))
 
@@ -25,14 +24,10 @@ def run(tmp_path):
     make_table(PROFILE.model).save(tmp_path / "latency.json")
 
     def invoke(*arguments, output=True):
-        given = [
-            str(tmp_path / "profile.json"),
-            *(["--output", str(tmp_path / "plan.json")] if output else []),
-        ]
-        named = [
-            str(tmp_path / "latency.json") if argument == "TABLE" else argument for argument in arguments
-        ]
-        result = CliRunner().invoke(app, [*given, *named], env={"COLUMNS": "110"})
+        paths = {"PROFILE": "profile.json", "TABLE": "latency.json", "PLAN": "plan.json"}
+        given = ["PROFILE", *arguments, *(["--output", "PLAN"] if output else [])]
+        named = [str(tmp_path / paths[word]) if word in paths else word for word in given]
+        result = CliRunner().invoke(app, named, env={"COLUMNS": "110"})
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result
@@ -46,7 +41,7 @@ def test_the_command_writes_the_plan_and_prints_it(run, tmp_path):
     assert "■□□" in result.stdout
     assert "plan written to" not in result.stdout  # a remark, for stderr
     assert Plan.load(tmp_path / "plan.json").num_iterations == [1, 0, 1]
-    with pytest.raises(InputError, match="exists already"):
+    with refused("exists already"):
         run("--threshold", "0")
     run("--threshold", "0", "--overwrite")
     assert Plan.load(tmp_path / "plan.json").num_iterations == [2, 0, 3]
@@ -88,14 +83,14 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
     [
         ("--threshold -1", "threshold: expected a number from 0, got -1.0"),
         ("--threshold nan", "threshold: expected a number from 0, got nan"),
-        ("--threshold 0.1 --metric cosine", "metric: expected .*, kl, got 'cosine'"),
-        ("", "targets: expected one of --threshold, .*--curve"),
+        ("--threshold 0.1 --metric cosine", "metric: expected one ... kl, got 'cosine'"),
+        ("", "targets: expected one of --threshold ... --curve"),
         ("--threshold 0.1 --speedup 2", "threshold: expected a threshold or targets, got it and speedup"),
         ("--overhead-cut 1.2", "overhead_cut: expected a share from 0 to 1, got 1.2"),
         ("--overhead-cut 0.9 --pin 3=3", "overhead_cut: expected at most 0.4 within the bounds, got 0.9"),
         ("--speedup 2", "speedup: expected a latency table with it"),
-        ("--overhead-cut 0.5 --device cuda", "device: expected a latency table .*, got cuda alone"),
-        ("--overhead-cut 0.5 --phase prefill", "phase: expected a latency table .*, got prefill alone"),
+        ("--overhead-cut 0.5 --device cuda", "device: expected a latency table ... got cuda alone"),
+        ("--overhead-cut 0.5 --phase prefill", "phase: expected a latency table ... got prefill alone"),
         ("--speedup 2 --latency TABLE --device cuda", "a table with device cuda, got cpu"),
         ("--speedup 2 --latency TABLE --dtype bfloat16", "a table with dtype bfloat16, got float32"),
         ("--speedup 2 --latency TABLE --context 8", "a table with context 8, got 256"),
@@ -108,18 +103,14 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
     ],
 )
 def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, message, run, tmp_path):
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(*message.split(" ... ")):
         run(*arguments.split())
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "plan.json").exists()
 
 
-def test_a_plan_without_an_output_is_refused(run):
-    with pytest.raises(InputError, match="output: expected a file for the plan, got none"):
+def test_a_plan_needs_an_output_and_help_shows_an_example(run):
+    with refused("output: expected a file for the plan, got none"):
         run("--threshold", "0.1", output=False)
-
-
-def test_help_shows_an_example(run):
     assert "iiad plan profile.json --threshold 0.01 --output plan.json" in run("--help").stdout
 
 
@@ -132,16 +123,19 @@ def report(plan, profile=None, latency=None, **counted):
 
 def test_the_table_names_which_cut_is_meant_and_what_the_teacher_costs():
     text = printed(report(Plan.explicit([1, 0, 1], make_profile().model)))
-    assert "■□□" in text
-    assert "5 → 2" in text
-    assert "60.0% overhead cut" in text
-    assert "8 → 5" in text
-    assert "37.5% compute cut" in text
-    assert "800 → 500" in text
-    assert "Written by hand for teacher teacher." in text
-    assert "1 sequence of 1,024 tokens" in text
-    assert "prefill FLOPs" in text
-    assert "decode FLOPs" in text
+    for words in (
+        "■□□",
+        "5 → 2",
+        "60.0% overhead cut",
+        "8 → 5",
+        "37.5% compute cut",
+        "800 → 500",
+        "Written by hand for teacher teacher.",
+        "1 sequence of 1,024 tokens",
+        "prefill FLOPs",
+        "decode FLOPs",
+    ):
+        assert words in text
     assert "Predicted loss" not in text
     assert "resamples" not in text
 
@@ -177,13 +171,16 @@ def test_the_report_says_what_is_lost_and_how_far_to_trust_the_clock():
     table = make_table(PROFILE.model)
     plan = plan_by_target(PROFILE, Targets(speedup=1.5), latency=table)
     text = " ".join(printed(report(plan, PROFILE, latency=table)).split())
-    assert "a speedup of decode of at least 1.5" in text
-    assert "Predicted loss by kl: 0.45 ± 0.017 nats per token, if the layers add up." in text
-    assert "9 → 6 ms" in text
-    assert "1.50x, table off by up to 5.0%" in text
-    assert "table off by up to 2.0%" in text
-    assert "cpu (a CPU), float32" in text
-    assert "2 sequences of 256 tokens" in text
+    for words in (
+        "a speedup of decode of at least 1.5",
+        "Predicted loss by kl: 0.45 ± 0.017 nats per token, if the layers add up.",
+        "9 → 6 ms",
+        "1.50x, table off by up to 5.0%",
+        "table off by up to 2.0%",
+        "cpu (a CPU), float32",
+        "2 sequences of 256 tokens",
+    ):
+        assert words in text
     bare = plan_by_threshold(PROFILE, 100.0)
     assert "134 parameters of the teacher are unused under the plan" in printed(report(bare))
     bytes_and_loss = printed(report(bare, context=2048, batch_size=4))

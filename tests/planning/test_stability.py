@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from iiad.errors import InputError
 from iiad.influence.profile import Profile
 from iiad.planning.stability import _resample, keep_frequency, measure_stability
 from iiad.planning.threshold import normalize_scores, plan_by_threshold, threshold_budget
-from tests.helpers import make_profile
+from tests.helpers import make_profile, refused
 
 
 def noisy_profile(seed=0, num_iterations=(2, 0, 3), num_batches=12, num_sets=1, noise=0.5):
@@ -23,14 +22,17 @@ def noisy_profile(seed=0, num_iterations=(2, 0, 3), num_batches=12, num_sets=1, 
 
     def make_batch(number):
         scores = [[score + noise * rng.gauss(0, 0.1) for score in layer] for layer in base.scores["kl"]]
-        changes = {
-            "data": number % num_sets,
-            "num_tokens": rng.choice([512, 512, 512, 100]),
-            "scores": {"kl": scores},
-        }
+        tokens = rng.choice([512, 512, 512, 100])
+        changes = {"data": number % num_sets, "num_tokens": tokens, "scores": {"kl": scores}}
         return base.batches[0].model_copy(update=changes)
 
     return Profile.of([make_batch(n) for n in range(num_batches)], base.model, base.data, base.settings)
+
+
+def with_scores(profile, scores_of):
+    """The profile of the same batches with these scores by kl: scores_of(batch)."""
+    batches = [b.model_copy(update={"scores": {"kl": scores_of(b)}}) for b in profile.batches]
+    return Profile.of(batches, profile.model, profile.data, profile.settings)
 
 
 def flat(scores):
@@ -73,21 +75,17 @@ def test_keep_frequency_is_what_a_direct_loop_counts(normalize, num_sets):
 @pytest.mark.parametrize("num_sets", [1, 2])
 def test_resamples_scatter_as_the_bootstrap_does_and_draw_within_data_sets(num_sets):
     profile = noisy_profile(num_batches=10, num_sets=num_sets)
-    means = _resample(profile, "kl", 10000, seed=0)
-    by_hand = np.array([flat(scores) for scores in bootstrap_by_hand(profile, "kl", 10000, seed=1)])
-    assert np.allclose(means.mean(0), by_hand.mean(0), atol=4 * by_hand.std(0).max() * math.sqrt(2 / 10000))
-    assert np.allclose(means.std(0), by_hand.std(0), rtol=0.04)
+    means = _resample(profile, "kl", 4000, seed=0)
+    by_hand = np.array([flat(scores) for scores in bootstrap_by_hand(profile, "kl", 4000, seed=1)])
+    assert np.allclose(means.mean(0), by_hand.mean(0), atol=4 * by_hand.std(0).max() * math.sqrt(2 / 4000))
+    assert np.allclose(means.std(0), by_hand.std(0), rtol=0.06)
 
 
 def test_data_sets_that_differ_widen_neither_the_bootstrap_nor_the_standard_errors():
     base = make_profile(num_sets=2)
-    batches = [
-        batch.model_copy(
-            update={"scores": {"kl": [[batch.data + s for s in layer] for layer in base.scores["kl"]]}}
-        )
-        for batch in base.batches
-    ]
-    profile = Profile.of(batches, base.model, base.data, base.settings)
+    profile = with_scores(
+        base, lambda batch: [[batch.data + s for s in layer] for layer in base.scores["kl"]]
+    )
     assert np.ptp(_resample(profile, "kl", 50, seed=0), axis=0).max() < 1e-12
     assert max(flat(profile.standard_errors["kl"])) < 1e-12
 
@@ -108,15 +106,14 @@ def test_frequencies_are_shares_that_fall_along_a_layer_and_with_the_threshold(s
 
 def test_a_seed_gives_the_same_again():
     profile = noisy_profile()
-    assert keep_frequency(profile, "kl", 0.05, seed=1) == keep_frequency(profile, "kl", 0.05, seed=1)
-    assert keep_frequency(profile, "kl", 0.05, seed=1) != keep_frequency(profile, "kl", 0.05, seed=2)
+    first, again, other = (keep_frequency(profile, "kl", 0.05, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
     assert measure_stability(profile, "kl", seed=1) == measure_stability(profile, "kl", seed=1)
 
 
 def test_where_all_batches_agree_every_resample_keeps_what_the_plan_keeps():
     base = make_profile()
-    batches = [batch.model_copy(update={"scores": base.scores}) for batch in base.batches]
-    profile = Profile.of(batches, base.model, base.data, base.settings)
+    profile = with_scores(base, lambda batch: base.scores["kl"])
     for threshold in (0.0, 0.1, 0.3 / 16):  # the latter two: scores of the profile
         kept = plan_by_threshold(profile, threshold).num_iterations
         wanted = [[float(i < k) for i in range(r)] for k, r in zip(kept, [2, 0, 3], strict=True)]
@@ -171,15 +168,15 @@ def test_data_sets_are_compared_pair_by_pair_by_their_token_weighted_means():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"),
+    ("arguments", "words"),
     [
         ({"threshold": -0.1}, "threshold: expected a number from 0, got -0.1"),
-        ({"threshold": math.nan}, "threshold: expected .*, got nan"),
+        ({"threshold": math.nan}, "threshold: expected a number from 0, got nan"),
         ({"metric": "loss"}, "metric: expected one that the profile holds, cosine, kl, got 'loss'"),
-        ({"normalize": "all"}, "normalize: expected .*, got 'all'"),
+        ({"normalize": "all"}, "normalize: expected one of none, layer, model, got 'all'"),
         ({"num_samples": 0}, "num_samples: expected at least 1, got 0"),
     ],
 )
-def test_values_that_cannot_be_resampled_are_refused(arguments, field):
-    with pytest.raises(InputError, match=field):
+def test_values_that_cannot_be_resampled_are_refused(arguments, words):
+    with refused(words):
         keep_frequency(make_profile(), **{"metric": "kl", "threshold": 0.1, **arguments})
