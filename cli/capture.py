@@ -50,7 +50,7 @@ def capture(
         bool, typer.Option("--resume", help="Go on from the whole shards of an interrupted capture.")
     ] = False,
 ) -> None:
-    """Keep what a teacher says about a text, for any number of distillations.
+    """Keep a teacher's signals for a text, for any number of distillations.
 
     For every token: the likeliest tokens with their log-probabilities, the mass
     of all others and, if asked for, hidden states. The signals are bound to
@@ -92,4 +92,4 @@ def _layers(text: str | None) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text is not None else []
     except ValueError:
-        raise InputError(f"hidden_layers: found {text!r}; accepted: numbers, as in 0,6,12") from None
+        raise InputError(f"hidden_layers: expected numbers, as in 0,6,12, got {text!r}") from None

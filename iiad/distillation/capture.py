@@ -1,28 +1,27 @@
-"""`iiad capture`: what a teacher says about every token of a text, kept on disk for any number of distillations."""
+"""`iiad capture`: a teacher's signals for every token of a text, kept on disk for any number of distillations."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from iiad.artefacts import DataIdentity, ModelIdentity
+from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.errors import InputError
-from iiad.files import lock_folder
+from iiad.files import atomic_file, file_sha256, lock_folder
 from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
 from iiad.training.scoring import measure_naive_losses, require_knowledge, score_beginning
 
-from .capture_journal import CaptureJournal, remove_leftovers, require_signal_folder
-from .signal_record import COMPRESSIONS, ShardRecord, SignalLayout, SignalRecord, shard_name
-from .signal_shards import ShardWriter, encode_gaps, encode_ids, encode_states
-from .teacher_outputs import TeacherOutputs
+from .signal_encoding import encode_gaps, encode_ids, encode_states
+from .signal_record import COMPRESSIONS, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
+from .teacher_outputs import BatchSignals, TeacherOutputs
 
 __all__ = ["capture_signals"]
 
@@ -53,7 +52,7 @@ def capture_signals(
     chunk_tokens: int | None = None,
     check_teacher: bool = True,
 ) -> SignalRecord:
-    """Run a teacher over a text and keep its likeliest tokens, the mass of the others and, if asked, hidden states.
+    """Run a teacher over a text; keep its likeliest tokens, the mass of the others and, if asked, hidden states.
 
     The blocks are those that `iiad distill` packs of the same text. Batch and chunk size change nothing but the
     rounding of the teacher's arithmetic, and may be others when a capture is resumed.
@@ -76,7 +75,6 @@ def capture_signals(
         device: default: CUDA where there is one, else the CPU.
         blocks_per_shard: blocks that a kill can cost; default: as many as make 64 MiB, at least 16.
         chunk_tokens: tokens whose logits are held at a time; default: as many as make 64 MiB.
-
         check_teacher: refuse a teacher that predicts the text no better than token counts do.
 
     Raises InputError where a model, text, folder or value cannot be used, a disk is full or memory runs out, or what
@@ -84,15 +82,16 @@ def capture_signals(
     """
     device = choose_device(device)
     _require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
-    folder = require_signal_folder(output_dir, resume)
+    folder = _require_folder(Path(output_dir), resume)
     context, vocab_size = read_limits(teacher_folder)
-    if not 1 <= top_k <= vocab_size:
-        raise InputError(f"top_k: found {top_k}; accepted: 1 to {vocab_size}, the teacher's vocabulary")
     T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
-    if not 2 <= T <= context:
-        raise InputError(f"block_size: found {T}; accepted: 2 to {context}, the teacher's context")
+    _require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
+    _require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
+    _require(
+        "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
+    )
     blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir)
-    num_blocks = _count_blocks(blocks, max_tokens)
+    num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
     teacher, identity = load_identified(teacher_folder, device, dtype, cast=False)
     _require_layers(hidden_layers, identity)
     record = SignalRecord(
@@ -111,56 +110,89 @@ def capture_signals(
     with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
         score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
         naive = measure_naive_losses(blocks.corpus.tokens, held, vocab_size)
-        print_status(
-            require_knowledge(score.nll, naive, "the text", "--no-check-teacher" if check_teacher else None)
-        )
+        override = "--no-check-teacher" if check_teacher else None
+        print_status(require_knowledge(score.nll, naive, "the text", override))
         with lock_folder(folder):
-            remove_leftovers(folder)
-            return _capture_shards(outputs, blocks, CaptureJournal(folder, record), batch_size, device)
+            return _capture_shards(outputs, blocks, folder, record, batch_size, device)
 
 
 def _capture_shards(
-    outputs: TeacherOutputs, blocks: TokenBlocks, journal: CaptureJournal, batch_size: int, device: str
+    outputs: TeacherOutputs,
+    blocks: TokenBlocks,
+    folder: Path,
+    record: SignalRecord,
+    batch_size: int,
+    device: str,
 ) -> SignalRecord:
-    """Capture what the journal does not hold, shard by shard, and finish."""
-    record = journal.record
-    journal.begin()
-    missing = [index for index in range(record.num_shards) if index not in journal.shards]
+    """Capture the shards that are not there, note each once it is on disk, and write the record at last."""
+    for pattern in (f".{JOURNAL}-*", f".{RECORD}-*", ".shard-*.tmp"):
+        for leftover in folder.glob(pattern):  # half-written by a capture that was killed
+            leftover.unlink()
+    # The version is that of who finishes; names may change where content does not.
+    mutable: dict[str, Any] = {
+        "kind": True,
+        "shards": True,
+        "iiad_version": True,
+        "teacher": {"name"},
+        "data": {"names"},
+    }
+    heading = {"kind": "unfinished signals", **record.model_dump(exclude=mutable)}
+    journal = Journal(folder / JOURNAL, heading, ShardRecord)
+    shards = _whole_shards(folder, journal)
+    journal.start([shards[index] for index in sorted(shards)])
+    missing = [index for index in range(record.num_shards) if index not in shards]
     T = record.layout.block_size
     print_status(
         f"{record.num_tokens:,} tokens at {record.layout.bytes_per_token:,.0f} bytes each, "
         f"in {record.num_shards} shards"
     )
-    if len(missing) < record.num_shards:
-        print_status(f"{record.num_shards - len(missing)} shards were captured before")
-    left = sum(len(record.blocks_of(index)) for index in missing) * T
-    with progress("capturing", left, "tokens") as advance:
+    if shards:
+        print_status(f"{len(shards)} shards were captured before")
+    advice = "; the shards before it are whole: make room and go on with --resume"
+    with progress("capturing", sum(len(record.blocks_of(i)) for i in missing) * T, "tokens") as advance:
         for index in missing:
-            span, kept_mass = record.blocks_of(index), 0.0
-            with ShardWriter.open(journal.folder / shard_name(index)) as shard:
+            span, path, kept_mass = record.blocks_of(index), folder / shard_name(index), 0.0
+            with atomic_file(path, advice) as file:
                 # A batch never reaches into the next shard: so a resumed run makes the same batches.
                 for first in range(span.start, span.stop, batch_size):
                     batch = range(first, min(first + batch_size, span.stop))
                     input_ids = torch.stack([blocks[i]["input_ids"] for i in batch]).to(device)  # (B, T)
-                    encoded, mass = _encode(outputs, input_ids, record.layout, f"block {first}")
-                    shard.write(encoded)
-                    kept_mass += mass
+                    signals = outputs(input_ids, f"block {first}")
+                    file.write(_encode(signals, record.layout).tobytes())
+                    kept_mass += signals.kept_mass
                     advance(len(batch) * T)
-            journal.add(ShardRecord(index=index, sha256=shard.sha256, kept_mass=kept_mass / (len(span) * T)))
-    return journal.finish()
+            kept_mass /= len(span) * T
+            shards[index] = ShardRecord(index=index, sha256=file_sha256(path), kept_mass=kept_mass)
+            journal.append(shards[index])
+    record = record.model_copy(update={"shards": [shards[index] for index in sorted(shards)]})
+    record.save(folder / RECORD)  # makes the folder signals: only then may the journal go
+    journal.remove()
+    return record
 
 
-def _encode(
-    outputs: TeacherOutputs, input_ids: Tensor, layout: SignalLayout, where: str
-) -> tuple[np.ndarray, float]:
-    """input_ids: (B, T) -> blocks (B,) as they are stored, and the mass kept, summed over the tokens."""
-    signals = outputs(input_ids, where)
-    encoded = np.zeros(len(input_ids), layout.block_dtype)
+def _whole_shards(folder: Path, journal: Journal[ShardRecord]) -> dict[int, ShardRecord]:
+    """Return the noted shards whose files have their hashes, by index.
+
+    Raises InputError where the journal is of another teacher, of other data or settings, naming what differs.
+    """
+    shards = {}
+    for shard in journal.read():
+        path = folder / shard_name(shard.index)
+        if path.exists() and file_sha256(path) == shard.sha256:
+            shards[shard.index] = shard
+        else:
+            print_status(f"{path}: is missing or damaged; it is captured again")
+    return shards
+
+
+def _encode(signals: BatchSignals, layout: SignalLayout) -> np.ndarray:
+    """Signals of B blocks -> (B,) as they are stored."""
+    encoded = np.zeros(len(signals.ids), layout.block_dtype)
     encode_ids(signals.ids, encoded)
     encoded["gaps"] = encode_gaps(signals.gaps)
     if signals.states is not None and layout.compression is not None:
         encode_states(signals.states, layout.compression, encoded)
-    return encoded, signals.kept_mass
+    return encoded
 
 
 def _pack(
@@ -171,25 +203,15 @@ def _pack(
     text_field: str,
     cache_dir: str | Path | None,
 ) -> tuple[TokenBlocks, Any]:
-    """The text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
+    """Return the text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
     sources = resolve_inputs(inputs, "train")
     tokenizer = load_tokenizer(teacher)
     if len(tokenizer) > vocab_size:
         raise InputError(
-            f"{teacher}: its tokenizer has {len(tokenizer)} tokens, its model a vocabulary of {vocab_size}"
+            f"{teacher}: tokenizer: expected at most {vocab_size} tokens, the model's, got {len(tokenizer)}"
         )
     corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir)
     return TokenBlocks(corpus, block_size), tokenizer
-
-
-def _count_blocks(blocks: TokenBlocks, max_tokens: int | None) -> int:
-    if max_tokens is None:
-        return len(blocks)
-    if max_tokens < blocks.block_size:
-        raise InputError(
-            f"max_tokens: found {max_tokens}; accepted: at least {blocks.block_size}, the tokens of a block"
-        )
-    return min(len(blocks), max_tokens // blocks.block_size)
 
 
 def _layout(
@@ -213,13 +235,41 @@ def _layout(
     return layout.model_copy(update={"blocks_per_shard": blocks_per_shard or default})
 
 
-def _require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
-    for layer in hidden_layers:
-        if not 0 <= layer <= teacher.num_layers:
+def _require_folder(folder: Path, resume: bool) -> Path:
+    """Return the folder if signals can be written there. Raises InputError for one that holds anything else.
+
+    That is: finished signals, unfinished ones without `resume`, other files. Nothing is written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, got a file")
+    if (folder / RECORD).exists():
+        raise InputError(f"{folder}: holds finished signals; nothing was changed; name another folder")
+    if (folder / JOURNAL).exists():
+        if not resume:
             raise InputError(
-                f"hidden_layers: found {layer}; accepted: 0 (the embeddings) to {teacher.num_layers} "
-                "(after the final norm)"
+                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
             )
+        return folder
+    # What a kill can leave before the journal is there begins with a dot.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{folder}: {there} cannot be written to")
+    if resume:
+        print_status(f"{folder}: nothing to resume; starting afresh")
+    return folder
+
+
+def _require(name: str, found: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise InputError(f"{name}: expected {expected}, got {found!r}")
+
+
+def _require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
+    expected = f"0 (the embeddings) to {teacher.num_layers} (after the final norm)"
+    for layer in hidden_layers:
+        _require("hidden_layers", layer, 0 <= layer <= teacher.num_layers, expected)
 
 
 def _require_values(
@@ -232,16 +282,14 @@ def _require_values(
     compression: str,
 ) -> None:
     """Raise InputError for what is wrong whatever the teacher is."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: found {dtype!r}; accepted: {', '.join(DTYPES)}")
-    if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
-        raise InputError("dtype: found 'bfloat16', which this GPU does not have; accepted here: float32")
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature: found {temperature}; accepted: a number above 0")
-    for name, value in (("batch_size", batch_size), ("blocks_per_shard", blocks_per_shard)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: found {value}; accepted: at least 1")
-    if compression not in COMPRESSIONS:
-        raise InputError(f"compression: found {compression!r}; accepted: {', '.join(COMPRESSIONS)}")
-    if len(set(hidden_layers)) < len(hidden_layers):
-        raise InputError(f"hidden_layers: found {list(hidden_layers)}; accepted: each once")
+    _require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
+    if dtype == "bfloat16" and device.startswith("cuda"):
+        _require("dtype", dtype, torch.cuda.is_bf16_supported(), "float32, as this GPU has no bfloat16")
+    _require("temperature", temperature, 0 < temperature < float("inf"), "a number above 0")
+    _require("batch_size", batch_size, batch_size >= 1, "at least 1")
+    _require(
+        "blocks_per_shard", blocks_per_shard, blocks_per_shard is None or blocks_per_shard >= 1, "at least 1"
+    )
+    _require("compression", compression, compression in COMPRESSIONS, " or ".join(COMPRESSIONS))
+    layers = list(hidden_layers)
+    _require("hidden_layers", layers, len(set(layers)) == len(layers), "each layer once")

@@ -1,4 +1,4 @@
-"""signals.json: what a teacher said about which tokens, how it is laid out, and the hashes that vouch for it.
+"""signals.json: the teacher and the text of stored signals, their layout, and the hashes of the shards.
 
 Needs no torch. Legend: T tokens of a block, V vocabulary, k entries kept, n hidden states kept, D model width,
 L layers.
@@ -16,6 +16,7 @@ from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
 
 __all__ = [
     "COMPRESSIONS",
+    "JOURNAL",
     "RECORD",
     "Compression",
     "ShardRecord",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 RECORD = "signals.json"
+JOURNAL = "signals.partial.jsonl"
+"""The whole shards of a capture that is not finished, a line each."""
 Compression = Literal["int8", "bfloat16"]
 COMPRESSIONS: tuple[Compression, ...] = ("int8", "bfloat16")
 SMALL_VOCABULARY = 1 << 16
@@ -56,11 +59,13 @@ class SignalLayout(Record):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.top_k > self.vocab_size:
-            raise ValueError(f"top_k is {self.top_k}; accepted: at most vocab_size ({self.vocab_size})")
+            raise ValueError(f"top_k: expected at most vocab_size ({self.vocab_size}), got {self.top_k}")
         if (self.compression is None) == bool(self.hidden_layers):
-            raise ValueError("compression must be given with hidden_layers, and only with them")
+            raise ValueError("compression: expected one with hidden_layers, null without them")
         if sorted(set(self.hidden_layers)) != self.hidden_layers or min(self.hidden_layers, default=0) < 0:
-            raise ValueError(f"hidden_layers is {self.hidden_layers}; accepted: from 0, each once, ascending")
+            raise ValueError(
+                f"hidden_layers: expected from 0, each once, ascending, got {self.hidden_layers}"
+            )
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Reading signals: opened, checked against what they are used for, and handed out block by block.
+"""Stored signals: opened, checked against their use, and read block by block.
 
 Legend: T tokens of a block, k entries kept, n hidden states kept, D model width.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from iiad.data import TokenBlocks
 from iiad.errors import InputError
 from iiad.files import file_sha256
 
-from .capture_journal import JOURNAL
-from .signal_record import RECORD, SignalRecord, shard_name
-from .signal_shards import decode_gaps, decode_ids, decode_states
+from .signal_encoding import decode_gaps, decode_ids, decode_states
+from .signal_record import JOURNAL, RECORD, SignalRecord, shard_name
 
 __all__ = ["SignalBlocks", "StoredSignals"]
 
@@ -47,19 +45,17 @@ class StoredSignals:
         record = SignalRecord.load(folder / RECORD)
         if [shard.index for shard in record.shards] != list(range(record.num_shards)):
             raise InputError(
-                f"{folder / RECORD}: shards: found {len(record.shards)}; accepted: the {record.num_shards} of "
-                f"{record.num_blocks} blocks, in order"
+                f"{folder / RECORD}: shards: expected the {record.num_shards} of {record.num_blocks} blocks, "
+                f"in order, got {len(record.shards)}"
             )
         stored = cls(folder, record)
         for index in range(record.num_shards):
-            path, wanted = (
-                stored._path(index),
-                len(record.blocks_of(index)) * record.layout.block_dtype.itemsize,
-            )
+            path = stored._path(index)
+            num_bytes = len(record.blocks_of(index)) * record.layout.block_dtype.itemsize
             if not path.is_file():
                 raise InputError(f"{path}: is missing")
-            if path.stat().st_size != wanted:
-                raise InputError(f"{path}: found {path.stat().st_size} bytes; accepted: {wanted}")
+            if path.stat().st_size != num_bytes:
+                raise InputError(f"{path}: expected {num_bytes} bytes, got {path.stat().st_size}")
         return stored
 
     def verify(self) -> None:
@@ -85,28 +81,23 @@ class StoredSignals:
         these must be held, out of 0, ..., L.
         """
         record = self.record
-        if teacher is not None:
-            self._fit("teacher", teacher.fingerprint[:12], record.teacher.fingerprint[:12])
-            plans = (list(identity.num_iterations) for identity in (teacher, record.teacher))
-            self._fit("teacher's num_iterations", *plans)
-        for name, found, kept in (
-            ("tokenizer", tokenizer_fingerprint, record.tokenizer_fingerprint),
-            ("data", corpus_fingerprint, record.data.fingerprint),
-        ):
-            if found is not None and found != kept:
-                self._fit(name, found[:12], kept[:12])
-        for name, value, held in (
+        for name, found, held in (
+            ("teacher", teacher and teacher.fingerprint[:12], record.teacher.fingerprint[:12]),
+            ("teacher.num_iterations", teacher and teacher.num_iterations, record.teacher.num_iterations),
+            (
+                "tokenizer",
+                tokenizer_fingerprint and tokenizer_fingerprint[:12],
+                record.tokenizer_fingerprint[:12],
+            ),
+            ("data", corpus_fingerprint and corpus_fingerprint[:12], record.data.fingerprint[:12]),
             ("block_size", block_size, record.layout.block_size),
             ("temperature", temperature, record.temperature),
         ):
-            if value is not None:
-                self._fit(name, value, held)
-        missing = sorted(set(hidden_layers) - set(record.layout.hidden_layers))
-        if missing:
+            if found is not None and found != held:
+                raise InputError(f"{self.folder}: {name}: expected {held}, as captured, got {found}")
+        if missing := sorted(set(hidden_layers) - set(record.layout.hidden_layers)):
             held_layers = record.layout.hidden_layers or "none"
-            raise InputError(
-                f"{self.folder}: hidden_layers: needed {missing}; these signals hold {held_layers}"
-            )
+            raise InputError(f"{self.folder}: hidden_layers: expected some of {held_layers}, got {missing}")
 
     def read(self, index: int, hidden_layers: Sequence[int] | None = None) -> dict[str, Tensor]:
         """The signals of block `index`, from 0.
@@ -136,10 +127,6 @@ class StoredSignals:
 
     def _path(self, shard: int) -> Path:
         return self.folder / shard_name(shard)
-
-    def _fit(self, name: str, found: Any, kept: Any) -> None:
-        if found != kept:
-            raise InputError(f"{self.folder}: {name}: found {found}; these signals were captured with {kept}")
 
 
 class SignalBlocks(Dataset[dict[str, Tensor]]):

@@ -1,4 +1,4 @@
-"""What a teacher says about a batch, with no second copy of its logits.
+"""A teacher's signals for a batch, without a second copy of its logits.
 
 Legend: B blocks of a batch, T tokens, k entries kept, n hidden states kept, D model width, V vocabulary, m tokens
 of a chunk.
@@ -79,9 +79,11 @@ class TeacherOutputs:
             kept += mass.sum()
         all_gaps = torch.cat(gaps)
         if all_gaps.isnan().any():
-            raise InputError(f"{where}: the teacher's logits hold NaN or infinity; accepted: finite logits")
+            raise InputError(f"{where}: the teacher's logits: expected finite numbers, got NaN or infinity")
         if states is not None and not states.isfinite().all():
-            raise InputError(f"{where}: the teacher's hidden states hold NaN or infinity")
+            raise InputError(
+                f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
+            )
         shape = (*input_ids.shape, self.top_k)
         return BatchSignals(torch.cat(ids).view(shape), all_gaps.view(shape), float(kept), states)
 

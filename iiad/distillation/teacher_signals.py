@@ -1,4 +1,4 @@
-"""Where a teacher's signals come from: a live model or a folder of stored ones; what learns from them cannot tell.
+"""Teachers: a live model or a folder of stored signals, alike to what learns from them.
 
 Legend: B batch, T tokens, D model width, L layers, V vocabulary, k kept tokens.
 """
@@ -22,7 +22,7 @@ __all__ = ["LiveTeacher", "Signal", "StoredTeacher", "Teacher"]
 
 
 class Signal(NamedTuple):
-    """What a teacher says about a batch of B * T tokens."""
+    """A teacher's output for a batch of B * T tokens."""
 
     target: FullTarget | TopTarget
     """Its next-token distribution."""
@@ -34,10 +34,10 @@ class Teacher(Protocol):
     """Signals for batches."""
 
     def blocks(self, blocks: Any) -> Blocks:
-        """The blocks of text, with whatever the signals need of each in its item."""
+        """Return the blocks of text, with whatever the signals need of each in its item."""
 
     def signal(self, batch: Batch) -> Signal:
-        """What it says about a batch."""
+        """Return its signal for a batch."""
 
 
 class LiveTeacher:
@@ -67,7 +67,7 @@ class LiveTeacher:
             shard(self.learner)
 
     def blocks(self, blocks: Any) -> Blocks:
-        """The blocks as they are."""
+        """Return the blocks as they are."""
         return blocks
 
     @torch.no_grad()
@@ -80,13 +80,13 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """What `iiad capture` has kept: the k likeliest tokens and the mass of the others, and maybe hidden states."""
+    """Signals that `iiad capture` kept: the k likeliest tokens, the mass of the others, and maybe hidden states."""
 
     def __init__(self, stored: StoredSignals, hidden_layers: Sequence[int] = ()):
         self.stored, self.hidden_layers = stored, tuple(hidden_layers)
 
     def blocks(self, blocks: Any) -> Blocks:
-        """The blocks with their signals; as many as have some."""
+        """Return the blocks with their signals; as many as have some."""
         return SignalBlocks(blocks, self.stored, self.hidden_layers)
 
     def signal(self, batch: Batch) -> Signal:

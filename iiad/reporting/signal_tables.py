@@ -1,4 +1,4 @@
-"""Stored signals in a few lines: of whom, of which text, how much and at what price."""
+"""Stored signals in a few lines: teacher, text, size and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["signals_line", "signals_summary"]
 
 
 def signals_line(record: SignalRecord) -> str:
-    """Tokens, bytes per token, size and mass kept."""
+    """Return tokens, bytes per token, size and mass kept, in a line."""
     layout = record.layout
     return (
         f"{record.num_tokens:,} tokens, {layout.bytes_per_token:,.1f} bytes per token, "
@@ -23,7 +23,7 @@ def signals_line(record: SignalRecord) -> str:
 
 
 def signals_summary(record: SignalRecord) -> RenderableType:
-    """What `iiad show` prints."""
+    """Return what `iiad show` prints."""
     layout, teacher = record.layout, record.teacher
     states = ", ".join(map(str, layout.hidden_layers))
     hidden = f"hidden states {states} in {layout.compression}" if states else "no hidden states"

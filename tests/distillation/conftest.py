@@ -103,10 +103,10 @@ def options(cache_dir):
 
 
 @pytest.fixture(scope="session")
-def signals(teacher, text_file, options, tmp_path_factory):
+def signals(teacher, little_text, options, tmp_path_factory):
     """The folder of a finished capture."""
     folder = tmp_path_factory.mktemp("signals") / "signals"
-    capture_signals(teacher, [str(text_file)], folder, **options)
+    capture_signals(teacher, [str(little_text)], folder, **options)
     return folder
 
 
@@ -115,13 +115,13 @@ def stored(signals):
     return StoredSignals.open(signals)
 
 
-@pytest.fixture
-def capture(teacher, text_file, options):
+@pytest.fixture(scope="session")
+def capture(teacher, little_text, options):
     """The capture of `signals` again, into a folder, with other settings if given."""
 
     def run(folder, source=None, inputs=None, **changes):
         return capture_signals(
-            source or teacher, inputs or [str(text_file)], folder, **{**options, **changes}
+            source or teacher, inputs or [str(little_text)], folder, **{**options, **changes}
         )
 
     return run

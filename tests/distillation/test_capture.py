@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ import torch
 from iiad import InputError
 from iiad.checkpoints import identify_model, load_model
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
-from iiad.distillation.signal_record import SignalRecord
 from iiad.distillation.stored_signals import StoredSignals
 from iiad.distillation.teacher_outputs import TeacherOutputs
 from iiad.files import lock_folder
@@ -22,14 +20,13 @@ from iiad.models.layers import IterativeLayer
 
 from .conftest import BLOCKS_PER_SHARD, LAYERS, NUM_BLOCKS, T, files_of
 
-ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 8
 JOURNAL = "signals.partial.jsonl"
 
 
 @pytest.fixture
-def blocks(teacher, text_file, cache_dir):
-    corpus = pack(resolve_inputs([str(text_file)], "train"), load_tokenizer(teacher), cache_dir=cache_dir)
+def blocks(teacher, little_text, cache_dir):
+    corpus = pack(resolve_inputs([str(little_text)], "train"), load_tokenizer(teacher), cache_dir=cache_dir)
     return TokenBlocks(corpus, T)
 
 
@@ -67,6 +64,7 @@ def test_record_says_whose_signals_they_are_and_how_large(signals, stored, block
     assert sorted(sizes) == sorted(path.name for path in signals.iterdir() if path.name != "signals.json")
     kept = [1 - stored.read(i)["top_tail"].double().exp().mean() for i in range(NUM_BLOCKS)]
     assert record.kept_mass == pytest.approx(float(sum(kept)) / NUM_BLOCKS, abs=1e-4)
+    assert [len(record.blocks_of(index)) for index in (0, NUM_SHARDS - 1)] == [BLOCKS_PER_SHARD, 2]
     stored.verify()
 
 
@@ -137,7 +135,7 @@ def test_a_model_whose_head_is_not_known_to_be_plain_gives_the_same(teacher, blo
 def test_logits_with_nan_are_one_line(teacher, blocks):
     model = load_model(teacher)
     model.lm_head.weight.data[7] = math.nan
-    with pytest.raises(InputError, match="block 3: the teacher's logits hold NaN"):
+    with pytest.raises(InputError, match=r"block 3: the teacher's logits: .* got NaN"):
         TeacherOutputs(model, 8, 1.0, [])(blocks[0]["input_ids"][None], "block 3")
     model.model.embed_tokens.weight.data[:] = math.inf
     model.lm_head.weight.data[:] = 0
@@ -145,75 +143,72 @@ def test_logits_with_nan_are_one_line(teacher, blocks):
         TeacherOutputs(model, 8, 1.0, [0])(blocks[0]["input_ids"][None], "block 3")
 
 
-# Captures once unbroken, then in children: one is killed as it starts, each of the others some time after it has
-# finished a shard, in the midst of another; the last one gets through.
+# In children: one is killed as it starts, the next ones some time after they have finished a shard, in the midst of
+# another; the last one gets through.
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from iiad.distillation.capture import capture_signals
-unbroken, killed, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
-capture_signals(**options, output_dir=unbroken)
-random.seed(int(sys.argv[4]))
-for attempt in range(5):
-    before = len(list(Path(killed).glob("shard*")))
+from iiad.distillation import capture_signals
+folder, options = Path(sys.argv[1]), eval(sys.argv[2])
+capture_signals(**options, output_dir=sys.argv[3])
+random.seed(0)
+for attempt in range(4):
+    before = len(list(folder.glob("shard*")))
     child = os.fork()
     if child == 0:
-        capture_signals(**options, output_dir=killed, resume=True)
+        capture_signals(**options, output_dir=folder, resume=True)
         os._exit(0)
-    if attempt < 4:
-        while 0 < attempt and len(list(Path(killed).glob("shard*"))) == before:
+    if attempt < 3:
+        while 0 < attempt and len(list(folder.glob("shard*"))) == before:
             time.sleep(0.001)
         time.sleep(random.random() * 0.03)
         os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if attempt < 4 else 0), attempt
+    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if attempt < 3 else 0), attempt
 """
 
 
 def test_a_capture_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one(
-    teacher, text_file, options, tmp_path
+    teacher, little_text, options, tmp_path
 ):
-    arguments = {**options, "teacher_folder": str(teacher), "inputs": [str(text_file)], "blocks_per_shard": 1}
-    arguments["max_tokens"] = 50 * T
-    folders = [tmp_path / "unbroken", tmp_path / "killed"]
+    arguments = {**options, "teacher_folder": str(teacher), "inputs": [str(little_text)]}
+    arguments |= {"blocks_per_shard": 1, "max_tokens": 30 * T}
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, *map(str, folders), repr(arguments), "0"],
-        cwd=ROOT,
+        [sys.executable, "-c", KILLS, str(tmp_path / "killed"), repr(arguments), str(tmp_path / "unbroken")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         check=True,
         capture_output=True,
         text=True,
+        timeout=300,
     )
-    assert done.stderr.count("shards were captured before") >= 3
-    unbroken, killed = (files_of(folder) for folder in folders)
-    assert killed == unbroken
+    assert done.stderr.count("shards were captured before") >= 2
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "unbroken")
 
 
 class StoppedError(RuntimeError):
     pass
 
 
-@pytest.fixture
-def interrupted(capture, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stopped(capture, tmp_path_factory):
     """A folder with a capture that was interrupted in its sixth shard, after its fifth one was noted."""
+    calls, call = iter(range(11)), TeacherOutputs.__call__
 
-    def stop(folder, **changes):
-        count = 0
-        call = TeacherOutputs.__call__
+    def counted(self, input_ids, where):
+        if next(calls, None) is None:
+            raise StoppedError
+        return call(self, input_ids, where)
 
-        def counted(self, input_ids, where):
-            nonlocal count
-            count += 1
-            if count > 11:
-                raise StoppedError
-            return call(self, input_ids, where)
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TeacherOutputs, "__call__", counted)
+        with pytest.raises(StoppedError):
+            capture(folder)
+    return folder
 
-        with monkeypatch.context() as patch:
-            patch.setattr(TeacherOutputs, "__call__", counted)
-            with pytest.raises(StoppedError):
-                capture(folder, **changes)
-        return folder
 
-    return stop(tmp_path / "run")
+@pytest.fixture
+def interrupted(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def test_an_interrupted_capture_holds_whole_shards_and_no_signals(interrupted):
@@ -223,7 +218,7 @@ def test_an_interrupted_capture_holds_whole_shards_and_no_signals(interrupted):
         StoredSignals.open(interrupted)
 
 
-@pytest.mark.parametrize("harm", ["none", "flip", "cut", "lose", "unnoted", "half a line", "left over"])
+@pytest.mark.parametrize("harm", ["none", "flip", "cut", "lose", "half a line", "left over"])
 def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupted, capture, signals, capsys):
     shard, journal = interrupted / "shard-00002.bin", interrupted / JOURNAL
     content = bytearray(shard.read_bytes())
@@ -235,8 +230,6 @@ def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupt
         shard.write_bytes(content[:-9])
     elif harm == "lose":
         shard.unlink()
-    elif harm == "unnoted":
-        journal.write_text("\n".join(text.splitlines()[:-1]) + "\n")
     elif harm == "half a line":
         journal.write_text(text[:-20])
     elif harm == "left over":
@@ -248,24 +241,20 @@ def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupt
     said = capsys.readouterr().err
     damaged = harm in ("flip", "cut", "lose")
     assert ("shard-00002.bin: is missing or damaged; it is captured again" in said) == damaged
-    assert f"{4 if damaged or harm in ('unnoted', 'half a line') else 5} shards were captured before" in said
+    assert f"{4 if damaged or harm == 'half a line' else 5} shards were captured before" in said
     assert (interrupted / "shard-00001.bin").stat().st_mtime_ns == kept["shard-00001.bin"]
 
 
-def test_a_folder_is_written_by_one_capture_at_a_time(interrupted, capture):
+def test_one_capture_at_a_time_and_another_batch_size_may_go_on(interrupted, capture):
     with lock_folder(interrupted), pytest.raises(InputError, match="is being written by another process"):
         capture(interrupted, resume=True)
-    capture(interrupted, resume=True)
-
-
-def test_another_batch_size_may_go_on(interrupted, capture):
     capture(interrupted, resume=True, batch_size=2)
     StoredSignals.open(interrupted).verify()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_other_settings_are_not_resumed_but_named(interrupted, capture):
+    before = files_of(interrupted)
+    for changes, message in (
         ({"top_k": 9}, "layout.top_k was 8, now 9"),
         ({"temperature": 1.0}, "temperature was 2.0, now 1.0"),
         ({"block_size": 8}, "layout.block_size was 16, now 8"),
@@ -274,17 +263,14 @@ def test_another_batch_size_may_go_on(interrupted, capture):
         ({"max_tokens": 64}, "num_blocks was 30, now 4"),
         ({"dtype": "bfloat16"}, "dtype was 'float32', now 'bfloat16'"),
         ({"blocks_per_shard": 5}, "layout.blocks_per_shard was 4, now 5"),
-    ],
-)
-def test_other_settings_are_not_resumed_but_named(changes, message, interrupted, capture):
-    before = files_of(interrupted)
-    with pytest.raises(InputError, match=f"cannot be resumed: .*{message}"):
-        capture(interrupted, resume=True, **changes)
-    assert files_of(interrupted) == before
+    ):
+        with pytest.raises(InputError, match=f"cannot be resumed: .*{message}"):
+            capture(interrupted, resume=True, **changes)
+        assert files_of(interrupted) == before
 
 
 def test_another_teacher_plan_or_text_is_not_resumed_but_named(
-    interrupted, capture, teacher, text_file, tmp_path
+    interrupted, capture, teacher, little_text, tmp_path
 ):
     tokenizer = load_tokenizer(teacher)
     for name in ("fingerprint", "num_iterations"):
@@ -302,7 +288,7 @@ def test_another_teacher_plan_or_text_is_not_resumed_but_named(
     with pytest.raises(InputError, match=r"cannot be resumed: data\.fingerprint was \w{12}, now \w{12}"):
         capture(interrupted, inputs=[str(tmp_path / "other.txt")], resume=True)
     shutil.copytree(teacher, tmp_path / "moved")
-    shutil.copy(text_file, tmp_path / "moved.jsonl")
+    shutil.copy(little_text, tmp_path / "moved.jsonl")
     capture(interrupted, source=tmp_path / "moved", inputs=[str(tmp_path / "moved.jsonl")], resume=True)
 
 
@@ -318,11 +304,8 @@ def test_nothing_that_is_there_is_overwritten(signals, interrupted, capture, tmp
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no capture"):
         capture(tmp_path / "mine", resume=True)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="expected a folder, got a file"):
         capture(tmp_path / "mine" / "thesis.tex")
-    (interrupted / JOURNAL).write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
-        capture(interrupted, resume=True)
 
 
 def test_a_full_disk_is_one_line_and_leaves_only_whole_shards(capture, signals, tmp_path, monkeypatch):
@@ -348,19 +331,19 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_shards(capture, signals, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": 301}, "top_k: found 301; accepted: 1 to 300, the teacher's vocabulary"),
-        ({"top_k": 0}, "top_k: found 0"),
-        ({"temperature": 0.0}, "temperature: found 0.0; accepted: a number above 0"),
-        ({"temperature": math.nan}, "temperature: found nan"),
-        ({"block_size": 129}, "block_size: found 129; accepted: 2 to 128, the teacher's context"),
-        ({"block_size": 0}, "block_size: found 0"),
-        ({"hidden_layers": [3]}, "hidden_layers: found 3; accepted: 0 .the embeddings. to 2"),
-        ({"hidden_layers": [-1]}, "hidden_layers: found -1"),
-        ({"hidden_layers": [1, 1]}, "accepted: each once"),
-        ({"compression": "zip"}, "compression: found 'zip'; accepted: int8, bfloat16"),
-        ({"dtype": "float16"}, "dtype: found 'float16'"),
-        ({"batch_size": 0}, "batch_size: found 0"),
-        ({"max_tokens": 15}, "max_tokens: found 15; accepted: at least 16"),
+        ({"top_k": 301}, "top_k: expected 1 to 300, the teacher's vocabulary, got 301"),
+        ({"top_k": 0}, "top_k: .* got 0"),
+        ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
+        ({"temperature": math.nan}, "temperature: .* got nan"),
+        ({"block_size": 129}, "block_size: expected 2 to 128, the teacher's context, got 129"),
+        ({"block_size": 0}, "block_size: .* got 0"),
+        ({"hidden_layers": [3]}, "hidden_layers: expected 0 .the embeddings. to 2 .* got 3"),
+        ({"hidden_layers": [-1]}, "hidden_layers: .* got -1"),
+        ({"hidden_layers": [1, 1]}, r"hidden_layers: expected each layer once, got \[1, 1\]"),
+        ({"compression": "zip"}, "compression: expected int8 or bfloat16, got 'zip'"),
+        ({"dtype": "float16"}, "dtype: .* got 'float16'"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"max_tokens": 15}, "max_tokens: expected at least 16, a block's tokens, got 15"),
         ({"device": "tpu9"}, "device: expected cpu, or cuda where there is one, got 'tpu9'"),
         ({"inputs": ["missing.txt"]}, "missing.txt"),
         ({"source": "missing"}, "missing: no such model folder"),
@@ -375,14 +358,11 @@ def test_what_cannot_be_captured_is_one_line_and_writes_nothing(changes, message
 
 def test_text_shorter_than_a_block_and_a_teacher_without_tokenizer_are_refused(capture, teacher, tmp_path):
     (tmp_path / "short.txt").write_text("The plan.")
-    with pytest.raises(InputError, match="fewer than one block of 16"):
+    with pytest.raises(
+        InputError, match=r"block_size: expected at most the \d+ tokens of the corpus, got 16"
+    ):
         capture(tmp_path / "run", inputs=[str(tmp_path / "short.txt")])
     shutil.copytree(teacher, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(InputError, match="tokenizer"):
         capture(tmp_path / "run", source=tmp_path / "bare")
     assert not (tmp_path / "run").exists()
-
-
-def test_last_shard_is_smaller(stored):
-    record: SignalRecord = stored.record
-    assert [len(record.blocks_of(index)) for index in (0, NUM_SHARDS - 1)] == [BLOCKS_PER_SHARD, 2]

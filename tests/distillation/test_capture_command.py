@@ -52,9 +52,9 @@ def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--hidden-layers", "all"], "hidden_layers: found 'all'; accepted: numbers, as in 0,6,12"),
-        (["--compression", "zip"], "compression: found 'zip'"),
-        (["--temperature", "0"], "temperature: found 0.0"),
+        (["--hidden-layers", "all"], "hidden_layers: expected numbers, as in 0,6,12, got 'all'"),
+        (["--compression", "zip"], "compression: expected int8 or bfloat16, got 'zip'"),
+        (["--temperature", "0"], "temperature: expected a number above 0, got 0.0"),
         (["--top-k", "0"], "--top-k"),
     ],
 )

@@ -1,159 +1,151 @@
-"""Learning from what a teacher said once: the same losses as from the live one, and nothing that does not fit."""
+"""Reading signals: damage and misfit are named, items are what a distillation needs, loaders may copy them."""
+
+import json
+import pickle
+import shutil
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from iiad import InputError
-from iiad.checkpoints import load_identified, load_model, save_checkpoint
-from iiad.data import load_tokenizer
-from iiad.distillation import LiveTeacher
-from iiad.distillation.capture import capture_signals
-from iiad.planning import Plan
-from tests.distillation.conftest import log_of
+from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
+from iiad.distillation.stored_signals import SignalBlocks, StoredSignals
 
-TEMPERATURE = 2.0
+from .conftest import NUM_BLOCKS, T
 
 
-@pytest.fixture(scope="module")
-def capture(teacher_folder, little_text, recipe_fields, tmp_path_factory):
-    """The teacher's signals of the little text, by these settings."""
-
-    def run(**settings):
-        folder = tmp_path_factory.mktemp("signals") / "signals"
-        usual = {"top_k": 300, "temperature": TEMPERATURE, "block_size": 32, "device": "cpu"}
-        usual |= {"cache_dir": recipe_fields["data"]["cache_dir"], "check_teacher": False}
-        capture_signals(teacher_folder, [str(little_text)], folder, **{**usual, **settings})
-        return folder
-
-    return run
+@pytest.fixture
+def corpus(teacher, little_text, cache_dir):
+    return pack(resolve_inputs([str(little_text)], "train"), load_tokenizer(teacher), cache_dir=cache_dir)
 
 
-@pytest.fixture(scope="module")
-def everything(capture):
-    """All probabilities and all hidden states."""
-    return capture(hidden_layers=[0, 1, 2], compression="bfloat16")
+@pytest.fixture
+def copied(signals, tmp_path):
+    return shutil.copytree(signals, tmp_path / "signals")
 
 
-def parts_of(folder, stage="distill"):
-    return [
-        {name: entry[name] for name in ("loss", "ce", "kl", "hidden") if name in entry}
-        for entry in log_of(folder, stage)
-    ]
+def test_damage_is_found(copied):
+    shard = copied / "shard-00003.bin"
+    content = bytearray(shard.read_bytes())
+    content[50] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"shard-00003\.bin: is damaged"):
+        StoredSignals.open(copied).verify()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"shard-00003\.bin: expected \d+ bytes, got \d+"):
+        StoredSignals.open(copied)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"shard-00003\.bin: is missing"):
+        StoredSignals.open(copied)
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
-def test_all_signals_stored_teach_what_the_live_teacher_does(divergence, everything, distilled):
-    changes = {"temperature": TEMPERATURE, "hidden_weight": 0.5, "divergence": divergence, "distill": 3}
-    live, stored = distilled("live", **changes), distilled("stored", signals=str(everything), **changes)
-    assert len(parts_of(live)) == 3
-    for one, other in zip(parts_of(live), parts_of(stored), strict=True):
-        assert set(one) == {"loss", "ce", "kl", "hidden"}
-        assert other == pytest.approx(one, rel=2e-3, abs=1e-4)
+def test_a_shard_that_goes_away_while_reading_is_one_line(copied):
+    stored = StoredSignals.open(copied)
+    (copied / "shard-00001.bin").unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.bin: cannot be read"):
+        stored.read(5)
+    with pytest.raises(InputError, match=r"shard-00001\.bin: cannot be read"):
+        stored.verify()
 
 
-@pytest.mark.parametrize("kind", ["mse", "smooth_l1", "cosine"])
-def test_some_hidden_states_are_learnt_from_by_themselves(kind, everything, distilled):
-    changes = {"ce_weight": 0.0, "kl_weight": 0.0, "hidden_weight": 0.5, "hidden_layers": [2], "distill": 2}
-    live = parts_of(distilled("live", hidden_loss=kind, **changes))
-    stored = parts_of(distilled("stored", hidden_loss=kind, signals=str(everything), **changes))
-    assert all("kl" not in each and each["loss"] == pytest.approx(0.5 * each["hidden"]) for each in live)
-    assert stored[0] == pytest.approx(live[0], rel=1e-3, abs=1e-5)  # the square of bfloat16's rounding
-    assert stored[1] == pytest.approx(
-        live[1], rel=2e-2
-    )  # Adam's first step takes tiny gradients for large ones
+def test_records_that_cannot_be_are_refused(copied, tmp_path):
+    with pytest.raises(InputError, match="no such folder of signals"):
+        StoredSignals.open(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"signals\.json: no such file"):
+        StoredSignals.open(tmp_path)
+    path = copied / "signals.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "shards": fields["shards"][:-1]}))
+    with pytest.raises(InputError, match="shards: expected the 8 of 30 blocks, in order, got 7"):
+        StoredSignals.open(copied)
+    path.write_text(json.dumps({**fields, "kind": "plan"}))
+    with pytest.raises(InputError, match="kind: expected 'signals', got"):
+        StoredSignals.open(copied)
+    path.write_text(json.dumps({**fields, "layout": {**fields["layout"], "top_k": 301}}))
+    with pytest.raises(InputError, match="top_k: expected at most vocab_size"):
+        StoredSignals.open(copied)
 
 
-def test_the_likeliest_tokens_alone_show_less_of_the_divergence(capture, distilled):
-    changes = {"temperature": TEMPERATURE, "distill": 1}
-    live = parts_of(distilled("live", **changes))[0]["kl"]
-    found = [
-        parts_of(distilled(f"top-{k}", signals=str(capture(top_k=k)), **changes))[0]["kl"] for k in (2, 20)
-    ]
-    assert 0 < found[0] < found[1] < live  # what is put together can only hide
-
-
-def test_no_teacher_is_run_for_its_signals_when_they_are_stored(everything, distilled, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a live teacher")
-
-    monkeypatch.setattr(LiveTeacher, "__init__", refuse)
-    distilled(temperature=TEMPERATURE, distill=1, recover=1, signals=str(everything))
-
-
-def test_stage_layerwise_runs_the_live_teacher_beside_stored_signals(everything, distilled):
-    folder = distilled(temperature=TEMPERATURE, layerwise=1, distill=1, signals=str(everything))
-    assert [entry["stage"] for entry in log_of(folder)] == ["layerwise", "distill"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, r"temperature: found 1\.0; .* with 2\.0"),
+def test_what_does_not_fit_is_refused_by_name(stored):
+    record = stored.record
+    fits = {
+        "teacher": record.teacher.model_copy(update={"name": "moved"}),
+        "tokenizer_fingerprint": record.tokenizer_fingerprint,
+        "corpus_fingerprint": record.data.fingerprint,
+        "block_size": T,
+        "temperature": 2.0,
+        "hidden_layers": [2, 0],
+    }
+    stored.require(**fits)
+    stored.require()
+    zeros = "0" * 64
+    for name, value, message in (
         (
-            {"temperature": TEMPERATURE, "hidden_weight": 1.0},
-            r"hidden_layers: needed \[1, 2\]; .* hold \[0\]",
+            "teacher",
+            record.teacher.model_copy(update={"fingerprint": zeros}),
+            "teacher: .*, got 000000000000",
         ),
-        ({"temperature": TEMPERATURE, "signals": "/nowhere"}, r"/nowhere: no such folder of signals"),
-    ],
-)
-def test_signals_that_do_not_fit_are_refused_by_name(changes, message, capture, distilled, tmp_path):
-    stored = str(capture(top_k=4, hidden_layers=[0]))
-    with pytest.raises(InputError, match=message):
-        distilled(distill=1, **{"signals": stored, **changes})
-    assert not (tmp_path / "run").exists()
+        (
+            "teacher",
+            record.teacher.model_copy(update={"num_iterations": [1, 1]}),
+            r"iterations: .*, got \[1, 1\]",
+        ),
+        ("tokenizer_fingerprint", zeros, "tokenizer: expected .*, got 000000000000"),
+        ("corpus_fingerprint", zeros, "data: expected .*, got 000000000000"),
+        ("block_size", 32, "block_size: expected 16, as captured, got 32"),
+        ("temperature", 1.0, "temperature: expected 2.0, as captured, got 1.0"),
+        ("hidden_layers", [0, 3], r"hidden_layers: expected some of \[0, 1, 2\], got \[3\]"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            stored.require(**{**fits, name: value})
+        assert "\n" not in str(error.value)
 
 
-def test_signals_of_another_text_or_another_teacher_are_refused(
-    capture, teacher_folder, text_file, distilled, tmp_path
-):
-    other_text = str(capture(top_k=4, max_tokens=64, block_size=16))
-    with pytest.raises(InputError, match="block_size: found 32; these signals were captured with 16"):
-        distilled(distill=1, temperature=TEMPERATURE, signals=other_text)
-    (tmp_path / "other.jsonl").write_text(
-        text_file.read_text()[: len(text_file.read_text()) // 9].rpartition("\n")[0]
+def test_items_are_the_corpus_blocks_with_the_teachers_signals(stored, corpus):
+    data = SignalBlocks(TokenBlocks(corpus, T), stored)
+    assert len(data) == NUM_BLOCKS < len(TokenBlocks(corpus, T))
+    item = data[-1]
+    assert {name: tuple(value.shape) for name, value in item.items()} == {
+        "input_ids": (T,),
+        "top_ids": (T, 8),
+        "top_log_probs": (T, 8),
+        "top_tail": (T,),
+        "hidden_states": (3, T, 32),
+    }
+    assert torch.equal(item["input_ids"], TokenBlocks(corpus, T)[NUM_BLOCKS - 1]["input_ids"])
+    assert all(torch.equal(item[name], value) for name, value in stored.read(NUM_BLOCKS - 1).items())
+    total = item["top_log_probs"].double().exp().sum(1) + item["top_tail"].double().exp()
+    torch.testing.assert_close(total, torch.ones(T).double(), rtol=0, atol=1e-6)
+    with pytest.raises(IndexError):
+        data[NUM_BLOCKS]
+
+
+def test_hidden_states_are_read_only_where_they_are_wanted(stored, corpus):
+    blocks = TokenBlocks(corpus, T)
+    assert "hidden_states" not in SignalBlocks(blocks, stored, hidden_layers=())[0]
+    two = SignalBlocks(blocks, stored, hidden_layers=[2, 0])[0]["hidden_states"]
+    assert torch.equal(two, stored.read(0)["hidden_states"][[2, 0]])
+    with pytest.raises(InputError, match="hidden_layers"):
+        SignalBlocks(blocks, stored, hidden_layers=[3])
+
+
+def test_blocks_of_other_text_or_length_are_refused(stored, corpus, teacher, cache_dir, tmp_path):
+    with pytest.raises(InputError, match=r"block_size: .* got 32"):
+        SignalBlocks(TokenBlocks(corpus, 32), stored)
+    (tmp_path / "other.txt").write_text("The plan keeps the token. " * 50)
+    other = pack(
+        resolve_inputs([str(tmp_path / "other.txt")], "train"), load_tokenizer(teacher), cache_dir=cache_dir
     )
-    stored = tmp_path / "signals"
-    capture_signals(
-        teacher_folder,
-        [str(tmp_path / "other.jsonl")],
-        stored,
-        top_k=4,
-        temperature=TEMPERATURE,
-        block_size=32,
-        cache_dir=tmp_path / "cache",
-        check_teacher=False,
-    )
-    with pytest.raises(InputError, match="data: found"):
-        distilled(distill=1, temperature=TEMPERATURE, signals=str(stored))
-    # The teacher's weights at another plan say something else.
-    truncated = load_model(teacher_folder, num_iterations=[2, 1])
-    save_checkpoint(truncated, tmp_path / "teacher", tokenizer=load_tokenizer(teacher_folder))
-    identity = load_identified(tmp_path / "teacher", "cpu", "float32", cast=True)[1]
-    Plan.explicit([1, 0], identity).save(tmp_path / "plan.json")
-    stored = str(capture(top_k=4))
-    with pytest.raises(InputError, match=r"num_iterations: found \[2, 1\]; .* with \[2, 2\]"):
-        distilled(
-            teacher=tmp_path / "teacher",
-            plan=tmp_path / "plan.json",
-            distill=1,
-            temperature=TEMPERATURE,
-            signals=stored,
-        )
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="data: expected"):
+        SignalBlocks(TokenBlocks(other, T), stored)
 
 
-def test_signals_too_few_for_a_step_are_refused_before_anything_is_written(capture, distilled, tmp_path):
-    few = str(capture(top_k=4, max_tokens=64))
-    with pytest.raises(InputError, match="expected at least 4 blocks, for one step"):
-        distilled(layerwise=1, distill=1, temperature=TEMPERATURE, signals=few)
-    assert not (tmp_path / "run").exists()
-
-
-def test_signals_that_were_damaged_are_noticed_before_anything_is_learnt(capture, distilled, tmp_path):
-    folder = capture(top_k=4)
-    shard = next(path for path in folder.iterdir() if path.name.startswith("shard"))
-    data = bytearray(shard.read_bytes())
-    data[7] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(InputError, match="is damaged"):
-        distilled(distill=1, temperature=TEMPERATURE, signals=str(folder))
-    assert not (tmp_path / "run").exists()
+def test_a_loader_makes_batches_and_its_workers_get_small_copies(stored, corpus):
+    data = SignalBlocks(TokenBlocks(corpus, T), stored)
+    assert len(pickle.dumps(stored)) < 10_000
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[7]["top_log_probs"], data[7]["top_log_probs"])
+    batch = next(iter(DataLoader(data, batch_size=4)))
+    assert batch["hidden_states"].shape == (4, 3, T, 32)
+    assert batch["top_ids"].shape == (4, T, 8)

@@ -1,4 +1,4 @@
-"""The binary form of signals: what is rounded, by how much, and how a shard gets to disk whole.
+"""The binary form of signals: what is rounded, and by how much.
 
 Legend: T tokens of a block, k entries kept, n hidden states kept, D model width; ... any leading dimensions.
 
@@ -19,33 +19,15 @@ place that holds up to a thousandth of E_p|log(p / q)|, since each probability i
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iiad.files import atomic_file
-
 from .signal_record import Compression
 
-__all__ = [
-    "HOW_TO_GO_ON",
-    "ShardWriter",
-    "decode_gaps",
-    "decode_ids",
-    "decode_states",
-    "encode_gaps",
-    "encode_ids",
-    "encode_states",
-]
-
-HOW_TO_GO_ON = "the shards before it are whole: make room and go on with --resume"
-"""Ends the message for whatever cannot be written."""
+__all__ = ["decode_gaps", "decode_ids", "decode_states", "encode_gaps", "encode_ids", "encode_states"]
 
 STEPS_PER_NAT = 1024
 LOWEST_GAP = -24.0
@@ -119,35 +101,3 @@ def decode_states(block: Any, compression: Compression, which: list[int]) -> Ten
         return torch.from_numpy(states.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
     scales = torch.from_numpy(np.array(block["scales"][which], np.float32))
     return torch.from_numpy(states).float().mul_(scales[..., None])
-
-
-class ShardWriter:
-    """A shard being written: to a name that is never read, hashed on the way.
-
-    `write` takes blocks, of `SignalLayout.block_dtype`; `sha256` is the hash of what was written.
-    """
-
-    def __init__(self, file: Any):
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, blocks: np.ndarray) -> None:
-        """Add blocks (m,)."""
-        content = blocks.tobytes()
-        self._file.write(content)
-        self._digest.update(content)
-
-    @property
-    def sha256(self) -> str:
-        """Of all that was written so far, in hexadecimal."""
-        return self._digest.hexdigest()
-
-    @classmethod
-    @contextmanager
-    def open(cls, path: Path) -> Iterator[ShardWriter]:
-        """The shard gets its name when the block ends, and only then; before that it is on disk.
-
-        Raises InputError where it cannot be written, a full disk for one; what was written of it is removed then.
-        """
-        with atomic_file(path, f"; {HOW_TO_GO_ON}") as file:
-            yield cls(file)
