@@ -65,6 +65,14 @@ def make_pcformer(**fields: object) -> PCformerForCausalLM:
     return make_model(PCformerForCausalLM, PCformerConfig(**{**SHAPE, **fields}))
 
 
+@torch.no_grad()
+def greedy(model: Any, tokens: torch.Tensor, num_new: int) -> torch.Tensor:
+    """The tokens (B, T) and num_new more, each by a full forward without a cache."""
+    for _ in range(num_new):
+        tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    return tokens
+
+
 VARIANTS = {
     "history": lambda: make_iiet(num_iterations=[0, 2, 1], max_num_iterations=3),
     "history-full": lambda: make_iiet(num_iterations=3),

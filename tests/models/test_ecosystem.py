@@ -126,7 +126,7 @@ def test_an_attention_function_may_return_tokens_and_heads_flat(tokens):
 
 @torch.no_grad()
 def test_a_compiled_forward_takes_any_number_of_tokens_in_one_graph():
-    model = make_iiet(num_iterations=[1, 0, 2])
+    model = make_iiet(num_layers=1, num_iterations=1)
     graphs = []
 
     def count(graph, _inputs):
@@ -134,7 +134,7 @@ def test_a_compiled_forward_takes_any_number_of_tokens_in_one_graph():
         return graph.forward
 
     compiled = torch.compile(model, backend=count, fullgraph=True, dynamic=True)
-    for length in (12, 7, 2):
+    for length in (9, 2):
         ids = torch.randint(3, 90, (1, length))
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
     assert len(graphs) == 1

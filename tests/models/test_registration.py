@@ -14,7 +14,29 @@ from iiad.models import PCformerModel
 from tests.helpers import make_iiet, make_pcformer, make_profile
 
 ROOT = Path(__file__).parents[2]
-LIGHT = "heavy = {'torch', 'transformers', 'scipy'} & set(sys.modules)\nassert not heavy, heavy\n"
+
+FRESH = """
+import sys
+import iiad, iiad.planning, iiad.influence, cli.main
+
+def require_light(after):
+    heavy = {"torch", "transformers", "scipy"} & set(sys.modules)
+    assert not heavy, (after, heavy)
+
+require_light("importing")
+folder, *options = sys.argv[1:]
+for arguments in (["--help"], options):
+    sys.argv = ["iiad", "plan", *arguments]
+    try:
+        cli.main.run()
+    except SystemExit as end:
+        assert not end.code
+require_light("planning")
+
+from iiad.data import load_tokenizer  # reads the configuration of the folder's model
+assert load_tokenizer(folder).vocab_size > 255
+assert "iiad.checkpoints" not in sys.modules, "it registers the models by itself"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +48,6 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(code, *arguments):
-    """Run code in a fresh interpreter, warnings being errors; its output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import sys\n" + code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_every_auto_class_knows_the_models(folder, tmp_path):
     make_pcformer().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(folder).num_iterations == [1] * 3
@@ -49,33 +57,15 @@ def test_every_auto_class_knows_the_models(folder, tmp_path):
     assert AutoModelForCausalLM.from_config(config).config.num_iterations == [2, 2]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from iiad.data import load_tokenizer\nassert load_tokenizer(sys.argv[1]).vocab_size > 255",
-        "from iiad.checkpoints import read_limits\nassert read_limits(sys.argv[1])[1] == 300",
-    ],
-    ids=["tokenizer", "configuration"],
-)
-def test_models_are_known_where_a_folder_is_loaded(code, folder):
-    run(code, folder)
-
-
-def test_importing_loads_neither_torch_nor_transformers_nor_scipy():
-    run(f"import iiad, iiad.planning, iiad.influence, cli.main\n{LIGHT}")
-
-
-def test_planning_at_the_command_line_loads_neither_torch_nor_transformers_nor_scipy(tmp_path):
+def test_a_new_interpreter_imports_and_plans_without_torch_and_knows_a_folders_model(folder, tmp_path):
     make_profile().save(tmp_path / "profile.json")
-    code = (
-        "from cli.main import run\n"
-        "for arguments in (['--help'], sys.argv[1:]):\n"
-        "    sys.argv = ['iiad', 'plan', *arguments]\n"
-        "    try:\n"
-        "        run()\n"
-        "    except SystemExit as end:\n"
-        "        assert not end.code\n"
+    plan = (tmp_path / "profile.json", "--threshold", "0.02", "--output", tmp_path / "plan.json")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FRESH, *map(str, (folder, *plan))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
     )
-    options = ("--threshold", "0.02", "--output", tmp_path / "plan.json")
-    assert "plan" in run(code + LIGHT, tmp_path / "profile.json", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "plan.json").exists()
