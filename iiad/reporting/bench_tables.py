@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +11,7 @@ from rich.text import Text
 from iiad.evaluation.bench_artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Breakdown, Phase, Spread
 from iiad.memory import format_size
 
-from .evaluation_tables import format_share, stacked_tables
+from .tables import format_number, format_share, record_tables, stacked_tables
 
 __all__ = ["bench_table", "explain_losses"]
 
@@ -39,9 +41,7 @@ def bench_table(bench: Bench, width: int) -> RenderableType:
         results = bench.at(batch_size, prompt_tokens)
         parts.append(Text(f"batch {batch_size}, {prompt_tokens} prompt tokens", style="bold"))
         evaluated = any(result.perplexity is not None for result in results)
-        num_columns = len(_COLUMNS) - (0 if evaluated else _NUM_QUALITY)
-        cells = [_cells(result)[:num_columns] for result in results]
-        tables = stacked_tables(_COLUMNS[:num_columns], cells, width)
+        tables = record_tables(_COLUMNS + (_QUALITY if evaluated else []), results, width)
         tables += _parts_tables(results, "decode", "decode step", width)
         tables += _parts_tables(results, "prefill", "prefill", width)
         for table in tables:
@@ -57,99 +57,78 @@ def explain_losses(results: list[BenchResult]) -> list[str]:
     results: of one point of the grid, the first model's first.
     """
     return [
-        line
+        _explain(result, results[0], name)
         for result in results
-        for phase in ("decode", "prefill")
-        if (line := _explain(result, results[0], phase))
+        for name in ("decode", "prefill")
+        if (kept := getattr(result, name).kept) is not None and kept < ENOUGH
     ]
 
 
-def _explain(result: BenchResult, first: BenchResult, name: str) -> str | None:
+def _explain(result: BenchResult, first: BenchResult, name: str) -> str:
     phase: Phase = getattr(result, name)
     whole: Breakdown | None = getattr(first, name).breakdown
     predicted = result.predicted_speedup
-    if predicted is None or phase.kept is None or phase.kept >= ENOUGH:
-        return None
     line = (
         f"{result.label}, {name}: {phase.speedup.median:.2f}x is {format_share(phase.kept)} of the predicted "
-        f"{predicted:.2f}x"
+        f"{_times(predicted)}"
     )
-    if phase.breakdown is None or whole is None or phase.expected_speedup is None:
+    if predicted is None or phase.breakdown is None or whole is None or phase.expected_speedup is None:
         return f"{line}."
     excess = phase.breakdown.excess(whole, predicted)
     named = sorted((share, part) for part, share in excess.items() if share >= _SMALL)[::-1]
     grown = ", ".join(f"{part} {format_share(share)}" for share, part in named) or "none of the parts"
-    host = phase.breakdown.host_share
-    launches = (
-        ""
-        if host is None
-        else f" The host took {format_share(host, digits=0)} of it to launch: near 100 %, launches bound it."
+    line += (
+        f"; with {', '.join(FIXED_PARTS[:-1])} and {FIXED_PARTS[-1]} unshrunk {phase.expected_speedup:.2f}x. Of its "
+        f"time take more than the evaluations say: {grown}."
     )
-    fixed = f"{', '.join(FIXED_PARTS[:-1])} and {FIXED_PARTS[-1]}"
-    return (
-        f"{line}; with {fixed} unshrunk {phase.expected_speedup:.2f}x. Of its time take more than the evaluations "
-        f"say: {grown}.{launches}"
-    )
-
-
-_COLUMNS = [
-    "model",
-    "predicted\nspeedup",
-    "prefill\nspeedup",
-    "kept",
-    "decode\nspeedup",
-    "kept",
-    "cache\nratio",
-    "evaluations\nper token",
-    "prefill\ntokens/s",
-    "decode\ntokens/s",
-    "cache per\ntoken",
-    "cache",
-    "peak,\nprefill",
-    "peak,\ndecode",
-    "weights",
-    "perplexity",
-    "accuracy",
-]
-_NUM_QUALITY = 2
-"""Columns, the last ones, that an evaluation fills."""
-
-
-def _cells(result: BenchResult) -> list[str]:
-    predicted = result.predicted_speedup
-    peaks = (result.prefill.peak_bytes, result.decode.peak_bytes)
-    sizes = (result.cache_bytes_per_token, result.cache_bytes, *peaks, result.weight_bytes)
-    return [
-        result.label,
-        "-" if predicted is None else f"{predicted:.2f}x",
-        _ratio(result.prefill.speedup),
-        format_share(result.prefill.kept, digits=0),
-        _ratio(result.decode.speedup),
-        format_share(result.decode.kept, digits=0),
-        f"{result.cache_ratio:.2f}x",
-        str(result.evaluations_per_token),
-        _speed(result.prefill.tokens_per_second.median),
-        _speed(result.decode.tokens_per_second.median),
-        *map(format_size, sizes),
-        "-" if result.perplexity is None else f"{result.perplexity:.2f}",
-        format_share(result.accuracy),
-    ]
-
-
-def _parts_tables(results: list[BenchResult], name: str, title: str, width: int) -> list[Table]:
-    """Return the shares of a call's time of the models that were profiled."""
-    rows = []
-    for result in results:
-        breakdown = getattr(result, name).breakdown
-        if breakdown is not None:
-            shares = [format_share(breakdown.share(part)) for part in PARTS]
-            rows.append([result.label, f"{1000 * breakdown.total:.2f}", *shares])
-    return stacked_tables([title, "ms", *PARTS], rows, width) if rows else []
+    if phase.breakdown.host_share is not None:
+        host = format_share(phase.breakdown.host_share, digits=0)
+        line += f" The host took {host} of it to launch: near 100 %, launches bound it."
+    return line
 
 
 def _speed(tokens_per_second: float) -> str:
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
 
 
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
 def _ratio(spread: Spread) -> str:
     return f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"
+
+
+_COLUMNS: list[tuple[str, Callable[[BenchResult], str]]] = [
+    ("model", lambda row: row.label),
+    ("predicted\nspeedup", lambda row: _times(row.predicted_speedup)),
+    ("prefill\nspeedup", lambda row: _ratio(row.prefill.speedup)),
+    ("kept", lambda row: format_share(row.prefill.kept, digits=0)),
+    ("decode\nspeedup", lambda row: _ratio(row.decode.speedup)),
+    ("kept", lambda row: format_share(row.decode.kept, digits=0)),
+    ("cache\nratio", lambda row: _times(row.cache_ratio)),
+    ("evaluations\nper token", lambda row: str(row.evaluations_per_token)),
+    ("prefill\ntokens/s", lambda row: _speed(row.prefill.tokens_per_second.median)),
+    ("decode\ntokens/s", lambda row: _speed(row.decode.tokens_per_second.median)),
+    ("cache per\ntoken", lambda row: format_size(row.cache_bytes_per_token)),
+    ("cache", lambda row: format_size(row.cache_bytes)),
+    ("peak,\nprefill", lambda row: format_size(row.prefill.peak_bytes)),
+    ("peak,\ndecode", lambda row: format_size(row.decode.peak_bytes)),
+    ("weights", lambda row: format_size(row.weight_bytes)),
+]
+_QUALITY: list[tuple[str, Callable[[BenchResult], str]]] = [
+    ("perplexity", lambda row: format_number(row.perplexity)),
+    ("accuracy", lambda row: format_share(row.accuracy)),
+]
+"""Columns that an evaluation fills."""
+
+
+def _parts_tables(results: list[BenchResult], name: str, title: str, width: int) -> list[Table]:
+    """Return the shares of a call's time of the models that were profiled."""
+    profiled = [(result.label, getattr(result, name).breakdown) for result in results]
+    rows = [
+        [label, f"{1000 * parts.total:.2f}", *(format_share(parts.share(part)) for part in PARTS)]
+        for label, parts in profiled
+        if parts is not None
+    ]
+    return stacked_tables([title, "ms", *PARTS], rows, width) if rows else []

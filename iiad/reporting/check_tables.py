@@ -8,6 +8,8 @@ from rich.text import Text
 
 from iiad.evaluation.check_artefact import Check, CheckResult
 
+from .tables import format_number
+
 __all__ = ["check_table"]
 
 _LEGEND = (
@@ -46,20 +48,18 @@ def _table(results: list[CheckResult]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("claim", overflow="fold", min_width=22)
     table.add_column("result", no_wrap=True)
-    table.add_column("figure", justify="right", no_wrap=True)
-    table.add_column("bound", justify="right", no_wrap=True)
+    for heading in ("figure", "bound"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("unit")
     for result in results:
         word = "FAILED" if result.outcome == "failed" else result.outcome
-        outcome = Text(word, style=_STYLES[result.outcome])
-        table.add_row(result.name, outcome, _number(result.figure), _number(result.bound), result.unit)
+        numbers = (_number(result.figure), _number(result.bound))
+        table.add_row(result.name, Text(word, style=_STYLES[result.outcome]), *numbers, result.unit)
     return table
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return str(int(value)) if value == int(value) else f"{value:.1e}"
+    return format_number(value, ".1e" if value is None or value != int(value) else ".0f")
 
 
 def _summary(check: Check) -> Text:

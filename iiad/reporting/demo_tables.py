@@ -9,7 +9,7 @@ from rich.text import Text
 
 from iiad.evaluation import Bench, Evaluation
 
-from .evaluation_tables import format_share, stacked_tables
+from .tables import format_share, stacked_tables
 
 __all__ = ["demo_report", "next_steps"]
 

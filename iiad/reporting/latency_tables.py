@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.planning.latency import LatencyCheck, LatencyTable, PhaseLatency
+from iiad.planning.latency import LatencyTable, PhaseLatency
 
-from .evaluation_tables import report, stacked_tables
+from .tables import format_share, report, stacked_tables
 
 __all__ = ["latency_table"]
 
@@ -54,34 +54,28 @@ def _layers(title: str, phase: PhaseLatency, width: int) -> list[Table]:
 
 
 def _checks(table: LatencyTable, width: int) -> list[Table]:
-    phases = {"decode": table.decode, "prefill": table.prefill}
     columns = ["plan"]
-    cells = []
-    for name, phase in phases.items():
+    rows = [[_plan(check.num_iterations)] for check in table.decode.checks]
+    for name, phase in (("decode", table.decode), ("prefill", table.prefill)):
         columns += [f"{name}\npredicted, ms", f"{name}\nmeasured, ms", f"{name}\nerror"]
         digits = _digits([check.measured_seconds for check in phase.checks])
-        cells.append([_check_cells(check, digits) for check in phase.checks])
-    plans = [_plan(check.num_iterations) for check in table.decode.checks]
-    rows = [[plan, *decode, *prefill] for plan, decode, prefill in zip(plans, *cells, strict=True)]
+        for row, check in zip(rows, phase.checks, strict=True):
+            seconds = (check.predicted_seconds, check.measured_seconds)
+            row += [*(_milliseconds(each, digits) for each in seconds), f"{100 * check.error:+.1f} %"]
     return stacked_tables(columns, rows, width)
-
-
-def _check_cells(check: LatencyCheck, digits: int) -> list[str]:
-    seconds = (check.predicted_seconds, check.measured_seconds)
-    return [*(_milliseconds(each, digits) for each in seconds), f"{100 * check.error:+.1f} %"]
 
 
 def _largest_errors(table: LatencyTable) -> str:
     errors = (table.decode.largest_error, table.prefill.largest_error)
-    decode, prefill = (f"{100 * error:.1f} %" for error in errors)
+    decode, prefill = map(format_share, errors)
     number = len(table.decode.checks)
     over = f"{number} plan{'s' if number > 1 else ''}"
     found = (
         f"The largest error of the table, over {over}: {decode} of a decoding step, {prefill} of a prefill."
     )
-    if max(errors) <= NOISY:
-        return found
-    return f"{found} More rounds (--repeats) or an idle machine may lower it."
+    return (
+        found if max(errors) <= NOISY else f"{found} More rounds (--repeats) or an idle machine may lower it."
+    )
 
 
 def _plan(num_iterations: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from iiad.influence.profile import METRICS, Profile, Scores
 from iiad.planning.trust import Trust
 
-from .evaluation_tables import format_share, plain_table
+from .tables import format_number, format_share, plain_table
 
 __all__ = ["InfluenceReport"]
 
@@ -94,7 +94,9 @@ def _trust(profile: Profile, trust: Trust) -> Iterator[RenderableType]:
         table = plain_table(["metric"], ["Spearman", "Kendall", "top half"])
         for a in trust.agreements:
             table.add_row(
-                a.metric, *(_number(value, "+.2f") for value in (a.spearman, a.kendall)), _number(a.overlap)
+                a.metric,
+                *(format_number(value, "+.2f") for value in (a.spearman, a.kendall)),
+                format_number(a.overlap),
             )
         yield table
         yield Text(
@@ -138,13 +140,9 @@ def _stabilities(trust: Trust) -> Table:
     table = plain_table(["metric"], ["median", "5th percentile", *pairs])
     for found in trust.stabilities:
         values = (found.median, found.low, *found.between_sets.values())
-        table.add_row(found.metric, *(_number(value, "+.2f") for value in values))
+        table.add_row(found.metric, *(format_number(value, "+.2f") for value in values))
     return table
 
 
 def _numbers(values: Sequence[float], form: str) -> str:
     return " ".join(format(value, form) for value in values) or "-"
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)

@@ -8,7 +8,7 @@ from rich.text import Text
 from iiad.distillation.signal_record import SignalRecord
 from iiad.memory import format_size
 
-from .evaluation_tables import format_share
+from .tables import format_share
 
 __all__ = ["signals_line", "signals_summary"]
 

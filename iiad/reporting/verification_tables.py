@@ -13,8 +13,8 @@ from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.verification import Verification, VerifiedPlan
 from iiad.progress import print_status
 
-from .evaluation_tables import format_share, stacked_tables
 from .pictures import draw_verification
+from .tables import format_share, stacked_tables
 
 __all__ = ["VerificationReport", "draw_predictions", "verification_remarks"]
 
