@@ -27,12 +27,11 @@ from typing import Any
 
 import torch
 from common import Row, make_iiet, make_parser, model_shape, print_rows, ratio_in_turns
-from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.checkpoints import identify_model, load_model
 from iiad.evaluation.speed import bench_models
-from iiad.evaluation.timing import CompiledDecoder, random_prompts, run_calls
+from iiad.evaluation.timing import compile_step, new_cache, random_prompts, run_calls
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import explain_losses
@@ -139,12 +138,11 @@ def decoding(model: Any, options: Any, compiled: bool = False) -> Callable[[], N
     All caches grow alike, so that what is compared has the same context.
     """
     prompts = random_prompts(1, options.num_tokens, options.vocab_size, seed=0).to(options.device)
-    calls: Iterator[Tensor]
-    if compiled:
-        decoder = CompiledDecoder(model, options.num_tokens + 1 + options.steps * (options.rounds + 1))
-        calls = decoder.run_calls(prompts, decoder.new_cache())
-    else:
-        calls = run_calls(model, prompts, DynamicCache(config=model.config))
+    num_tokens = options.num_tokens + 1 + options.steps * (options.rounds + 1)
+    step, cache = (
+        (compile_step(model), new_cache(model, num_tokens)) if compiled else (None, new_cache(model))
+    )
+    calls = run_calls(model, prompts, cache, step)
     next(calls)
 
     def run() -> None:

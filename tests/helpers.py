@@ -48,7 +48,7 @@ def stir(model: torch.nn.Module, seed: int = 0, scale: float = 0.15) -> torch.nn
     return model.eval()
 
 
-def make_model(kind: type[IIETForCausalLM], config: IIETConfig) -> Any:
+def make_model(kind: type[torch.nn.Module], config: Any) -> Any:
     """A model with stirred weights, the same every time; the random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ def make_llama(**fields: object) -> LlamaForCausalLM:
     """A Llama of the shape of the small IIETs."""
     shape = {name: value for name, value in SHAPE.items() if name != "num_layers"}
     fields = {**shape, "num_hidden_layers": SHAPE["num_layers"], "tie_word_embeddings": True, **fields}
-    return stir(LlamaForCausalLM(LlamaConfig(**fields)))
+    return make_model(LlamaForCausalLM, LlamaConfig(**fields))
 
 
 def learn(model: IIETForCausalLM, tokenizer: object) -> None:

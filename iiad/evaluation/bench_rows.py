@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES, load_identified
@@ -25,7 +24,7 @@ from iiad.planning.plan import identify_rows
 from iiad.progress import print_status
 
 from .activation_memory import peaks_in_turn
-from .timing import CompiledDecoder, random_prompts, run_calls
+from .timing import new_cache, random_prompts, run_calls
 
 __all__ = ["Row", "load_rows", "measure_peaks", "require_free_memory"]
 
@@ -47,10 +46,6 @@ class Row:
         if getattr(self.model.config, "num_iterations", plan) != plan:
             self.model.set_num_iterations(plan)
         return self.model
-
-    def decoder(self, num_tokens: int) -> CompiledDecoder | None:
-        """Return the decoder of a compiled row, for sequences of num_tokens, prompt included."""
-        return CompiledDecoder(self.under_plan(), num_tokens) if self.compiled else None
 
     def prompts(self, batch_size: int, num_tokens: int, seed: int) -> Tensor:
         """Return random prompts (B, T) of the model's vocabulary, on its device."""
@@ -115,8 +110,7 @@ def measure_peaks(row: Row, prompts: Tensor) -> dict[str, int]:
     A compiled row runs eager on its static cache. Not under inference mode, where on the CPU attention would hide
     what it allocates.
     """
-    model, decoder = row.under_plan(), row.decoder(prompts.shape[1] + 1)
-    cache: Any = DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
-    calls = run_calls(model, prompts, cache)
+    model = row.under_plan()
+    calls = run_calls(model, prompts, new_cache(model, prompts.shape[1] + 1 if row.compiled else None))
     prefill, decode = peaks_in_turn([lambda: next(calls)] * 2, str(model.device))
     return {"prefill": prefill, "decode": decode}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
 from iiad.errors import InputError, one_line
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
@@ -19,11 +20,10 @@ from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
 from .check_artefact import Check, CheckResult, CheckSettings
-from .check_subject import NUM_SEQUENCES, Subject, realign
-from .claims import Claim, Skipped
+from .claims import NUM_SEQUENCES, Claim, Skipped, Subject, realign
 from .decoding_claims import DECODING
 from .loading_claims import LOADING
-from .timing import device_name
+from .timing import device_name, require_counts, require_positions
 from .training_claims import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]
@@ -73,14 +73,29 @@ def check_model(
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    settings = _settings(prompt_tokens, new_tokens, seed, device, dtype, compile)
+    require_counts(4, prompt_tokens=prompt_tokens)
+    require_counts(2, new_tokens=new_tokens)
+    require_counts(0, seed=seed)
     if plan is not None and teacher is None:
         raise InputError("plan: expected a teacher with it, got none")
     plan = read_plan(plan)
-    for name in (model, *([] if teacher is None else [teacher])):
-        _require_positions(name, settings)
+    for name in [model] if teacher is None else [model, teacher]:
+        require_positions(name, prompt_tokens, new_tokens)
+    settings = CheckSettings(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        device_name=device_name(device),
+        rounding_bound=ROUNDING_BOUNDS[dtype],
+        compile=compile,
+        torch_version=torch.__version__,
+        transformers_version=transformers.__version__,
+    )
     with tempfile.TemporaryDirectory(prefix="iiad-check-") as folder:
-        subject = _load_subject(model, teacher, plan, settings, Path(folder))
+        other = None if teacher is None else _load_teacher(teacher, plan, settings, Path(folder))
+        subject = Subject(*_load(model, settings), settings, Path(folder), other, plan)
         where = f"{label_models([model])[0]} on {device}"
         # The most sequences that a claim runs at once are those of training.
         size = (2 * NUM_SEQUENCES, prompt_tokens + new_tokens)
@@ -94,63 +109,26 @@ def check_model(
                 advance(1, claim.name)
     return Check(
         model=subject.identity,
-        teacher=None if subject.teacher is None else subject.teacher.identity,
+        teacher=None if other is None else other.identity,
         plan_fingerprint=None if plan is None else plan.fingerprint,
         settings=settings,
         results=results,
     )
 
 
-def _settings(
-    prompt_tokens: int, new_tokens: int, seed: int, device: str, dtype: str, compile: bool
-) -> CheckSettings:
-    for name, value, least in (
-        ("prompt_tokens", prompt_tokens, 4),
-        ("new_tokens", new_tokens, 2),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
-    return CheckSettings(
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        device_name=device_name(device),
-        rounding_bound=ROUNDING_BOUNDS[dtype],
-        compile=compile,
-        torch_version=torch.__version__,
-        transformers_version=transformers.__version__,
-    )
-
-
-def _require_positions(model: str | Path, settings: CheckSettings) -> None:
-    limit, _ = read_limits(model)
-    prompt, new = settings.prompt_tokens, settings.new_tokens
-    if prompt + new > limit:
-        raise InputError(
-            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, "
-            f"got {prompt} + {new}"
-        )
-
-
-def _load_subject(
-    model: str | Path, teacher: str | Path | None, plan: Plan | None, settings: CheckSettings, folder: Path
-) -> Subject:
-    """Load both models. Raises InputError for a teacher without iterations or a plan for another teacher."""
-    other = None
-    if teacher is not None:
-        loaded, identity = load_identified(teacher, settings.device, settings.dtype, cast=True)
-        if not hasattr(loaded, "set_num_iterations"):
-            raise InputError(
-                f"teacher: expected a model with iterations, got {teacher}, a {identity.model_type}"
-            )
-        if plan is not None:
-            check_plan(plan, identity)
-        other = Subject(realign(loaded), identity, settings, folder)
+def _load(model: str | Path, settings: CheckSettings) -> tuple[Any, ModelIdentity]:
     loaded, identity = load_identified(model, settings.device, settings.dtype, cast=True)
-    return Subject(realign(loaded), identity, settings, folder, other, plan)
+    return realign(loaded), identity
+
+
+def _load_teacher(teacher: str | Path, plan: Plan | None, settings: CheckSettings, folder: Path) -> Subject:
+    """Load it. Raises InputError for a model without iterations, or a plan for another teacher."""
+    loaded, identity = _load(teacher, settings)
+    if not hasattr(loaded, "set_num_iterations"):
+        raise InputError(f"teacher: expected a model with iterations, got {teacher}, a {identity.model_type}")
+    if plan is not None:
+        check_plan(plan, identity)
+    return Subject(loaded, identity, settings, folder)
 
 
 def _check(claim: Claim, subject: Subject) -> CheckResult:

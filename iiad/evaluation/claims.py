@@ -1,24 +1,34 @@
-"""Claims about a model, and the figures that decide them. All definitions here are ours.
+"""A model under check, and what a claim about it is. All definitions here are ours.
 
 Two exact ways to the same logits differ by the order in which they sum, a fault by much more: the bound on rounding
 (`checks.ROUNDING_BOUNDS`) lies between. Logit differences are relative to the standard deviation of the logits.
 
-Legend: B sequences, T tokens, V vocabulary.
+Legend: B sequences, T tokens of one (prompt and new ones), V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from .check_subject import Subject
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import DTYPES
+from iiad.planning import Plan
 
-__all__ = ["Claim", "Gradients", "Skipped", "count_unlikely_tokens", "gradient_difference", "worst"]
+from .check_artefact import CheckSettings
+
+__all__ = ["Claim", "Skipped", "Subject", "logit_difference", "realign", "running_plan", "worst"]
+
+NUM_SEQUENCES = 2
 
 LOGITS, GRADIENT = "of logits' std", "of gradient"
 TOKENS, CONTENT, LAYERS, FIELDS = "tokens", "tensors, fields", "layers", "fields"
@@ -47,40 +57,121 @@ class Claim:
     measure: Callable[[Subject], float]
 
 
-class Gradients(NamedTuple):
-    """A loss, and its gradient by each parameter that has one."""
+@dataclass(frozen=True)
+class Subject:
+    """A model under check, or its teacher, loaded once, with what several claims need. Claims leave it as it was.
 
-    loss: float
-    by_parameter: dict[str, Tensor]
-
-
-def count_unlikely_tokens(chosen: Tensor, logits: Tensor, margin: float) -> int:
-    """Count tokens whose logit is below the highest by more than the margin, or NaN.
-
-    chosen: (B, T); logits: (B, T, V) from which each should have been chosen.
+    Attributes:
+        model: the loaded model, in evaluation mode.
+        identity: its name, weights and plan.
+        settings: what to run.
+        folder: an empty folder for files, removed after the check.
+        teacher: the model to compare with, if one was given.
+        plan: the plan that the model should run, if one was given.
     """
-    logits = logits.double()
-    behind = logits.amax(-1) - logits.gather(-1, chosen[..., None])[..., 0]  # (B, T)
-    return int((~(behind <= margin)).sum())  # so that NaN counts
+
+    model: Any
+    identity: ModelIdentity
+    settings: CheckSettings
+    folder: Path
+    teacher: Subject | None = None
+    plan: Plan | None = None
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(B, T) random token ids, none of them one that transformers may take for padding or the end."""
+        return self._draw_tokens(NUM_SEQUENCES, self.settings.seed)
+
+    @cached_property
+    def training_tokens(self) -> Tensor:
+        """(2 B, T) others, for losses."""
+        return self._draw_tokens(2 * NUM_SEQUENCES, self.settings.seed + 1)
+
+    @property
+    def prompts(self) -> Tensor:
+        """(B, prompt tokens), the beginnings of the sequences."""
+        return self.tokens[:, : self.settings.prompt_tokens]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, T, V), without a cache. Raises ValueError for logits that nothing can be compared with."""
+        logits = self.forward()
+        if not logits.isfinite().all():
+            raise ValueError("its logits without a cache hold NaN or infinity")
+        if not logits.std() > 0:
+            raise ValueError("its logits without a cache are all the same")
+        return logits
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation of the logits."""
+        return float(self.logits.double().std())
+
+    @cached_property
+    def saved(self) -> Path:
+        """The folder of the model, saved again."""
+        self.model.save_pretrained(self.folder / "saved")
+        return self.folder / "saved"
+
+    @torch.no_grad()
+    def forward(self, model: Any = None, tokens: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V) of tokens (B, T) in one call without a cache; default: its model and tokens."""
+        tokens = self.tokens if tokens is None else tokens
+        return (model or self.model)(input_ids=tokens, use_cache=False).logits
+
+    def compare(self, found: Tensor, wanted: Tensor | None = None) -> float:
+        """Return the `logit_difference` from its logits, or from other ones of its model."""
+        return logit_difference(found, self.logits if wanted is None else wanted, self.deviation)
+
+    def load_again(self, name: str | Path | None = None, **fields: Any) -> Any:
+        """Load its model, or a folder, by transformers' own means, with some fields of the configuration changed."""
+        model = AutoModelForCausalLM.from_pretrained(
+            str(name or self.identity.name), dtype=DTYPES[self.settings.dtype], use_safetensors=True, **fields
+        )
+        return realign(model).to(self.settings.device).eval()
+
+    def _draw_tokens(self, num_sequences: int, seed: int) -> Tensor:
+        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        special: set[int] = set()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = getattr(self.model.config, name, None)
+            special |= set(ids if isinstance(ids, list) else [ids]) - {None}
+        usual = torch.tensor([token for token in range(vocab_size) if token not in special])
+        shape = (num_sequences, self.settings.prompt_tokens + self.settings.new_tokens)
+        drawn = torch.randint(len(usual), shape, generator=torch.Generator().manual_seed(seed))
+        return usual[drawn].to(self.settings.device)
 
 
-def gradient_difference(found: Gradients, wanted: Gradients) -> float:
-    """Largest over parameters of |g - g'| / (|g'| + |all gradients| / 100), by Euclidean norms, or of the losses.
-
-    Relative to each parameter's own gradient, so that a small parameter (a relaxation, a norm) counts as much as
-    an embedding; the second term is for gradients that are nothing but rounding.
-    """
-    others, own = wanted.by_parameter, found.by_parameter
-    if own.keys() != others.keys():
-        odd = sorted(own.keys() ^ others.keys())
-        raise ValueError(f"{odd[0]} has a gradient in one of the two only")
-    floor = torch.stack([gradient.norm() for gradient in others.values()]).norm() / 100
-    figures = [abs(found.loss - wanted.loss) / abs(wanted.loss)]
-    for name, gradient in others.items():
-        figures.append(float((own[name] - gradient).norm() / (gradient.norm() + floor)))
-    return worst(figures)
+def logit_difference(found: Tensor, wanted: Tensor, deviation: float) -> float:
+    """Return the largest |found - wanted| / deviation, the standard deviation of the logits; both of one shape."""
+    if found.shape != wanted.shape:
+        raise ValueError(f"expected shape {tuple(wanted.shape)}, got {tuple(found.shape)}")
+    # In float64, so that small differences of bfloat16 logits are not rounded away.
+    return float((found.double() - wanted.double()).abs().max()) / deviation
 
 
 def worst(figures: Iterable[float]) -> float:
     """Return the largest figure, or NaN if there is any, which max() may miss."""
     return max(figures, key=lambda figure: (math.isnan(figure), figure))
+
+
+@contextmanager
+def running_plan(model: Any, num_iterations: list[int]) -> Iterator[None]:
+    """Let a model run another plan in the block, and its own after it."""
+    before = list(model.config.num_iterations)
+    model.set_num_iterations(num_iterations)
+    try:
+        yield
+    finally:
+        model.set_num_iterations(before)
+
+
+def realign(model: Any) -> Any:
+    """Copy every parameter into memory of its own; return the model.
+
+    Weights may lie in a mapped file, at an offset that differs between two files, and how a matrix product sums may
+    depend on that: two copies of one model would differ in the last bit.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model

@@ -23,11 +23,10 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from iiad.errors import InputError
 
 from .check_artefact import CheckSettings
-from .check_subject import Subject
-from .claims import LOGITS, TOKENS, Claim, Skipped, count_unlikely_tokens, worst
+from .claims import LOGITS, TOKENS, Claim, Skipped, Subject, worst
 from .timing import require_compiler
 
-__all__ = ["DECODING"]
+__all__ = ["DECODING", "count_unlikely_tokens"]
 
 NUM_BEAMS = 4
 
@@ -62,6 +61,16 @@ def greedy_tokens(subject: Subject, padded: bool) -> float:
         logits = subject.forward(tokens=row[None, num_padding:])[:, -new - 1 : -1]
         different += count_unlikely_tokens(row[None, -new:], logits, margin)
     return different
+
+
+def count_unlikely_tokens(chosen: Tensor, logits: Tensor, margin: float) -> int:
+    """Count tokens whose logit is below the highest by more than the margin, or NaN.
+
+    chosen: (B, T); logits: (B, T, V) from which each should have been chosen.
+    """
+    logits = logits.double()
+    behind = logits.amax(-1) - logits.gather(-1, chosen[..., None])[..., 0]  # (B, T)
+    return int((~(behind <= margin)).sum())  # so that NaN counts
 
 
 def static_logits(subject: Subject) -> float:
@@ -151,9 +160,7 @@ def _generate(subject: Subject, prompts: Tensor, mask: Tensor, **options: Any) -
     """Run stock generate() on prompts (B, P), greedily or by beams, without ever ending early."""
     model, new = subject.model, subject.settings.new_tokens
     before = model.generation_config
-    model.generation_config = (
-        GenerationConfig()
-    )  # no end of text, penalties or whatever the checkpoint brings
+    model.generation_config = GenerationConfig()  # no end of text, penalties or what else comes with it
     try:
         return model.generate(
             prompts, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options

@@ -30,8 +30,7 @@ from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
-from .speed import require_counts
-from .timing import device_name, now, random_prompts
+from .timing import describe_machine, now, random_prompts, require_counts
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 
@@ -71,18 +70,17 @@ def measure_latency(
         InputError: a model without iterations, one that cannot be used, a wrong value, a plan of another model, or
             memory runs out.
     """
-    counts = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    require_counts({**counts, "repeats": repeats}, seed)
+    require_counts(
+        1, batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats
+    )
+    require_counts(0, seed=seed)
     device = choose_device(device)
     settings = LatencySettings(
-        device=device,
-        device_name=device_name(device),
         dtype=choose_dtype(dtype, device),
         batch_size=batch_size,
         context=prompt_tokens,
-        num_threads=torch.get_num_threads(),
         repeats=repeats,
-        torch_version=torch.__version__,
+        **describe_machine(device),
     )
     budget = read_plan(plan)
     limit, vocab_size = read_limits(model)

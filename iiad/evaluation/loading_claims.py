@@ -16,8 +16,18 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from iiad.checkpoints import read_config
 
-from .check_subject import Subject, logit_difference, running_plan
-from .claims import CONTENT, FIELDS, LAYERS, LOGITS, Claim, Skipped, worst
+from .claims import (
+    CONTENT,
+    FIELDS,
+    LAYERS,
+    LOGITS,
+    Claim,
+    Skipped,
+    Subject,
+    logit_difference,
+    running_plan,
+    worst,
+)
 
 __all__ = ["LOADING", "remote_logits"]
 

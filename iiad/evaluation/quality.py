@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,6 @@ from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, 
 __all__ = ["evaluate_models"]
 
 _DEFAULT_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The score and cost of a model under one plan."""
-
-    label: str
-    identity: ModelIdentity  # under the plan that the row runs
-    score: TokenScore
-    corpus: TokenCorpus
-    quantization: str | None
 
 
 def evaluate_models(
@@ -82,30 +70,27 @@ def evaluate_models(
     corpora = _pack_texts(models, data, text_field, cache_dir)
     for corpus in corpora:  # checks the values; reads nothing yet
         evaluation_windows(corpus, block_size, max_tokens, batch_size)
-    rows: list[_Row] = []
+    results: list[EvaluationResult] = []
     for model, label, corpus in zip(models, labels, corpora, strict=True):
         loaded, identity = load_identified(model, device, dtype, cast=False)
-        first = not rows
+        first = not results
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
         ):
-            used = corpus.num_tokens if max_tokens is None else min(max_tokens, corpus.num_tokens)
+            num_predicted = min(max_tokens or corpus.num_tokens, corpus.num_tokens) - 1
             with (
-                progress(f"evaluating {name}", used - 1, "tokens") as advance,
+                progress(f"evaluating {name}", num_predicted, "tokens") as advance,
                 memory_explained(f"{name} on {device}", runner, batch_size, block_size, cached=False),
             ):
                 windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
                 score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
-            rows.append(_Row(name, runs, score, corpus, kind))
+            result = _describe(name, runs, kind, score, corpus)
+            results.append(_compare(result, results[0] if results else result))
         del loaded, runner
     settings = EvaluationSettings(
         block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
     )
-    return Evaluation(
-        settings=settings,
-        data=_identify_data(corpora, max_tokens),
-        results=[_describe(row, rows[0]) for row in rows],
-    )
+    return Evaluation(settings=settings, data=_identify_data(corpora, max_tokens), results=results)
 
 
 def _runners(
@@ -156,24 +141,30 @@ def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> li
     ]
 
 
-def _describe(row: _Row, first: _Row) -> EvaluationResult:
-    """Compare a row with the first."""
-    score = row.score
-    overhead_cut, compute_cut = compare_costs(row.identity, first.identity)
-    comparable = row.corpus.fingerprint == first.corpus.fingerprint and first.score.accuracy > 0
+def _describe(
+    label: str, identity: ModelIdentity, quantization: str | None, score: TokenScore, corpus: TokenCorpus
+) -> EvaluationResult:
+    """Return the entry of a model, not yet compared."""
     return EvaluationResult(
-        label=row.label,
-        model=row.identity,
-        quantization=row.quantization,
-        data=row.corpus.fingerprint,
+        label=label,
+        model=identity,
+        quantization=quantization,
+        data=corpus.fingerprint,
         tokens=score.tokens,
         nll=score.nll,
         perplexity=perplexity(score.nll),
-        bits_per_byte=bits_per_byte(score.nll, row.corpus.tokens_per_byte),
+        bits_per_byte=bits_per_byte(score.nll, corpus.tokens_per_byte),
         accuracy=score.accuracy,
-        evaluations_per_token=row.identity.num_evaluations,
-        cache_bytes_per_token=row.identity.cache_bytes_per_token,
-        overhead_cut=overhead_cut,
-        compute_cut=compute_cut,
-        retained=score.accuracy / first.score.accuracy if comparable else None,
+        evaluations_per_token=identity.num_evaluations,
+        cache_bytes_per_token=identity.cache_bytes_per_token,
+        overhead_cut=None,
+        compute_cut=None,
+        retained=None,
     )
+
+
+def _compare(result: EvaluationResult, first: EvaluationResult) -> EvaluationResult:
+    overhead_cut, compute_cut = compare_costs(result.model, first.model)
+    retained = result.accuracy / first.accuracy if result.data == first.data and first.accuracy > 0 else None
+    cuts = {"overhead_cut": overhead_cut, "compute_cut": compute_cut, "retained": retained}
+    return result.model_copy(update=cuts)

@@ -26,7 +26,7 @@ def run(folder: str, tokens: str, output: str, device: str, num_threads: str) ->
         module = type(model).__module__
         if not module.startswith("transformers_modules."):
             raise RuntimeError(f"{auto_class.__name__}: expected the folder's code, got {module}")
-        for parameter in model.parameters():  # memory of its own, as `check_subject.realign` gives it
+        for parameter in model.parameters():  # memory of its own, as `claims.realign` gives it
             parameter.data = parameter.data.clone()
         return model.to(device).eval()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models, read_limits
+from iiad.checkpoints import choose_device, choose_dtype, label_models
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError
 from iiad.memory import memory_explained, weight_bytes
@@ -22,9 +22,17 @@ from .bench_artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase,
 from .bench_rows import Row, load_rows, measure_peaks, require_free_memory
 from .breakdown import can_be_profiled, median_breakdown, profile_run
 from .quality_artefact import Evaluation
-from .timing import Timing, device_name, require_compiler, time_model
+from .timing import (
+    Timing,
+    compile_step,
+    describe_machine,
+    require_compiler,
+    require_counts,
+    require_positions,
+    time_model,
+)
 
-__all__ = ["bench_models", "require_counts"]
+__all__ = ["bench_models"]
 
 PROFILED_ROUNDS = 3
 """Extra runs under the profiler, fewer where fewer rounds are measured."""
@@ -87,11 +95,10 @@ def bench_models(
         InputError: a model, a value or the plan cannot be used, or memory runs out. All that can be known without
             loading a model is checked first.
     """
-    grid = {
-        "batch_size": _grid_side("batch_size", batch_size),
-        "prompt_tokens": _grid_side("prompt_tokens", prompt_tokens),
-    }
-    require_counts({"new_tokens": new_tokens, "repeats": repeats}, seed)
+    sizes = {"batch_size": batch_size, "prompt_tokens": prompt_tokens}
+    grid = {name: _grid_side(name, values) for name, values in sizes.items()}
+    require_counts(1, new_tokens=new_tokens, repeats=repeats)
+    require_counts(0, seed=seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -101,17 +108,14 @@ def bench_models(
     if compiled:
         require_compiler(device)
     for model in models:
-        _require_positions(model, max(grid["prompt_tokens"]), new_tokens)
+        require_positions(model, max(grid["prompt_tokens"]), new_tokens)
     settings = BenchSettings(
         **grid,
         new_tokens=new_tokens,
         repeats=repeats,
         seed=seed,
         dtype=dtype,
-        device=device,
-        device_name=device_name(device),
-        num_threads=torch.get_num_threads(),
-        torch_version=torch.__version__,
+        **describe_machine(device),
     )
     rows = load_rows(models, labels, budget, kinds, device, dtype, compiled)
     quality = [_quality(row, scores) for row in rows]
@@ -132,30 +136,13 @@ def bench_models(
     return Bench(settings=settings, results=results)
 
 
-def require_counts(counts: dict[str, int], seed: int) -> None:
-    """Raise InputError for a count below 1 or a seed below 0."""
-    for name, value, least in [*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)]:
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
-
-
 def _grid_side(name: str, values: int | Sequence[int]) -> list[int]:
     """Return one side of the grid, each number once. Raises InputError for none, or one below 1."""
     found = [values] if isinstance(values, int) else list(dict.fromkeys(values))
     if not found:
         raise InputError(f"{name}: expected at least one number, got none")
-    require_counts({name: min(found)}, 0)
+    require_counts(1, **{name: min(found)})
     return found
-
-
-def _require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
-    """Raise InputError for more tokens than the model has positions for, before it is loaded."""
-    limit, _ = read_limits(model)
-    if prompt_tokens + new_tokens > limit:
-        raise InputError(
-            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, got "
-            f"{prompt_tokens} + {new_tokens}"
-        )
 
 
 def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
@@ -173,7 +160,7 @@ def _measure_point(
     """Measure each row's memory, its timings after a round that warms up, then its breakdown."""
     steps, repeats = settings.new_tokens, settings.repeats
     prompts = [row.prompts(batch_size, prompt_tokens, settings.seed) for row in rows]
-    decoders = [row.decoder(prompt_tokens + steps) for row in rows]
+    compiled = [compile_step(row.under_plan()) if row.compiled else None for row in rows]
     measured = [_Measured() for _ in rows]
     torch.compiler.reset()  # a function keeps only so many compiled versions
     num_profiled = min(PROFILED_ROUNDS, repeats)
@@ -182,13 +169,13 @@ def _measure_point(
     title = f"batch {batch_size} x {prompt_tokens} tokens"
     with progress(title, len(passes) * len(rows), "runs") as advance:
         for step in passes:
-            for row, given, decoder, own in zip(rows, prompts, decoders, measured, strict=True):
+            for row, given, decode, own in zip(rows, prompts, compiled, measured, strict=True):
                 where = f"{row.label} on {given.device}"
                 with memory_explained(where, row.model, batch_size, prompt_tokens + steps):
                     if step == "memory":
                         own.peaks = measure_peaks(row, given)
                     elif step == "time":
-                        own.timings.append(time_model(row.under_plan(), given, steps, decoder))
+                        own.timings.append(time_model(row.under_plan(), given, steps, decode))
                     elif not row.compiled and can_be_profiled(row.model):
                         own.profiled.append(profile_run(row.under_plan(), given, steps))
                 advance(1)

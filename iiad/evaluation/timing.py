@@ -1,5 +1,7 @@
 """One timed run of one model: a prompt in one forward call, then greedy decoding, eager or compiled. All ours.
 
+Beside it what evaluations share: prompts, the clock, the machine, and the bounds of their values.
+
 Legend: B sequences, T prompt tokens.
 """
 
@@ -8,9 +10,8 @@ from __future__ import annotations
 import inspect
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,26 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from iiad.checkpoints import read_limits
 from iiad.errors import InputError
 
 __all__ = [
-    "CompiledDecoder",
     "Timing",
+    "compile_step",
+    "describe_machine",
     "device_name",
+    "new_cache",
     "now",
     "random_prompts",
     "require_compiler",
+    "require_counts",
+    "require_positions",
     "run_calls",
     "time_model",
 ]
 
 CPU_INFO = Path("/proc/cpuinfo")
+Step = Callable[..., Any]  # a model's forward
 
 
 @dataclass(frozen=True)
@@ -51,48 +58,25 @@ class Timing:
     tokens: Tensor
 
 
-class CompiledDecoder:
-    """A causal language model whose decoding step is compiled whole (fullgraph), on a GPU with CUDA graphs.
+def compile_step(model: Any) -> Step:
+    """Compile the model's forward whole (fullgraph), on a GPU with CUDA graphs, to decode from a static cache.
 
     The first step compiles, which takes tens of seconds; so does a step with another number of sequences, cache
     length or plan.
     """
-
-    def __init__(self, model: Any, max_cache_len: int):
-        """model: in evaluation mode. max_cache_len: prompt and new tokens together, at most."""
-        self.model, self.max_cache_len = model, max_cache_len
-        self.uses_graphs = model.device.type == "cuda"
-        mode = "reduce-overhead" if self.uses_graphs else None
-        self.step = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
-
-    def run_calls(self, prompts: Tensor, cache: StaticCache) -> Iterator[Tensor]:
-        """Yield the next token of each sequence, (B, 1), after the prompts' call (not compiled) and after each step.
-
-        prompts: (B, T) on the model's device. cache: from `new_cache`.
-        """
-        inputs, forward = prompts, self.model
-        while True:
-            if self.uses_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used
-            logits = forward(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            inputs, forward = logits[:, -1:].argmax(-1), self.step
-            yield inputs
-
-    def new_cache(self) -> StaticCache:
-        """Return an empty cache of `max_cache_len`."""
-        return StaticCache(config=self.model.config, max_cache_len=self.max_cache_len)
+    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    return torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
 
 
 @torch.inference_mode()
-def time_model(model: Any, prompts: Tensor, num_steps: int, decoder: CompiledDecoder | None = None) -> Timing:
+def time_model(model: Any, prompts: Tensor, num_steps: int, step: Step | None = None) -> Timing:
     """Run and time a causal language model, without generate() and its bookkeeping.
 
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
-    call that reads one token of each sequence and chooses the next. decoder: decodes compiled instead.
+    call that reads one token of each sequence and chooses the next. step: from `compile_step`, decodes instead.
     """
-    cache: Any = DynamicCache(config=model.config) if decoder is None else decoder.new_cache()
-    run = partial(run_calls, model) if decoder is None else decoder.run_calls
-    calls = run(prompts, cache)
+    cache = new_cache(model, None if step is None else prompts.shape[1] + num_steps)
+    calls = run_calls(model, prompts, cache, step)
     started = now(prompts.device)
     chosen = [next(calls)]
     prefilled = now(prompts.device)
@@ -103,17 +87,27 @@ def time_model(model: Any, prompts: Tensor, num_steps: int, decoder: CompiledDec
     return Timing(prefilled - started, ended - prefilled, held, torch.cat(chosen, 1))
 
 
-def run_calls(model: Any, prompts: Tensor, cache: Any) -> Iterator[Tensor]:
+def new_cache(model: Any, max_cache_len: int | None = None) -> Any:
+    """Return an empty cache: dynamic, or static of that many tokens, prompt included."""
+    if max_cache_len is None:
+        return DynamicCache(config=model.config)
+    return StaticCache(config=model.config, max_cache_len=max_cache_len)
+
+
+def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None) -> Iterator[Tensor]:
     """Yield the next token of each sequence, (B, 1), after the prompts' forward call and after each decoding step.
 
-    prompts: (B, T) on the model's device. cache: empty; it is filled. Endless, and in the caller's grad mode.
+    prompts: (B, T) on the model's device. cache: empty; it is filled. step: makes all calls but the prompts'.
+    Endless, and in the caller's grad mode.
     """
     takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     only_last = {"logits_to_keep": 1} if takes_keep else {}
-    inputs = prompts
+    inputs, forward = prompts, model
     while True:
-        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
-        inputs = logits[:, -1:].argmax(-1)  # (B, 1)
+        if step is not None and prompts.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used
+        logits = forward(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
+        inputs, forward = logits[:, -1:].argmax(-1), step or model  # (B, 1)
         del logits
         yield inputs
 
@@ -131,6 +125,23 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def require_counts(least: int, **counts: int) -> None:
+    """Raise InputError for a value below the least."""
+    for name, value in counts.items():
+        if value < least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
+
+
+def require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise InputError for more tokens than the model has positions for, before it is loaded."""
+    limit, _ = read_limits(model)
+    if prompt_tokens + new_tokens > limit:
+        raise InputError(
+            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, got "
+            f"{prompt_tokens} + {new_tokens}"
+        )
+
+
 def require_compiler(device: str) -> None:
     """Raise InputError where not even an addition can be compiled: no C++ compiler, no Triton."""
     try:
@@ -141,6 +152,16 @@ def require_compiler(device: str) -> None:
         raise InputError(
             f"compile: expected a C++ compiler (CPU) or Triton (CUDA), got an error on {device}: {reason[:200]}"
         ) from None
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Return the machine's fields of the settings of a bench or a latency table."""
+    return {
+        "device": device,
+        "device_name": device_name(device),
+        "num_threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+    }
 
 
 def device_name(device: str) -> str:

@@ -8,15 +8,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .check_subject import Subject
-from .claims import GRADIENT, Claim, Gradients, Skipped, gradient_difference, worst
+from .claims import GRADIENT, Claim, Skipped, Subject, worst
 
-__all__ = ["TRAINING"]
+__all__ = ["TRAINING", "Gradients", "gradient_difference"]
+
+
+class Gradients(NamedTuple):
+    """A loss, and its gradient by each parameter that has one."""
+
+    loss: float
+    by_parameter: dict[str, Tensor]
 
 
 def recomputed(subject: Subject, unit: str) -> float:
@@ -52,6 +58,23 @@ def accumulated(subject: Subject) -> float:
     if any(kind.kind is kind.VAR_KEYWORD for kind in inspect.signature(model.forward).parameters.values()):
         found.append(_gradients(model, *((*half, 1.0) for half in halves), num_items_in_batch=total))
     return worst(gradient_difference(gradients, wanted) for gradients in found)
+
+
+def gradient_difference(found: Gradients, wanted: Gradients) -> float:
+    """Largest over parameters of |g - g'| / (|g'| + |all gradients| / 100), by Euclidean norms, or of the losses.
+
+    Relative to each parameter's own gradient, so that a small parameter (a relaxation, a norm) counts as much as
+    an embedding; the second term is for gradients that are nothing but rounding.
+    """
+    others, own = wanted.by_parameter, found.by_parameter
+    if own.keys() != others.keys():
+        odd = sorted(own.keys() ^ others.keys())
+        raise ValueError(f"{odd[0]} has a gradient in one of the two only")
+    floor = torch.stack([gradient.norm() for gradient in others.values()]).norm() / 100
+    figures = [abs(found.loss - wanted.loss) / abs(wanted.loss)]
+    for name, gradient in others.items():
+        figures.append(float((own[name] - gradient).norm() / (gradient.norm() + floor)))
+    return worst(figures)
 
 
 def _recompute_switch(model: Any, unit: str) -> Callable[[bool], None]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-import torch
 
 from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.planning import Plan
-from tests.helpers import VARIANTS, Folders, make_iiet, make_llama, stir, write_folders
+from tests.helpers import Folders, make_iiet, make_llama, make_pcformer, stir, write_folders
 
 IN_PROCESS = tuple(claim for claim in CLAIMS if claim.name != "remote code = native")
 """All claims but the one that takes a process of its own, and seconds."""
 QUICK = {"prompt_tokens": 8, "new_tokens": 5, "compile": False}
-BUDGET = [0, 2, 1]
-_CHOSEN = "history plain relaxed shared pcformer-rk2".split()
-KINDS = {**{kind: VARIANTS[kind] for kind in _CHOSEN}, "llama": make_llama}
+PLAN = [0, 2]
+KINDS = {
+    "history": partial(make_iiet, num_layers=2, num_iterations=PLAN, max_num_iterations=3),
+    "plain": partial(make_iiet, num_layers=2, num_iterations=[1, 0], history=False),
+    "relaxed": partial(make_iiet, num_layers=2, num_iterations=PLAN, history=False, relaxation=True),
+    "shared": partial(make_iiet, num_layers=2, num_iterations=PLAN, cache_policy="shared"),
+    "pcformer-rk2": partial(make_pcformer, num_layers=2),
+    "llama": partial(make_llama, num_hidden_layers=2),
+}
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +34,7 @@ def model_folder(tmp_path_factory) -> Callable:
 
     def folder(kind):
         if not (root / kind).exists():
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                save_checkpoint(KINDS[kind](), root / kind)
+            save_checkpoint(KINDS[kind](), root / kind)
         return root / kind
 
     return folder
@@ -40,10 +44,10 @@ def model_folder(tmp_path_factory) -> Callable:
 def pair(tmp_path_factory):
     """A folder with a teacher, its plan.json and a student that was trained under that plan."""
     root = tmp_path_factory.mktemp("pair")
-    teacher = make_iiet(num_iterations=3)
+    teacher = make_iiet(num_layers=2, num_iterations=2)
     save_checkpoint(teacher, root / "teacher")
-    Plan.explicit(BUDGET, identify_model(teacher, root / "teacher")).save(root / "plan.json")
-    teacher.set_num_iterations(BUDGET)
+    Plan.explicit(PLAN, identify_model(teacher, root / "teacher")).save(root / "plan.json")
+    teacher.set_num_iterations(PLAN)
     save_checkpoint(stir(teacher, scale=0.01), root / "student")
     return root
 

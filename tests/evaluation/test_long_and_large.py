@@ -56,7 +56,14 @@ def measure(model, batch_size, num_tokens, padded=False, chunk=None):
     return peaks[0] - sizes[0], peaks[1] - sizes[1], held
 
 
-@pytest.mark.parametrize(("dtype", "context"), [(torch.float32, CONTEXT), (torch.bfloat16, CONTEXT // 4)])
+@pytest.mark.parametrize(
+    ("dtype", "context"),
+    [
+        (torch.float32, CONTEXT // 4),
+        (torch.bfloat16, CONTEXT // 4),
+        pytest.param(torch.float32, CONTEXT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_long_cache_is_exactly_its_slots(dtype, context):
     model = small().to(dtype)
     _, _, held = measure(model, 1, context, chunk=1024)

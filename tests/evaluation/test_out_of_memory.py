@@ -8,8 +8,17 @@ import torch
 
 from iiad import InputError, checkpoints
 from iiad.checkpoints import save_checkpoint
-from iiad.evaluation import bench_rows, speed
-from iiad.evaluation.speed import bench_models
+from iiad.evaluation import (
+    bench_models,
+    bench_rows,
+    check_model,
+    evaluate_models,
+    measure_latency,
+    quality,
+    speed,
+    timing,
+)
+from iiad.evaluation.checks import CLAIMS
 from iiad.memory import cache_bytes, format_size, is_out_of_memory, memory_explained
 from tests.helpers import make_iiet, make_llama, make_pcformer
 
@@ -105,6 +114,50 @@ def test_a_cache_beyond_the_free_memory_is_refused_before_the_kernel_ends_the_pr
     assert "; what helps: a smaller batch, " in str(caught.value)
 
 
+def fill_layers(folders, monkeypatch):
+    quick = {"prompt_tokens": 9, "new_tokens": 2, "repeats": 1, "device": "cpu"}
+    measure_latency(folders.teacher, **quick, batch_size=1 << 47)
+
+
+def fill_evaluation(folders, monkeypatch):
+    monkeypatch.setattr(
+        quality, "evaluate_model", lambda *_, **__: torch.empty(IMPOSSIBLE, dtype=torch.uint8)
+    )
+    evaluate_models([folders.teacher], [str(folders.text)], batch_size=4, block_size=32, device="cpu")
+
+
+def fill_check(folders, monkeypatch):
+    monkeypatch.setattr(timing, "read_limits", lambda model: (1 << 60, 97))
+    check_model(folders.teacher, prompt_tokens=1 << 50, new_tokens=5, compile=False, claims=CLAIMS[:1])
+
+
+@pytest.mark.parametrize(
+    ("fill", "sizes", "helps"),
+    [
+        (fill_layers, f"batch {1 << 47} x 10 tokens", "a smaller batch, a shorter context or bfloat16"),
+        (
+            fill_evaluation,
+            "batch 4 x 32 tokens",
+            "a smaller batch, a shorter context, bfloat16 or fewer iterations (a plan)",
+        ),
+        (
+            fill_check,
+            f"batch 4 x {(1 << 50) + 5} tokens",
+            "fewer prompt or new tokens, bfloat16 or another device",
+        ),
+    ],
+)
+def test_an_evaluation_that_runs_out_of_memory_says_the_sizes_and_what_helps(
+    fill, sizes, helps, folders, monkeypatch
+):
+    with pytest.raises(InputError) as caught:
+        fill(folders, monkeypatch)
+    line = str(caught.value)
+    assert line.startswith("teacher on cpu: out of memory, asked for ")
+    assert f"; {sizes}, 12 evaluations, " in line
+    assert line.endswith(f"what helps: {helps}")
+
+
 @pytest.mark.parametrize(
     ("dtype", "helps"),
     [("float32", "fewer or smaller models or bfloat16"), ("bfloat16", "fewer or smaller models")],
@@ -131,6 +184,7 @@ main.run()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is a promise of Linux only")
 def test_a_bench_that_outgrows_its_address_space_ends_with_one_line_and_exit_code_2(tmp_path):
     model = make_iiet(num_iterations=2, max_position_embeddings=8192)

@@ -30,7 +30,7 @@ UNUSED = {"saved = reloaded: weights, config"}
 
 @pytest.fixture
 def check(model_folder):
-    """Check the IIET with history of plan [0, 2, 1]."""
+    """Check the IIET with history of plan [0, 2]."""
     folder = model_folder("history")  # saved before a test plants its fault
     return lambda **options: quick_check(folder, **options)
 
@@ -97,7 +97,29 @@ def test_other_tokens_with_a_cache_than_without_fail(check, monkeypatch):
     assert figures["cached = uncached: greedy tokens"] == 2 * 4  # all but the first of each sequence
 
 
-def patch_prepare(monkeypatch, change):
+def forget_padding(mask, positions, cache):
+    return None, positions
+
+
+def late_in_a_static_cache(mask, positions, cache):
+    decoding = isinstance(cache, StaticCache) and positions.shape[1] == 1
+    return mask, positions + 1 if decoding else positions
+
+
+def restarted_in_chunks(mask, positions, cache):
+    chunk = cache is not None and positions.shape[1] > 1
+    return mask, positions - positions[:, :1] if chunk else positions
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (forget_padding, "left-padded = single: logits"),
+        (late_in_a_static_cache, "static cache = dynamic cache"),
+        (restarted_in_chunks, "chunked prefill = whole"),
+    ],
+)
+def test_a_wrong_mask_or_position_fails_the_claim_that_is_about_it(change, seen, check, monkeypatch):
     prepare = IIETModel.prepare
 
     def changed(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, *others):
@@ -108,29 +130,7 @@ def patch_prepare(monkeypatch, change):
         return prepare(self, input_ids, attention_mask, position_ids, past_key_values, *others)
 
     monkeypatch.setattr(IIETModel, "prepare", changed)
-
-
-def test_padding_that_is_read_fails_the_padded_batch(check, monkeypatch):
-    patch_prepare(monkeypatch, lambda mask, positions, cache: (None, positions))
-    assert failed(check()) - TOKENS == {"left-padded = single: logits"}
-
-
-def test_positions_that_a_static_cache_gets_wrong_fail_the_static_cache(check, monkeypatch):
-    def late(mask, positions, cache):
-        decoding = isinstance(cache, StaticCache) and positions.shape[1] == 1
-        return mask, positions + 1 if decoding else positions
-
-    patch_prepare(monkeypatch, late)
-    assert failed(check()) == {"static cache = dynamic cache"}
-
-
-def test_chunks_that_all_begin_at_position_0_fail_the_chunked_prefill(check, monkeypatch):
-    def restarted(mask, positions, cache):
-        chunk = cache is not None and positions.shape[1] > 1
-        return mask, positions - positions[:, :1] if chunk else positions
-
-    patch_prepare(monkeypatch, restarted)
-    assert failed(check()) == {"chunked prefill = whole"}
+    assert failed(check()) - TOKENS == {seen}
 
 
 def test_a_cache_that_does_not_follow_its_beams_fails_beam_search(check, monkeypatch):
@@ -138,7 +138,14 @@ def test_a_cache_that_does_not_follow_its_beams_fails_beam_search(check, monkeyp
     assert failed(check(new_tokens=16)) == {"beam search: cached = uncached"}
 
 
-def change_recomputed(monkeypatch, change):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda output: output * 1.001, ""),
+        (torch.Tensor.detach, "has a gradient in one of the two only"),
+    ],
+)
+def test_a_recompute_that_computes_something_else_or_loses_gradients_fails(change, words, check, monkeypatch):
     solve = IterativeLayer.solve
 
     def changed(self, *states, recompute_evaluations=False, **kwargs):
@@ -146,18 +153,9 @@ def change_recomputed(monkeypatch, change):
         return change(output) if recompute_evaluations else output, iterates
 
     monkeypatch.setattr(IterativeLayer, "solve", changed)
-
-
-def test_a_recompute_that_computes_something_else_fails(check, monkeypatch):
-    change_recomputed(monkeypatch, lambda output: output * 1.001)
-    assert failed(check()) == {"recompute by evaluation = none"}
-
-
-def test_a_recompute_that_loses_gradients_fails_with_the_parameters_name(check, monkeypatch):
-    change_recomputed(monkeypatch, torch.Tensor.detach)
     found = check()
     assert failed(found) == {"recompute by evaluation = none"}
-    assert "has a gradient in one of the two only" in note(found, "recompute by evaluation = none")
+    assert words in note(found, "recompute by evaluation = none")
 
 
 def mean_over_all(logits, labels, **_):
@@ -197,9 +195,9 @@ def save_changed(monkeypatch, change):
     ("change", "seen"),
     [
         (lambda model: model.model.norm.weight.mul_(1 + 1e-6), SAVED),
-        # Plan [0, 2, 1]: the first layer does not use this norm.
+        # Plan [0, 2]: the first layer does not use this norm.
         (lambda model: model.model.layers[0].corrector.update_norm.bias.add_(1), UNUSED),
-        (lambda model: setattr(model.config, "num_iterations", [0, 2, 2]), SAVED),
+        (lambda model: setattr(model.config, "num_iterations", [0, 1]), SAVED),
         (lambda model: setattr(model.config, "attention_dropout", 0.5), UNUSED),
     ],
     ids=["rounded", "unused tensor", "plan", "unused field"],

@@ -62,9 +62,9 @@ def naive_scores(model, tokens, block_size):
 
 
 def test_scores_equal_a_naive_double_loop(model):
-    tokens = stream()
-    nll, accuracy = naive_scores(model, tokens, 16)
-    score = evaluate_model(model, windows_of(tokens, 16, 3))
+    tokens = stream(30)
+    nll, accuracy = naive_scores(model, tokens, 8)
+    score = evaluate_model(model, windows_of(tokens, 8, 2))
     assert score.tokens == len(tokens) - 1
     assert score.nll == pytest.approx(nll, rel=1e-5)
     assert score.accuracy == accuracy

@@ -91,8 +91,8 @@ def test_the_same_numbers_give_the_same_files_whatever_the_user_has_set_and_set_
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
-def test_a_large_model_and_values_over_many_decades_can_be_drawn(scale, tmp_path):
-    plan = [8, 3, 0, 5] * 3
+def test_many_iterations_and_values_over_many_decades_can_be_drawn(scale, tmp_path):
+    plan = [8, 0, 5]
     scores = [[scale * (-1) ** i * 10.0 ** -(i + t / 24) for i in range(r)] for t, r in enumerate(plan)]
     draw_influence(make_profile({"loss": scores}, plan), "loss", tmp_path)
     points = [("a", -scale, 0.0, 0.0), ("b", scale * 1e-7, scale, scale), ("b", 0.0, -scale * 1e-3, None)]
