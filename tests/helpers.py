@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from iiad.influence.profile import BatchRecord, FixedPoint, Profile, ProfileSett
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.planning import Plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
+from iiad.training import RunRecord, learner
 
 SHAPE = {
     "vocab_size": 97,
@@ -297,3 +300,29 @@ def load_spoilt(artefact: Artefact, folder: Path, *change: Any) -> Artefact:
     place[last] = value
     (folder / "spoilt.json").write_text(json.dumps(fields))
     return type(artefact).load(folder / "spoilt.json")
+
+
+def log_of(run, stage=None, name="loss"):
+    """Lines of a run's log.jsonl that hold that figure (None: any), of one stage or of all."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [each for each in entries if stage in (None, each["stage"]) and (name is None or name in each)]
+
+
+def half_done(finished, step, folder):
+    """Copy a finished run as a kill after that step's checkpoint leaves it."""
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors"))
+    shutil.copytree(finished / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    record = RunRecord.load(folder / "run.json")
+    record.model_copy(update={"finished": False, "results": {}}).save(folder / "run.json")
+    return folder
+
+
+def change_loss(monkeypatch, change):
+    """Have losses of the text be change(loss, call), for calls from 1."""
+    original, calls = learner.head_loss, itertools.count(1)
+
+    def head_loss(*args, **kwargs):
+        found = original(*args, **kwargs)
+        return found._replace(loss=change(found.loss, next(calls)))
+
+    monkeypatch.setattr(learner, "head_loss", head_loss)

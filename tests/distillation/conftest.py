@@ -1,26 +1,16 @@
-"""A plan, and a recipe of a second, for the tiny teacher that all rooms share."""
+"""Recipes of a second for the tiny teacher that all rooms share, and captures of its signals."""
 
 import json
 
 import pytest
 
-from iiad.checkpoints import identify_model, load_model, save_checkpoint
+from iiad.checkpoints import save_checkpoint
 from iiad.data import train_tokenizer
 from iiad.distillation import StoredSignals, capture_signals, distill
-from iiad.planning import Plan
 from iiad.training import DistillRecipe
 from tests.helpers import make_iiet
 
 OFF = {"max_steps": 0}
-
-
-@pytest.fixture(scope="package")
-def plan_file(teacher_folder, tmp_path_factory):
-    """The teacher's first layer keeps its iterations, its second loses them."""
-    identity = identify_model(load_model(teacher_folder), teacher_folder)
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    Plan.explicit([2, 0], identity).save(path)
-    return path
 
 
 @pytest.fixture(scope="package")
@@ -58,11 +48,6 @@ def distilled(teacher_folder, plan_file, lesson, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def log_of(folder, stage=None):
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if "loss" in entry and stage in (None, entry["stage"])]
 
 
 T = 16

@@ -8,7 +8,7 @@ from iiad.data import load_tokenizer
 from iiad.distillation import LiveTeacher
 from iiad.distillation.capture import capture_signals
 from iiad.planning import Plan
-from tests.distillation.conftest import log_of
+from tests.helpers import log_of
 
 TEMPERATURE = 2.0
 

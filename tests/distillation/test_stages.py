@@ -17,7 +17,7 @@ from iiad.training import DistillRecipe, RunRecord, load_recipe, loop
 from iiad.training.checkpointing import Checkpoints, StageState
 from iiad.training.corpora import Corpora
 from iiad.training.scoring import TokenScore
-from tests.distillation.conftest import log_of
+from tests.helpers import log_of
 
 
 def test_stage_layerwise_teaches_the_changed_layers_alone_and_their_errors_fall(distilled, teacher_folder):

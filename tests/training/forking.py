@@ -1,31 +1,41 @@
 """`iiad` in processes of its own that start at once: forked from one that has imported everything already.
 
-As a script: for each line of stdin, {"arguments", "errors", "file_bytes"}, a child runs that command line; its
-process id is printed when it starts and its exit code, negative for a signal, when it has ended.
+As a script: for each line of stdin, the arguments of `_fork`, `processes` children run the command line; it prints
+their process ids when they start, and their exit codes, negative for signals, when all have ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import importlib
+import itertools
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).parents[2]
+MOMENTS = {
+    "step": "iiad.training.loop.seed_step",
+    "save": "torch.save",
+    "loss": "iiad.training.learner.head_loss",
+}
+"""Called once in each step, save and loss."""
 
 
 class Commands:
-    """Runs `iiad`, one command at a time. errors: the file in which its stderr goes."""
+    """Runs `iiad`, one command at a time. folder: for what its processes write."""
 
-    def __init__(self, errors: Path):
-        self.errors = errors
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.training.forking"],
             cwd=ROOT,
@@ -35,81 +45,133 @@ class Commands:
             text=True,
         )
 
-    def start(self, *arguments: object, file_bytes: int | None = None) -> int:
-        """Begin; the process id. file_bytes: no file may be longer, as if the disk were full."""
-        request = {"arguments": [str(argument) for argument in arguments], "errors": str(self.errors)}
+    def start(self, *arguments: object, processes: int = 1, **options: Any) -> list[int]:
+        """Begin; the process ids. options: those of `_run`."""
+        request = {"arguments": [str(argument) for argument in arguments], "folder": str(self.folder)}
         assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps({**request, "file_bytes": file_bytes}) + "\n")
+        self.server.stdin.write(json.dumps({**request, "processes": processes, **options}) + "\n")
         self.server.stdin.flush()
-        return self._read()
+        return self.read()
 
-    def wait(self) -> int:
-        """The exit code of the command that runs, once it has ended."""
-        return self._read()
-
-    def run(self, *arguments: object, file_bytes: int | None = None) -> int:
-        """From start to end; the exit code."""
-        self.start(*arguments, file_bytes=file_bytes)
-        return self.wait()
-
-    def last_line(self) -> str:
-        """What the last command said last."""
-        return self.errors.read_text().splitlines()[-1]
-
-    def _read(self) -> int:
+    def read(self) -> list[int]:
+        """The exit codes of the command that runs, once it has ended."""
         assert self.server.stdout is not None
-        return int(self.server.stdout.readline())
+        return json.loads(self.server.stdout.readline())
+
+    def run(self, *arguments: object, **options: Any) -> int:
+        """From start to end; the exit code, which all processes have."""
+        self.start(*arguments, **options)
+        [code] = set(self.read())
+        return code
+
+    def errors(self, rank: int = 0) -> list[str]:
+        """The lines that a process of the last command said."""
+        return (self.folder / f"stderr-{rank}").read_text().splitlines()
+
+    def found(self, rank: int = 0) -> dict[str, Any]:
+        """What a process of the last command noted of its models."""
+        return json.loads((self.folder / f"found-{rank}").read_text())
 
     def close(self) -> None:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.close()
-        self.server.stdout.close()
-        self.server.wait()
-
-
-def wait_until(happens: Callable[[], bool], pid: int, seconds: float = 60) -> None:
-    """Look very often, so as to be there at once; gives up when the process is gone."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not _is_over(pid):
-        with contextlib.suppress(FileNotFoundError):  # what is looked at may be removed just now
-            if happens():
-                return
-        time.sleep(0.0005)
-
-
-def _is_over(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+        """End the server."""
+        self.server.communicate()
 
 
 def _serve() -> None:
-    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    import iiad.distillation.stages
-    import iiad.training.teacher  # noqa: F401  # for the children
-    from cli import main
-
+    for module in ("cli.main", "iiad.distillation.stages", "iiad.training.teacher"):
+        importlib.import_module(module)
     gc.freeze()  # or each child's first collection would look at, and so copy, all that is here
     for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            # Where the tests were started in a shell's background, Ctrl-C is ignored from the shell on down.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for stream in (1, 2):
-                os.dup2(
-                    os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), stream
-                )
-            if request["file_bytes"]:
-                limit = request["file_bytes"]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            sys.argv = ["iiad", *request["arguments"]]
-            main.run()
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        children = _fork(**json.loads(line))
+        print(children, flush=True)
+        print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children], flush=True)
+
+
+def _fork(processes: int, **request: Any) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        children.append(os.fork())
+        if children[-1] == 0:
+            if processes > 1:
+                ranks = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                }
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in {**ranks, **address}.items()})
+                importlib.reload(sys.modules["iiad.progress"])  # which looks at RANK as it is imported
+            _run(rank, is_last=rank == processes - 1, **request)
+    return children
+
+
+def _run(
+    rank: int,
+    is_last: bool,
+    arguments: list[str],
+    folder: str,
+    file_bytes: int | None = None,
+    faults: Sequence[tuple[str, int, int]] = (),
+) -> None:
+    """Run a command line, here.
+
+    file_bytes: no file may be longer, as if the disk were full. faults: moment, which one of its kind (from 1) and
+    signal; at a loss 0, for NaN instead. They happen in the last process.
+    """
+    # Where the tests were started in a shell's background, Ctrl-C is ignored from the shell on down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (1, 2):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        os.dup2(os.open(f"{folder}/stderr-{rank}", flags), stream)
+    if file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    for fault in faults if is_last else ():
+        _plant(*fault)
+    _watch(Path(folder) / f"found-{rank}")
+    sys.argv = ["iiad", *arguments]
+    from cli import main
+
+    main.run()
+
+
+def _plant(moment: str, wanted: int, number: int) -> None:
+    path, _, name = MOMENTS[moment].rpartition(".")
+    module, calls = importlib.import_module(path), itertools.count(1)
+    original = getattr(module, name)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        is_due = next(calls) == wanted
+        if is_due and number:
+            os.kill(os.getpid(), number)
+        found = original(*args, **kwargs)
+        return found._replace(loss=found.loss * float("nan")) if is_due and not number else found
+
+    setattr(module, name, function)
+
+
+def _watch(path: Path) -> None:
+    """Note sums of the weights that this process ends with, and parameters of a live teacher that are not sharded."""
+    from iiad.distillation import LiveTeacher
+    from iiad.training import RunFolder
+
+    found: dict[str, Any] = {}
+    finish, make = RunFolder.finish, LiveTeacher.__init__
+
+    def watched_finish(self: RunFolder, model: Any, *args: Any) -> None:
+        found["weights"] = [float(value.double().sum()) for value in model.state_dict().values()]
+        path.write_text(json.dumps(found))
+        finish(self, model, *args)
+
+    def watched_make(self: LiveTeacher, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        parameters = dict(self.learner.model.named_parameters())
+        found["whole"] = [name for name, value in parameters.items() if not isinstance(value, DTensor)]
+
+    RunFolder.finish, LiveTeacher.__init__ = watched_finish, watched_make  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

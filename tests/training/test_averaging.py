@@ -1,7 +1,5 @@
 """The moving average of the weights: what it is an average of, where it is used, how it goes on."""
 
-import copy
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,17 +13,19 @@ DECAY, STEPS, SWITCH = 0.7, 6, 3
 
 
 @pytest.fixture(scope="module")
-def fields(recipe_fields, little_text, teacher_folder):
-    fields = copy.deepcopy(recipe_fields)
-    fields["data"] |= {"train": [str(little_text)], "validation": [str(little_text)]}
-    fields["tokenizer"] = {"path": str(teacher_folder / "tokenizer")}
-    fields["training"] |= {"max_steps": STEPS, "save_steps": 1, "logging_steps": 1, "save_total_limit": None}
-    fields["training"] |= {"ema_decay": DECAY, "eval_steps": 2, "warmup_steps": 0}
-    return fields
+def settings():
+    """Of a run that keeps every step."""
+    return {
+        "max_steps": STEPS,
+        "save_steps": 1,
+        "save_total_limit": None,
+        "ema_decay": DECAY,
+        "eval_steps": 2,
+    }
 
 
 @pytest.fixture(scope="module")
-def averaged(fields, tmp_path_factory):
+def averaged(quick, settings, tmp_path_factory):
     """A finished run, and the weights with which each validation was made."""
     folder, seen = tmp_path_factory.mktemp("averaged") / "run", []
     original = teacher_module.Corpora.score_validation
@@ -36,7 +36,7 @@ def averaged(fields, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher_module.Corpora, "score_validation", score)
-        train(TrainRecipe.model_validate(fields), folder)
+        train(TrainRecipe.model_validate(quick(**settings)), folder)
     return folder, seen
 
 
@@ -60,10 +60,10 @@ def only_iterations_use(name):
     return ".corrector.update_" in name
 
 
-def test_the_result_is_the_average_of_the_weights_after_each_step(averaged, fields):
+def test_the_result_is_the_average_of_the_weights_after_each_step(averaged, quick):
     folder, _ = averaged
     steps = [raw(folder, step) for step in range(1, STEPS + 1)]
-    result, start = load_file(folder / "model.safetensors"), first_weights(fields)
+    result, start = load_file(folder / "model.safetensors"), first_weights(quick())
     for name, value in result.items():
         if not only_iterations_use(name):
             torch.testing.assert_close(value, follow([step[name] for step in steps], start[name]), msg=name)
@@ -106,16 +106,15 @@ def test_checkpoints_hold_the_weights_and_the_average_apart(averaged):
     assert any(not torch.equal(weights[name], average[name]) for name in average)
 
 
-# In the first phase, at the switch itself, in the second phase, and when nothing but the end is left.
-@pytest.mark.parametrize("step", [2, SWITCH, 5, STEPS])
-def test_a_resumed_run_ends_with_the_same_average(step, averaged, fields, tmp_path, monkeypatch):
-    run, recipe = tmp_path / "run", TrainRecipe.model_validate(fields)
+# At the switch, and when nothing but the end is left.
+@pytest.mark.parametrize("step", [SWITCH, STEPS])
+def test_a_resumed_run_ends_with_the_same_average(step, averaged, settings, trained, monkeypatch):
     with monkeypatch.context() as patch:
         if step == STEPS:
             patch.setattr(teacher_module.RunFolder, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, run, on_step=lambda number: stop() if number == step + 1 else None)
-    train(recipe, run, resume=True)
+            trained(**settings, on_step=lambda number: stop() if number == step + 1 else None)
+    run = trained(**settings, resume=True)
     for file in ("model.safetensors", f"checkpoint-{STEPS}/average.safetensors"):
         assert (run / file).read_bytes() == (averaged[0] / file).read_bytes()
 

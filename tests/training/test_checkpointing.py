@@ -1,7 +1,5 @@
 """Checkpoints: whole whenever a kill comes, the newest and the best pointed to, with all that they need."""
 
-import copy
-import json
 import os
 import re
 import shutil
@@ -12,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiad import InputError
 from iiad.training import RunRecord, TrainRecipe, train
-from iiad.training import teacher as teacher_module
 from iiad.training.checkpointing import Checkpoints, StageState
+from iiad.training.corpora import Corpora
 from iiad.training.scoring import TokenScore
+from tests.helpers import log_of
 
 FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "state.json": "{}"}
 
@@ -146,37 +145,27 @@ def test_what_cannot_be_written_is_one_line_that_names_the_last_whole_checkpoint
 
 
 @pytest.fixture(scope="module")
-def watched(recipe_fields, tmp_path_factory):
-    """A run of 12 steps whose second validation, at step 6, finds the best model."""
-    fields = copy.deepcopy(recipe_fields)
-    fields["training"] |= {"max_steps": 12, "save_steps": 3, "eval_steps": 3, "save_total_limit": 1}
-    fields["training"] |= {"logging_steps": 1}
-    found = iter([5.0, 3.0, 4.0, 4.0, 4.0])
-    folder = tmp_path_factory.mktemp("watched") / "run"
-    seen = []
+def watched(quick, tmp_path_factory):
+    """A run of four steps whose second validation finds the best model; the checkpoints at each validation."""
+    fields = quick(max_steps=4, save_steps=1, eval_steps=1, save_total_limit=1)
+    found, seen, folder = iter([5.0, 3.0, 4.0, 4.0, 4.0]), [], tmp_path_factory.mktemp("watched") / "run"
 
     def remember(self, *args):
-        seen.append(sorted(path.name for path in folder.glob("checkpoint-*")))
+        seen.append([int(path.name[-1]) for path in sorted(folder.glob("checkpoint-*"))])
         return TokenScore(100, next(found), 0.5)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_module.Corpora, "score_validation", remember)
+        patch.setattr(Corpora, "score_validation", remember)
         train(TrainRecipe.model_validate(fields), folder)
     return folder, seen
 
 
 def test_the_best_checkpoint_outlives_newer_ones(watched):
     folder, seen = watched
-    assert (folder / "BEST").read_text() == "checkpoint-6\n"
-    assert (folder / "LATEST").read_text() == "checkpoint-12\n"
-    assert seen == [
-        [],
-        ["checkpoint-3"],
-        ["checkpoint-6"],
-        ["checkpoint-6", "checkpoint-9"],
-        ["checkpoint-12", "checkpoint-6"],
-    ]
-    assert StageState.load(folder / "checkpoint-12").best == {"step": 6, "eval_loss": 3.0}
+    assert (folder / "BEST").read_text() == "checkpoint-2\n"
+    assert (folder / "LATEST").read_text() == "checkpoint-4\n"
+    assert seen == [[], [1], [2], [2, 3], [2, 4]]
+    assert StageState.load(folder / "checkpoint-4").best == {"step": 2, "eval_loss": 3.0}
 
 
 def test_a_checkpoint_is_a_model_with_tokenizer_and_card(watched):
@@ -189,31 +178,27 @@ def test_a_checkpoint_is_a_model_with_tokenizer_and_card(watched):
         assert f"- iterations per layer (the plan): {model.config.num_iterations}" in card
         assert f"- step: {step}\n" in card
         assert "- stage: train\n" in card
-        assert "- best: step 6, eval loss 3.0000\n" in card
+        assert "- best: step 2, eval loss 3.0000\n" in card
         assert re.search(r"- loss: \d\.\d{4}\n", card)
-        assert f"- eval loss: {3 if step == '6' else 4}.0000\n" in card
+        assert f"- eval loss: {3 if step == '2' else 4}.0000\n" in card
         for name, value in RunRecord.load(folder / "run.json").inputs.items():
             assert f"- {name}: `{value[:16]}` (sha256)" in card
 
 
 def test_every_logged_step_has_its_figures(watched):
-    entries = [json.loads(line) for line in (watched[0] / "log.jsonl").read_text().splitlines()]
-    steps = [entry["step"] for entry in entries if "loss" in entry]
-    assert steps == list(range(1, 13))  # also where the step was validated
+    entries = log_of(watched[0])
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]  # also where the step was validated
     names = {"stage", "step", "loss", "ce", "learning_rate", "grad_norm", "skipped_steps", "seconds", "epoch"}
     names |= {"tokens_per_second", "memory_bytes", "evaluations_per_token"}
     for entry in entries:
-        if "loss" in entry:
-            assert set(entry) == names
-            assert entry["tokens_per_second"] > 0
-            assert entry["memory_bytes"] > 1e7
-    assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6, 9, 12]
+        assert set(entry) == names
+        assert entry["tokens_per_second"] > 0
+        assert entry["memory_bytes"] > 1e7
+    assert [entry["step"] for entry in log_of(watched[0], name="eval_loss")] == [1, 2, 3, 4]
 
 
-def test_a_better_model_is_saved_where_validation_is_rarer_than_saving(recipe_fields, tmp_path):
+def test_a_better_model_is_saved_where_validation_is_rarer_than_saving(trained):
     """Validated at steps that are saved by no other rule: BEST would never be there."""
-    fields = copy.deepcopy(recipe_fields)
-    fields["training"] |= {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "warmup_steps": 0}
-    train(TrainRecipe.model_validate(fields), tmp_path / "run")
-    assert (tmp_path / "run" / "BEST").read_text() == "checkpoint-3\n"
-    assert (tmp_path / "run" / "LATEST").read_text() == "checkpoint-5\n"
+    run = trained(max_steps=4, save_steps=2, eval_steps=3)
+    assert (run / "BEST").read_text() == "checkpoint-3\n"
+    assert (run / "LATEST").read_text() == "checkpoint-4\n"

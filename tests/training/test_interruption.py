@@ -1,274 +1,194 @@
-"""Kills at any moment, SIGTERM, Ctrl-C, limits on time and on disk: the resumed run ends as the unbroken one."""
+"""Kills, SIGTERM, Ctrl-C, limits on time and on disk: the resumed run ends as the unbroken one."""
 
 import contextlib
-import copy
-import json
 import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 import yaml
 
 from iiad import InputError
-from iiad.checkpoints import identify_model, load_model
+from iiad.checkpoints import load_model
 from iiad.distillation import distill
 from iiad.errors import Unfinished
-from iiad.planning import Plan
-from iiad.training import DistillRecipe, RunRecord, TrainRecipe, train
+from iiad.training import DistillRecipe, RunRecord
 from iiad.training.checkpointing import Checkpoints
 from iiad.training.interruption import TimeLimit
-from tests.training.forking import Commands, wait_until
+from tests.helpers import log_of
 
-pytestmark = pytest.mark.xdist_group(
-    "interruption"
-)  # what its fixtures make is long in the making: once is enough
+pytestmark = pytest.mark.xdist_group("commands")  # one server of processes is enough
 
-STEPS, SWITCH = 12, 6
 PARTS = {"optimizer.pt", "state.json", "manifest.json", "average.safetensors", "README.md"}
 STAGE = {"max_steps": 4, "warmup_steps": 1, "learning_rate": 0.003}
+WATCHED = {"save_steps": 2, "logging_steps": 3, "ema_decay": 0.9}
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """`iiad` in other processes."""
-    commands = Commands(tmp_path_factory.mktemp("commands") / "stderr")
-    commands.run("--help")  # from now on it starts at once
-    yield commands
-    commands.close()
-
-
-@pytest.fixture(scope="module")
-def fields(recipe_fields, little_text, teacher_folder):
-    """Dropout, two phases, an average and a checkpoint at every second step of a run on little text."""
-    fields = copy.deepcopy(recipe_fields)
-    fields["data"] |= {"train": [str(little_text)], "validation": [str(little_text)]}
-    fields["tokenizer"] = {"path": str(teacher_folder / "tokenizer")}
-    fields["training"] |= {"max_steps": STEPS, "save_steps": 2, "logging_steps": 3, "ema_decay": 0.9}
-    return fields
-
-
-@pytest.fixture(scope="module")
-def lesson(fields):
+def lesson(quick):
     """Three stages."""
-    training = {name: fields["training"][name] for name in ("save_steps", "logging_steps", "ema_decay")}
     section = {"layerwise": STAGE, "distill": STAGE, "recover": STAGE, "check_teacher": False}
-    return {
-        "data": fields["data"],
-        "distillation": section,
-        "training": {**training, "per_device_train_batch_size": 4},
-    }
-
-
-@pytest.fixture(scope="module")
-def plan_file(teacher_folder, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    Plan.explicit([1, 0], identify_model(load_model(teacher_folder), teacher_folder)).save(path)
-    return path
+    training = {"per_device_train_batch_size": 4, **WATCHED}
+    return {"data": quick()["data"], "distillation": section, "training": training}
 
 
 @pytest.fixture(scope="module", params=["train", "distill"])
-def arguments(request, fields, lesson, teacher_folder, plan_file, tmp_path_factory):
-    """A command line without its output folder."""
+def arguments(request, quick, lesson, teacher_folder, plan_file, tmp_path_factory):
+    """A command line without its output folder. Trains with dropout, two phases and an average."""
     recipe = tmp_path_factory.mktemp(request.param) / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(fields if request.param == "train" else lesson))
+    recipe.write_text(yaml.safe_dump(quick(max_steps=12, **WATCHED) if request.param == "train" else lesson))
     if request.param == "train":
-        return ["train", recipe]
-    return ["distill", teacher_folder, plan_file, "--recipe", recipe]
+        return ["train", recipe, "--resume"]
+    return ["distill", teacher_folder, plan_file, "--recipe", recipe, "--resume"]
 
 
 @pytest.fixture(scope="module")
 def unbroken(arguments, commands, tmp_path_factory):
-    """The folder of the run that nothing interrupted, and the seconds that it took."""
+    """The folder of the run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    started = time.monotonic()
     assert commands.run(*arguments, "--output-dir", folder) == 0
-    return folder, time.monotonic() - started
+    return folder
 
 
-def weights_of(folder):
-    return (folder / "model.safetensors").read_bytes()
-
-
-def log_of(folder):
-    """Its lines, without what differs from run to run."""
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def timeless(run):
+    """Its log without what differs from run to run."""
     timed = {"seconds", "tokens_per_second", "memory_bytes"}
-    return [{name: value for name, value in entry.items() if name not in timed} for entry in entries]
+    return [
+        {name: value for name, value in entry.items() if name not in timed}
+        for entry in log_of(run, name=None)
+    ]
 
 
 def assert_ends_like(unbroken, run):
-    assert weights_of(run) == weights_of(unbroken)
-    assert log_of(run) == log_of(unbroken)  # losses, too, of which a kill came in the middle
+    assert (run / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert timeless(run) == timeless(unbroken)  # losses, too, of which a kill came in the middle
     assert RunRecord.load(run / "run.json").results == RunRecord.load(unbroken / "run.json").results
     assert [path for path in run.rglob(".*") if path.parent.name != "run"] == []
 
 
-def kill(pid, commands):
-    """Whether the command was still there to be killed."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return commands.wait() == -signal.SIGKILL
+def newest(run):
+    """The newest checkpoint, which its pointer names."""
+    last = max(run.rglob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    assert (last.parent / "LATEST").read_text() == f"{last.name}\n"
+    return last
 
 
-def test_kills_at_any_moment_and_during_saves_do_not_change_the_end(arguments, unbroken, commands, tmp_path):
-    rng = random.Random(20)
-    whole, seconds = unbroken
-    runs, kills = [tmp_path / "run-0"], []
-    for moment in ["any", "saving", "any", "after the switch", "saved", "saving"]:
-        run = runs[-1]
-        pid = commands.start(*arguments, "--output-dir", run, "--resume")
-        if moment == "any":
-            time.sleep(rng.uniform(0.05, 0.6) * seconds)
-        elif moment == "saving":
-            wait_until(lambda run=run: any(run.rglob(".checkpoint-*")), pid)
-            time.sleep(rng.uniform(0, 0.01))
-        elif moment == "saved":
-            before = checkpoints_of(run)
-            wait_until(lambda run=run, before=before: checkpoints_of(run) != before, pid)
-        else:
-            wait_until(lambda run=run: has_logged(run, SWITCH + 3), pid)
-        if kill(pid, commands):
-            kills.append(moment)
-        else:  # a machine that is busy at other times: the run was over, and the next kills are another's
-            runs.append(tmp_path / f"run-{len(runs)}")
-        for checkpoint in checkpoints_of(run):
-            load_model(checkpoint)
-            assert {path.name for path in checkpoint.iterdir()} >= PARTS
-    assert len(kills) >= 3
-    for run in runs:
-        if not (run / "config.json").exists():
-            assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
-        assert_ends_like(whole, run)
+def die_in_a_save(start, run, commands):
+    assert start(faults=[("save", 2, signal.SIGKILL)]) == -signal.SIGKILL
+    assert any(run.rglob(".checkpoint-*"))
 
 
-def has_logged(run, step):
-    log = run / "log.jsonl"
-    return log.exists() and f'"step": {step},' in log.read_text()
+def receive_sigterm(start, run, commands):
+    assert start(faults=[("step", 3, signal.SIGTERM)]) == 75
+    [*_, line] = commands.errors()
+    assert line == f"iiad: {run}: terminated; saved {newest(run)}; continue with --resume"
 
 
-def checkpoints_of(run):
-    """Those of all stages, in a folder from which others may be removed just now."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            return [path for path in run.rglob("checkpoint-*") if path.is_dir()]
+def receive_ctrl_c(start, run, commands):
+    assert start(faults=[("step", 2, signal.SIGINT)]) == 130
+
+
+def run_out_of_time(start, run, commands):
+    assert start("--max-minutes", 0.0001) == 75
+    [*_, line] = commands.errors()
+    assert line == f"iiad: {run}: 0.0001 minutes are over; saved {newest(run)}; continue with --resume"
+
+
+def fill_the_disk(start, run, commands):
+    """Leave room for the weights and not for the optimizer's two moments of each; the log stays below."""
+    last = newest(run)
+    assert start(file_bytes=int(1.2 * (last / "model.safetensors").stat().st_size)) == 2
+    [*_, line] = commands.errors()
+    assert line.startswith(f"iiad: {last.parent / 'checkpoint-'}")
+    assert ": cannot be written: " in line
+    assert line.endswith(f"; last whole checkpoint: {last}")
+    assert [path.name for path in last.parent.glob(".checkpoint*")] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "number", "code"),
-    [("train", signal.SIGTERM, 75), ("distill", signal.SIGTERM, 75), ("train", signal.SIGINT, 130)],
+    ("arguments", "troubles"),
+    [
+        ("train", [run_out_of_time, run_out_of_time, fill_the_disk, die_in_a_save, receive_sigterm, receive_ctrl_c]),
+        ("distill", [die_in_a_save, receive_sigterm]),
+    ],
+    ids=["train", "distill"],
     indirect=["arguments"],
-)
-def test_a_signal_leaves_in_order(number, code, arguments, unbroken, commands, tmp_path):
-    whole = unbroken[0]
-    for attempt in range(5):  # on a busy machine a run may be over before the signal is sent
-        run = tmp_path / f"run-{attempt}"
-        pid = commands.start(*arguments, "--output-dir", run)
-        wait_until(lambda run=run: has_logged(run, 3), pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        ended = commands.wait()
-        if ended:
-            break
-    assert ended == code
-    stage = next(run.rglob("checkpoint-*")).parent
-    last = Checkpoints(stage).newest()
-    assert (stage / "LATEST").read_text() == f"{last.name}\n"
-    if number == signal.SIGTERM:
-        assert commands.last_line() == f"iiad: {run}: terminated; saved {last}; continue with --resume"
-        assert last.name >= "checkpoint-3"
-    assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
-    assert_ends_like(whole, run)
+)  # fmt: skip
+def test_a_run_of_many_troubles_ends_as_the_unbroken_one(arguments, troubles, unbroken, commands, tmp_path):
+    run = tmp_path / "run"
+    start = partial(commands.run, *arguments, "--output-dir", run)
+    for trouble in troubles:
+        trouble(start, run, commands)
+        assert not (run / "config.json").exists()
+    assert start() == 0
+    assert_ends_like(unbroken, run)
 
 
-@pytest.mark.parametrize("arguments", ["train"], indirect=True)
-def test_a_limit_on_the_minutes_leaves_in_order_as_often_as_it_is_met(
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_whole_checkpoints_and_do_not_change_the_end(
     arguments, unbroken, commands, tmp_path
 ):
-    run, limit = tmp_path / "run", ("--max-minutes", 0.0001)
-    assert commands.run(*arguments, "--output-dir", run, *limit) == 75
-    last = next(run.rglob("checkpoint-1"))
-    assert (
-        commands.last_line() == f"iiad: {run}: 0.0001 minutes are over; saved {last}; continue with --resume"
-    )
-    assert commands.run(*arguments, "--output-dir", run, "--resume", *limit) == 75
-    assert Checkpoints(last.parent).newest().name == "checkpoint-2"
-    assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
-    assert_ends_like(unbroken[0], run)
+    rng, whole, kills = random.Random(20), tmp_path / "whole", 0
+    started = time.monotonic()
+    commands.run(*arguments, "--output-dir", whole)
+    seconds = time.monotonic() - started
+    for number in range(4):
+        run, code = tmp_path / f"run-{number}", -signal.SIGKILL
+        while code:
+            [pid] = commands.start(*arguments, "--output-dir", run)
+            time.sleep(rng.uniform(0.05, 0.8) * seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            [code] = commands.read()
+            kills += code == -signal.SIGKILL
+            for checkpoint in run.rglob("checkpoint-*"):
+                load_model(checkpoint)
+                assert {path.name for path in checkpoint.iterdir()} >= PARTS
+        assert_ends_like(unbroken, run)
+    assert kills >= 3
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
-def test_a_limit_that_is_none_is_refused(minutes, commands, fields, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+def test_a_limit_that_is_none_is_refused(minutes, iiad, quick, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(quick()))
     run = tmp_path / "run"
-    assert commands.run("train", tmp_path / "recipe.yaml", "--output-dir", run, "--max-minutes", minutes) == 2
-    assert "max-minutes" in commands.last_line()
-    assert not run.exists()
-
-
-@pytest.mark.parametrize("arguments", ["train"], indirect=True)
-def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_goes_on(arguments, unbroken, commands, tmp_path):
-    whole, run = unbroken[0], tmp_path / "run"
-    # Enough for the weights and not for the optimizer's two moments of each; the log stays below.
-    size = (whole / "model.safetensors").stat().st_size
-    assert commands.run(*arguments, "--output-dir", run, "--max-minutes", 0.0001) == 75
-    last = next(run.rglob("checkpoint-1"))
-    code = commands.run(*arguments, "--output-dir", run, "--resume", file_bytes=int(1.2 * size))
+    code, _, err = iiad("train", tmp_path / "recipe.yaml", "--output-dir", run, "--max-minutes", minutes)
     assert code == 2
-    line = commands.last_line()
-    assert line.startswith(f"iiad: {last.with_name('checkpoint-2')}: cannot be written: ")
-    assert line.endswith(f"; last whole checkpoint: {last}")
-    assert [path.name for path in last.parent.glob(".checkpoint*")] == []
-    assert commands.run(*arguments, "--output-dir", run, "--resume") == 0
-    assert_ends_like(whole, run)
-
-
-def terminate(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def terminate_at(step):
-    """SIGTERM in that step, counted from 1."""
-    return lambda number: terminate() if number == step else None
+    assert "max-minutes" in err.splitlines()[-1]
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("moment", ["in the step", "while it is saved"])
 def test_a_sigterm_in_the_last_step_of_a_stage_is_not_forgotten(
     moment, lesson, teacher_folder, plan_file, tmp_path, monkeypatch, capsys
 ):
-    run, recipe, stages = tmp_path / "run", DistillRecipe.model_validate(lesson), []
+    fields = {**lesson, "distillation": {**lesson["distillation"], "layerwise": {"max_steps": 0}}}
+    run, recipe = tmp_path / "run", DistillRecipe.model_validate(fields)
     save = Checkpoints.save
 
     def save_terminated(self, step, *args):
-        if "distill" in self.folder.name and step == STAGE["max_steps"]:
-            terminate()
+        if step == STAGE["max_steps"]:
+            os.kill(os.getpid(), signal.SIGTERM)
         save(self, step, *args)
 
-    def on_step(number):
-        stages.extend([number] if number == 1 else [])
-        if len(stages) == 2 and number == STAGE["max_steps"] and moment == "in the step":
-            terminate()
+    def terminate(number):
+        if number == STAGE["max_steps"]:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         if moment == "while it is saved":
             patch.setattr(Checkpoints, "save", save_terminated)
         with pytest.raises(Unfinished, match=r"terminated; saved .*checkpoint-4; continue with --resume"):
-            distill(teacher_folder, plan_file, recipe, run, on_step=on_step)
-    assert {entry["stage"] for entry in log_of(run)} == {"layerwise", "distill"}
+            distill(
+                teacher_folder, plan_file, recipe, run, on_step=terminate if moment == "in the step" else None
+            )
+    assert {entry["stage"] for entry in log_of(run)} == {"distill"}
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     distill(teacher_folder, plan_file, recipe, run, resume=True)
-    remarks = capsys.readouterr().err
-    for stage in ("layerwise", "distill"):
-        assert f"{stage}: all steps were made before; not run again" in remarks
-    assert [entry["step"] for entry in log_of(run) if entry["stage"] == "recover"] == [3]
-
-
-def test_a_sigterm_between_checkpoints_saves_the_step_that_was_made(fields, tmp_path):
-    with pytest.raises(Unfinished):
-        train(TrainRecipe.model_validate(fields), tmp_path / "run", on_step=terminate_at(5))
-    assert Checkpoints(tmp_path / "run").newest().name == "checkpoint-5"
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert "distill: all steps were made before; not run again" in capsys.readouterr().err
+    assert [entry["step"] for entry in log_of(run, "recover")] == [3]
 
 
 def test_time_begins_with_the_limit_and_none_is_never_over(monkeypatch):

@@ -1,9 +1,7 @@
 """Training from scratch: phases, folders, resume."""
 
-import copy
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,28 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from iiad import InputError
-from iiad.models import PCformerForCausalLM
-from iiad.training import RunRecord, TrainRecipe, train
+from iiad.models import IIETForCausalLM, PCformerForCausalLM
+from iiad.training import RunRecord
 from iiad.training import teacher as teacher_module
 from iiad.training.phases import TwoPhases, continue_without_a_jump
-from tests.helpers import make_iiet
-
-ROOT = Path(__file__).parents[2]
-
-
-def recipe_with(fields, **changes):
-    fields = copy.deepcopy(fields)
-    for name, value in changes.items():
-        section, _, field = name.partition("__")
-        if value is None:
-            fields[section].pop(field)
-        else:
-            fields[section][field] = value
-    return TrainRecipe.model_validate(fields)
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+from tests.helpers import change_loss, log_of, make_iiet
 
 
 def test_a_finished_run_holds_a_loadable_model_its_tokenizer_card_log_and_record(teacher_folder):
@@ -102,209 +83,138 @@ def test_the_smooth_start_is_made_once_at_the_switch_and_not_when_resumed_after_
 
 
 @pytest.mark.parametrize(
-    ("solver", "kind", "evaluations"),
-    [("transformer", LlamaForCausalLM, 2), ("pcformer", PCformerForCausalLM, 6)],
+    ("model", "kind", "evaluations"),
+    [
+        ({"solver": "transformer"}, LlamaForCausalLM, 2),
+        ({"solver": "pcformer"}, PCformerForCausalLM, 6),
+        ({"cache_policy": "shared"}, IIETForCausalLM, 2),
+    ],
 )
-def test_the_solver_line_alone_changes_the_model(solver, kind, evaluations, recipe_fields, tmp_path):
-    recipe = recipe_with(recipe_fields, model__solver=solver, training__max_steps=4)
-    results = train(recipe, tmp_path / "run")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+def test_a_line_of_the_recipe_alone_changes_the_model(model, kind, evaluations, trained):
+    run = trained(model=model, max_steps=2)
+    model = AutoModelForCausalLM.from_pretrained(run)
     assert isinstance(model, kind)
     assert model.config.num_hidden_layers == evaluations
-    assert results["tokens"] == 4 * 4 * 32
+    results = RunRecord.load(run / "run.json").results
+    assert results["tokens"] == 2 * 4 * 32
     assert 0 < results["validation_nll"] < 7
 
 
-def test_accumulation_changes_no_step_beyond_rounding(recipe_fields, little_text, tmp_path):
-    common = {"data__train": [str(little_text)], "training__max_steps": 30, "model__attention_dropout": 0.0}
-    common["training__learning_rate"] = 0.001
-    train(recipe_with(recipe_fields, **common), tmp_path / "one")
-    split = {"training__per_device_train_batch_size": 1, "training__gradient_accumulation_steps": 4}
-    train(recipe_with(recipe_fields, **common, **split), tmp_path / "four")
-    one, four = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "four")
-    )
-    for name in one:
-        torch.testing.assert_close(one[name], four[name], rtol=0, atol=2e-4, msg=name)
-    losses = [
-        [entry["loss"] for entry in log_of(tmp_path / name) if "loss" in entry] for name in ("one", "four")
-    ]
-    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
-    assert log_of(tmp_path / "one")[-1]["epoch"] > 2
-
-
-def refusal(*args, **kwargs):
+def refusal(trained, **changes):
     with pytest.raises(InputError) as error:
-        train(*args, **kwargs)
+        trained(**changes)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_a_finished_run_is_refused_and_untouched(recipe_fields, teacher_folder):
-    before = {path: path.stat().st_mtime_ns for path in teacher_folder.rglob("*")}
-    for resume in (False, True):
-        message = refusal(TrainRecipe.model_validate(recipe_fields), teacher_folder, resume=resume)
-        assert "got a finished run" in message
-    assert {path: path.stat().st_mtime_ns for path in teacher_folder.rglob("*")} == before
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_refused_and_untouched(resume, trained):
+    run = trained(max_steps=1)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert "got a finished run" in refusal(trained, max_steps=1, resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_a_folder_with_other_things_in_it_is_refused(recipe_fields, tmp_path):
+def test_a_folder_with_other_things_in_it_is_refused(trained, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "got one with files that are no run's" in refusal(
-        TrainRecipe.model_validate(recipe_fields), tmp_path
-    )
+    assert "got one with files that are no run's" in refusal(trained, name=".")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_unfinished_run_is_continued_only_when_asked_and_with_the_same_recipe(recipe_fields, tmp_path):
-    run = tmp_path / "run"
+def test_an_unfinished_run_goes_on_only_when_asked_with_the_same_recipe_and_text(
+    trained, little_text, tmp_path
+):
+    text = tmp_path / "text.jsonl"
+    shutil.copyfile(little_text, text)
+    data = {"train": [str(text)]}
     with pytest.raises(KeyboardInterrupt):
-        train(TrainRecipe.model_validate(recipe_fields), run, on_step=interrupt(7))
-    assert not (run / "config.json").exists()
-    assert "continue it with --resume" in refusal(TrainRecipe.model_validate(recipe_fields), run)
-    other = recipe_with(recipe_fields, training__learning_rate=0.02)
-    assert "training.learning_rate was 0.01, now 0.02" in refusal(other, run, resume=True)
+        trained(data=data, on_step=interrupt)
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert "continue it with --resume" in refusal(trained, data=data)
+    message = refusal(trained, data=data, learning_rate=0.02, resume=True)
+    assert "training.learning_rate was 0.01, now 0.02" in message
+    text.write_text(text.read_text() + '{"text": "one more document"}\n')
+    assert "cannot be resumed with other inputs: data was" in refusal(trained, data=data, resume=True)
 
 
-def interrupt(step):
-    """Stop before that step, counted from 1."""
-
-    def on_step(number):
-        if number == step:
-            raise KeyboardInterrupt
-
-    return on_step
-
-
-def test_data_that_changed_since_the_run_began_are_noticed(recipe_fields, text_file, tmp_path):
-    copied = tmp_path / "text.jsonl"
-    shutil.copyfile(text_file, copied)
-    recipe = recipe_with(recipe_fields, data__train=[str(copied)])
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", on_step=interrupt(7))
-    with copied.open("a") as file:
-        file.write('{"text": "one more document"}\n')
-    assert "cannot be resumed with other inputs: data was" in refusal(recipe, tmp_path / "run", resume=True)
-
-
-def poison(monkeypatch, is_bad, factor=float("nan")):
-    """Multiply the loss by NaN at those calls, counted from 1."""
-    import iiad.training.learner as learner
-
-    original = learner.head_loss
-    calls = []
-
-    def poisoned(*args, **kwargs):
-        calls.append(1)
-        found = original(*args, **kwargs)
-        return found._replace(loss=found.loss * factor) if is_bad(len(calls)) else found
-
-    monkeypatch.setattr(learner, "head_loss", poisoned)
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 def test_a_loss_that_stays_bad_stops_the_run_with_the_last_good_checkpoint_named(
-    recipe_fields, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch
 ):
-    poison(monkeypatch, lambda call: call > 9)
-    message = refusal(recipe_with(recipe_fields, training__max_skipped_steps=3), tmp_path / "run")
-    assert "NaN or infinite at step 13" in message
-    assert "4 in a row" in message
-    assert "checkpoint-12" in message
-    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-12")
-    assert all(parameter.isfinite().all() for parameter in kept.parameters())
+    change_loss(monkeypatch, lambda loss, call: loss * float("nan") if call > 2 else loss)
+    message = refusal(trained, max_skipped_steps=1, save_steps=2)
+    assert "NaN or infinite at step 4" in message
+    assert "2 in a row" in message
+    assert f"{tmp_path / 'run' / 'checkpoint-2'};" in message
 
 
-def test_single_bad_steps_are_skipped_counted_and_shown(recipe_fields, tmp_path, monkeypatch, capsys):
-    poison(monkeypatch, lambda call: call in (5, 6, 9))
-    train(TrainRecipe.model_validate(recipe_fields), tmp_path / "run")
-    counts = {entry["step"]: entry["skipped_steps"] for entry in log_of(tmp_path / "run") if "loss" in entry}
-    assert (counts[4], counts[6], counts[8], counts[10], counts[24]) == (0, 2, 2, 3, 3)
-    lost = [entry for entry in log_of(tmp_path / "run") if entry.get("loss", 0.0) is None]
-    assert [entry["step"] for entry in lost] == [6]  # both its steps were bad
-    assert "step 9: loss or gradient is NaN or infinite; skipped (3 so far)" in capsys.readouterr().err
+BAD = {
+    2: lambda loss: loss + float("nan"),
+    3: lambda loss: loss + float("inf"),
+    4: lambda loss: loss * float("nan"),
+    5: lambda loss: loss + (loss - loss.detach()) * float("inf"),  # 0 x inf
+    7: lambda loss: loss + (loss - loss.detach()).sqrt().nan_to_num(0.0),  # finite, its gradient infinite
+}
 
 
-def test_a_skipped_step_changes_neither_weights_nor_optimizer(recipe_fields, tmp_path, monkeypatch):
-    """Three good steps, and three good steps with a bad one between, whose learning rate is lost alone."""
-    common = {"training__max_steps": 4, "training__warmup_steps": 0, "training__save_steps": 1}
-    common["training__iterations_start"] = 0.0
-    common |= {"training__lr_scheduler_type": "constant_with_warmup", "training__save_total_limit": 4}
-    with monkeypatch.context() as patch:
-        poison(patch, lambda call: call == 3)
-        train(recipe_with(recipe_fields, **common), tmp_path / "run")
-    before, after = (load_file(tmp_path / "run" / f"checkpoint-{n}" / "model.safetensors") for n in (2, 3))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    states = [
-        torch.load(tmp_path / "run" / f"checkpoint-{n}" / "optimizer.pt")["optimizer"]["state"]
-        for n in (2, 3)
-    ]
-    assert all(
-        torch.equal(states[0][number][name], states[1][number][name])
-        for number in states[0]
-        for name in states[0][number]
-    )
+def test_steps_with_a_bad_loss_or_gradient_are_skipped_counted_and_shown(trained, monkeypatch, capsys):
+    change_loss(monkeypatch, lambda loss, call: BAD.get(call, lambda loss: loss)(loss))
+    run = trained(max_steps=8, logging_steps=2, save_steps=1, save_total_limit=None, iterations_start=0.0)
+    entries = log_of(run)
+    assert [entry["skipped_steps"] for entry in entries] == [1, 3, 4, 5]
+    assert [entry["loss"] is None for entry in entries] == [False, True, False, False]
+    assert "NaN" not in (run / "log.jsonl").read_text()
+    assert "step 7: loss or gradient is NaN or infinite; skipped (5 so far)" in capsys.readouterr().err
 
+    def kept(step):
+        weights = load_file(run / f"checkpoint-{step}" / "model.safetensors")
+        moments = torch.load(run / f"checkpoint-{step}" / "optimizer.pt")["optimizer"]["state"]
+        for number, values in moments.items():
+            weights |= {f"{number}.{name}": value for name, value in values.items()}
+        return weights
 
-def test_too_little_data_for_one_step_is_refused(recipe_fields, tmp_path):
-    recipe = recipe_with(recipe_fields, training__per_device_train_batch_size=5000)
-    assert "data.train: expected at least 5000 blocks, for one step" in refusal(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    steps = {step: kept(step) for step in range(1, 9)}
+    for step in range(2, 9):
+        same = all(torch.equal(steps[step - 1][name], value) for name, value in steps[step].items())
+        assert same == (step in BAD), step
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"per_device_train_batch_size": 5000}, "data.train: expected at least 5000 blocks, for one step"),
+        ({"report_to": ["carrier-pigeon"]}, "training.report_to: expected one that is installed here"),
         (
-            {"training__report_to": ["carrier-pigeon"]},
-            "training.report_to: expected one that is installed here",
-        ),
-        (
-            {"training__attn_implementation": "flash_attention_2"},
+            {"attn_implementation": "flash_attention_2"},
             "training.attn_implementation: expected one that runs here, got 'flash_attention_2'",
         ),
-        ({"tokenizer__vocab_size": None, "tokenizer__path": "/nowhere"}, "no such folder"),
+        ({"tokenizer": {"path": "/nowhere"}}, "no such folder"),
+        ({"data": {"validation": "short.txt"}}, "short.txt"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_written(changes, message, recipe_fields, tmp_path):
-    fields = copy.deepcopy(recipe_fields)
-    for name, value in changes.items():
-        section, _, field = name.partition("__")
-        fields[section][field] = value
-    assert message in refusal(TrainRecipe.model_validate(fields), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_validation_text_that_is_too_short_is_refused_before_anything_is_written(recipe_fields, tmp_path):
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    changes, message, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("")
-    recipe = recipe_with(recipe_fields, data__validation=[str(tmp_path / "short.txt")])
-    assert "short.txt" in refusal(recipe, tmp_path / "run")
+    assert message in refusal(trained, **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_same_recipe_gives_the_same_weights_also_when_validated(recipe_fields, teacher_folder, tmp_path):
-    train(recipe_with(recipe_fields, training__eval_steps=5), tmp_path / "run")
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
-        teacher_folder / "model.safetensors"
-    ).read_bytes()
-    found = {entry["step"]: entry["eval_loss"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry}
-    assert list(found) == [5, 10, 15, 20]
-    assert found[20] < found[5]
-
-
-def test_a_tokenizer_folder_is_there_whole_or_not_at_all(recipe_fields, tmp_path, monkeypatch):
-    run = tmp_path / "run"
+def test_a_tokenizer_folder_is_there_whole_or_not_at_all(trained, tmp_path, monkeypatch):
+    settings = {"tokenizer": {"vocab_size": 300}, "max_steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_module, "atomic_folder", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(teacher_module, "atomic_folder", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(TrainRecipe.model_validate(recipe_fields), run)
-    assert sorted(path.name for path in run.iterdir()) == ["recipe.yaml", "run.json"]
-    train(TrainRecipe.model_validate(recipe_fields), run, resume=True)
-    assert RunRecord.load(run / "run.json").finished
+            trained(**settings)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["recipe.yaml", "run.json"]
+    assert RunRecord.load(trained(**settings, resume=True) / "run.json").finished
 
 
-def test_what_a_kill_leaves_before_the_record_is_there_does_not_block_the_folder(recipe_fields, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / ".run.json-abc").write_text("{")
-    train(recipe_with(recipe_fields, training__max_steps=4), run)
-    assert RunRecord.load(run / "run.json").finished
+def test_what_a_kill_leaves_before_the_record_is_there_does_not_block_the_folder(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json-abc").write_text("{")
+    assert RunRecord.load(trained(max_steps=1) / "run.json").finished
