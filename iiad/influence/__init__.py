@@ -10,8 +10,8 @@ from .diagnostics import rank_agreement
 from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
 
 if TYPE_CHECKING:
-    from .measurement import calibration_batches, measure_influence, sample_blocks
-    from .profiler import num_profile_evaluations, profile_batch, profile_model
+    from .measurement import measure_influence
+    from .profiler import num_profile_evaluations, profile_batch
 
 __all__ = [
     "METRICS",
@@ -19,19 +19,13 @@ __all__ = [
     "FixedPoint",
     "Profile",
     "ProfileSettings",
-    "calibration_batches",
     "measure_influence",
     "num_profile_evaluations",
     "profile_batch",
-    "profile_model",
     "rank_agreement",
-    "sample_blocks",
 ]
 
 __getattr__ = lazy_names(
     __name__,
-    {
-        "measurement": ["calibration_batches", "measure_influence", "sample_blocks"],
-        "profiler": ["num_profile_evaluations", "profile_batch", "profile_model"],
-    },
+    {"measurement": ["measure_influence"], "profiler": ["num_profile_evaluations", "profile_batch"]},
 )

@@ -27,7 +27,6 @@ from .profiler import num_profile_evaluations, profile_batch, require_iterations
 __all__ = [
     "CalibrationSet",
     "as_data_sets",
-    "calibration_batches",
     "draw_calibration",
     "measure_influence",
     "numbered_batches",
@@ -199,21 +198,12 @@ def sample_blocks(num_blocks: int, block_size: int, max_tokens: int | None, seed
     return sorted(random.Random(seed).sample(range(num_blocks), num_drawn))
 
 
-def calibration_batches(
-    blocks: TokenBlocks | Sequence[dict[str, Tensor]], indices: Sequence[int], batch_size: int
-) -> Iterator[Tensor]:
-    """Yield the blocks of these indices as batches (B, T); the last may be smaller."""
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    for first in range(0, len(indices), batch_size):
-        yield torch.stack([blocks[index]["input_ids"] for index in indices[first : first + batch_size]])
-
-
 def numbered_batches(sets: Sequence[CalibrationSet], batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the batches (B, T) of all sets, each with the number of its set, from 0."""
+    """Yield all blocks drawn as batches (B, T), the last of a set maybe smaller, each with its set number."""
     for number, part in enumerate(sets):
-        for batch in calibration_batches(part.blocks, part.indices, batch_size):
-            yield number, batch
+        for first in range(0, len(part.indices), batch_size):
+            indices = part.indices[first : first + batch_size]
+            yield number, torch.stack([part.blocks[index]["input_ids"] for index in indices])
 
 
 def partial_path(output: str | Path) -> Path:

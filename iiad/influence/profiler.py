@@ -6,7 +6,7 @@ code), i the iteration, r_t the iterations of layer t, H_t its state, x_{t+1} it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -26,7 +26,6 @@ __all__ = [
     "OUTPUT_METRICS",
     "num_profile_evaluations",
     "profile_batch",
-    "profile_model",
     "require_iterations",
     "require_metrics",
 ]
@@ -38,28 +37,6 @@ Steps = dict[tuple[int, str, int], Tensor]
 """(chain, metric, layer) -> a score for each step along the chain: 0, iterations, or 1, the predictor's stages."""
 
 Result = TypeVar("Result")
-
-
-def profile_model(
-    model: IIETForCausalLM,
-    batches: Iterable[Tensor],
-    metrics: Sequence[str] = tuple(METRICS),
-    advance: Callable[[float], None] | None = None,
-    memory: int | None = None,
-) -> list[BatchRecord]:
-    """Score every iteration of a model, one batch after the other.
-
-    batches: token ids, each (B, T), without padding. advance: called with the tokens of each finished batch.
-    The rest, and the errors, are those of `profile_batch`; InputError also for no batches.
-    """
-    records = []
-    for number, batch in enumerate(batches, 1):
-        records.append(profile_batch(model, batch, metrics, memory=memory, where=f"batch {number}"))
-        if advance is not None:
-            advance(batch.numel())
-    if not records:
-        raise InputError("batches: expected at least one, got none")
-    return records
 
 
 @torch.no_grad()

@@ -19,16 +19,25 @@ def length(row):
     return math.sqrt(math.fsum(x * x for x in row))
 
 
-def naive_cosine(before, after):
-    pairs = list(zip(rows(before), rows(after), strict=True))
-    values = [1 - sum(x * y for x, y in zip(a, b, strict=True)) / (length(a) * length(b)) for a, b in pairs]
+def mean_of_pairs(function, before, after):
+    """Mean of a function of the rows of two (B, T, D)."""
+    values = [function(a, b) for a, b in zip(rows(before), rows(after), strict=True)]
     return math.fsum(values) / len(values)
+
+
+def inner(a, b):
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def naive_cosine(before, after):
+    return mean_of_pairs(lambda a, b: 1 - inner(a, b) / (length(a) * length(b)), before, after)
 
 
 def naive_relative_l2(before, after):
-    pairs = list(zip(rows(before), rows(after), strict=True))
-    values = [length([y - x for x, y in zip(a, b, strict=True)]) / length(a) for a, b in pairs]
-    return math.fsum(values) / len(values)
+    def change(a, b):
+        return length([y - x for x, y in zip(a, b, strict=True)]) / length(a)
+
+    return mean_of_pairs(change, before, after)
 
 
 def log_probabilities(row):
@@ -39,11 +48,12 @@ def log_probabilities(row):
 
 def naive_kl(full, stopped):
     """Mean over all tokens, from logits (B, T, V)."""
-    values = []
-    for p_row, q_row in zip(rows(full), rows(stopped), strict=True):
+
+    def kl(p_row, q_row):
         p, q = log_probabilities(p_row), log_probabilities(q_row)
-        values.append(math.fsum(math.exp(x) * (x - y) for x, y in zip(p, q, strict=True)))
-    return math.fsum(values) / len(values)
+        return math.fsum(math.exp(x) * (x - y) for x, y in zip(p, q, strict=True))
+
+    return mean_of_pairs(kl, full, stopped)
 
 
 def naive_nll(logits, input_ids):
@@ -136,16 +146,7 @@ def naive_scores(chains, gradients, input_ids):
         scores["loss"].append([nll[i - 1] - nll[i] for i in steps])
         scores["cosine"].append([naive_cosine(outputs[i - 1], outputs[i]) for i in steps])
         scores["relative_l2"].append([naive_relative_l2(outputs[i - 1], outputs[i]) for i in steps])
-        scores["taylor"].append(
-            [
-                math.fsum(
-                    g * (a - b)
-                    for gs, before, after in zip(
-                        rows(gradients[t]), rows(states[i - 1]), rows(states[i]), strict=True
-                    )
-                    for g, a, b in zip(gs, before, after, strict=True)
-                )
-                for i in steps
-            ]
-        )
+        by_state = rows(gradients[t])
+        changes = [rows(states[i - 1] - states[i]) for i in steps]
+        scores["taylor"].append([math.fsum(map(inner, by_state, change)) for change in changes])
     return scores

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiad.errors import InputError
 from iiad.influence.diagnostics import (
     Agreement,
     advice,
@@ -17,7 +16,7 @@ from iiad.influence.diagnostics import (
     rank_correlation,
 )
 from iiad.influence.profile import FixedPoint
-from tests.helpers import make_fixed_point, make_profile
+from tests.helpers import make_fixed_point, make_profile, refused
 
 CONVERGED = FixedPoint(residuals=[0.3, 0.005, 0.001], contractions=[0.02, 0.2], turns=[0, 0])
 SLOW = make_fixed_point(3, contraction=0.5)
@@ -136,25 +135,21 @@ def test_the_ratio_of_changes_too_small_to_matter_does_not():
     assert "from iteration 2 on" in advise(rounding)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([CONVERGED, SLOW, STALLED, CYCLING, DIVERGING, AT_REST, ONE]), min_size=1))
 def test_every_layer_is_spoken_of_once(layers):
     line = advise(*layers)
-    assert line == advise(*layers)
     assert "\n" not in line
     assert line.count(";") + 1 == len({id(layer) for layer in layers})
 
 
 def naive_overlap(first, second):
-    half = -(-len(first) // 2)
-    tops = []
-    for scores in (first, second):
-        left, top = dict(enumerate(scores)), set()
-        for _ in range(half):
-            best = next(i for i, score in left.items() if score == max(left.values()))
-            top.add(best)
-            del left[best]
-        tops.append(top)
-    return len(tops[0] & tops[1]) / half
+    """Share of the three best of six in both; an iteration is among them if fewer than three go before it."""
+
+    def is_top(scores, i):
+        return sum(s > scores[i] or (s == scores[i] and j < i) for j, s in enumerate(scores)) < 3
+
+    return sum(is_top(first, i) and is_top(second, i) for i in range(6)) / 3
 
 
 @settings(max_examples=40)
@@ -200,5 +195,5 @@ def test_ranks_of_fewer_than_three_iterations_mean_nothing():
 
 
 def test_a_reference_that_was_not_measured_is_refused():
-    with pytest.raises(InputError, match="metric: expected one that the profile holds, cosine, got 'kl'"):
+    with refused("metric: expected one that the profile holds, cosine, got 'kl'"):
         agreements(make_profile({"cosine": [[0.1, 0.2], [], [0.3, 0.2, 0.1]]}))

@@ -7,20 +7,18 @@ import torch
 
 from iiad.artefacts import DataIdentity
 from iiad.checkpoints import identify_model
-from iiad.errors import InputError
 from iiad.evaluation.activation_memory import peak_bytes
 from iiad.influence import (
     METRICS,
     BatchRecord,
     Profile,
     ProfileSettings,
-    calibration_batches,
     num_profile_evaluations,
-    profile_model,
-    sample_blocks,
+    profile_batch,
 )
+from iiad.influence.measurement import CalibrationSet, numbered_batches, sample_blocks
 from iiad.influence.profiler import sequences_at_once
-from tests.helpers import VARIANTS, make_iiet, make_llama, make_pcformer
+from tests.helpers import VARIANTS, make_iiet, make_llama, make_pcformer, refused
 from tests.influence.naive import TruncatedRuns, naive_gradients, naive_nll, naive_scores
 
 DATA = DataIdentity(names=["made.txt"], fingerprint="d" * 64, num_tokens=34)
@@ -38,13 +36,8 @@ ITERATED = {
 
 
 def flat(record):
-    return [
-        score
-        for scores in (record.scores, record.stages)
-        for layers in scores.values()
-        for row in layers
-        for score in row
-    ]
+    layers = [layer for scores in (record.scores, record.stages) for of in scores.values() for layer in of]
+    return [score for layer in layers for score in layer]
 
 
 def require_close(found, wanted):
@@ -56,6 +49,7 @@ def require_close(found, wanted):
 @pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize("kind", ITERATED)
 def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(kind, tokens):
+    tokens = tokens[:, :9]
     model = ITERATED[kind]().double()
     gradients, num_stages = naive_gradients(model, tokens), model.config.num_start_evaluations
     with torch.no_grad():
@@ -63,7 +57,7 @@ def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(ki
         wanted = naive_scores(runs.stops(), gradients, tokens)
         stages = naive_scores(runs.stages(), gradients, tokens) if num_stages > 1 else {}
         loss = naive_nll(model(tokens).logits, tokens)
-    [found] = profile_model(model, [tokens], memory=AMPLE)
+    found = profile_batch(model, tokens, memory=AMPLE)
     assert found.num_tokens == tokens.numel()
     assert found.loss == pytest.approx(loss, rel=1e-12)
     assert list(found.scores) == list(METRICS)
@@ -72,7 +66,7 @@ def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(ki
     assert list(found.stages) == (list(METRICS) if num_stages > 1 else [])
     require_close(found.stages, stages)
     for memory in (0, None):  # one sequence after the other
-        [other] = profile_model(model, [tokens], memory=memory)
+        other = profile_batch(model, tokens, memory=memory)
         assert flat(other) == pytest.approx(flat(found), rel=1e-10, abs=1e-13)
 
 
@@ -103,7 +97,7 @@ def test_a_profile_takes_at_most_twice_the_memory_of_the_models_own_forward_pass
     batch = torch.randint(model.config.vocab_size, (4, 32))
     with torch.no_grad():
         forward = peak_bytes(lambda: model(batch, use_cache=False).logits)
-    assert peak_bytes(lambda: profile_model(model, [batch])) <= 2 * forward
+    assert peak_bytes(lambda: profile_batch(model, batch)) <= 2 * forward
 
 
 def test_a_profile_takes_the_memory_that_it_is_given_and_no_more():
@@ -111,7 +105,7 @@ def test_a_profile_takes_the_memory_that_it_is_given_and_no_more():
     batch = torch.randint(512, (4, 32))
     peaks = []
     for memory in (2 * 10**6, AMPLE):
-        peaks.append(peak_bytes(lambda memory=memory: profile_model(model, [batch], memory=memory)))
+        peaks.append(peak_bytes(lambda memory=memory: profile_batch(model, batch, memory=memory)))
         assert peaks[-1] <= memory
     assert peaks[0] < peaks[-1]
 
@@ -126,11 +120,11 @@ def count_sequences(layer):
 def test_the_stops_of_a_layer_are_run_as_one_batch_of_as_many_sequences_as_memory_allows(tokens):
     model = make_iiet(num_iterations=3)
     counts = count_sequences(model.model.layers[2])
-    profile_model(model, [tokens], ["kl"], memory=AMPLE)
+    profile_batch(model, tokens, ["kl"], memory=AMPLE)
     # The full pass, layer 3 again, and three stops of two sequences for each of the layers below.
     assert counts == [2] * 4 + [2] * 4 + [6] * 4 * 2
     counts.clear()
-    profile_model(model, [tokens], ["kl"], memory=0)
+    profile_batch(model, tokens, ["kl"], memory=0)
     assert counts == [2] * 4 + ([1] * 4 + [3] * 4 * 2) * 2
 
 
@@ -147,33 +141,34 @@ def limit_sequences(model, most):
 def test_where_memory_runs_out_half_as_many_sequences_are_run_down_to_one(tokens):
     batch = tokens.repeat(2, 1)
     model = make_iiet(num_iterations=3)
-    [wanted] = profile_model(model, [batch], memory=AMPLE)
+    wanted = profile_batch(model, batch, memory=AMPLE)
     limit_sequences(model, 6)  # stops of three iterations: two sequences
-    [found] = profile_model(model, [batch], memory=AMPLE)
+    found = profile_batch(model, batch, memory=AMPLE)
     assert flat(found) == pytest.approx(flat(wanted), rel=1e-4, abs=1e-7)
     model = make_iiet(num_iterations=3)
     limit_sequences(model, 2)
     with pytest.raises(torch.OutOfMemoryError):
-        profile_model(model, [tokens], memory=AMPLE)
+        profile_batch(model, tokens, memory=AMPLE)
 
 
 @pytest.mark.parametrize("kind", ITERATED)
-@pytest.mark.parametrize(
-    "metrics", [("kl", "taylor", "cosine"), ("loss",), ("taylor",), ("cosine",)], ids=str
-)
-def test_the_cost_is_what_is_counted_beforehand(kind, metrics, tokens):
+def test_the_cost_is_what_is_counted_beforehand(kind, tokens):
     model = ITERATED[kind]()
     counts = [count_sequences(layer) for layer in model.model.layers]
-    profile_model(model, [tokens], metrics, memory=0)
     plan, start = model.config.iterations, model.config.num_start_evaluations
-    wanted = sum(start + r for r in plan)
-    wanted += sum(stage + r for r in plan for stage in range(1, start))
-    wanted *= 1 if metrics == ("cosine",) else 2
-    if {"kl", "loss"} & set(metrics):
-        for t, r in enumerate(plan):
-            wanted += (r + start - 1) * sum(start + above for above in plan[t + 1 :])
-    assert sum(map(sum, counts)) / len(tokens) == wanted
-    assert num_profile_evaluations(identify_model(model, "m"), metrics) == wanted
+    one_pass = sum(start + r for r in plan) + sum(stage + r for r in plan for stage in range(1, start))
+    stops = sum((r + start - 1) * sum(start + above for above in plan[t + 1 :]) for t, r in enumerate(plan))
+    for metrics, wanted in (
+        (["kl", "taylor", "cosine"], 2 * one_pass + stops),
+        (["loss"], 2 * one_pass + stops),
+        (["taylor"], 2 * one_pass),
+        (["cosine"], one_pass),
+    ):
+        for count in counts:
+            count.clear()
+        profile_batch(model, tokens[:, :3], metrics, memory=0)
+        assert sum(map(sum, counts)) / len(tokens) == wanted
+        assert num_profile_evaluations(identify_model(model, "m"), metrics) == wanted
 
 
 def test_exact_scores_of_twelve_layers_cost_less_than_half_of_a_pass_for_every_stop():
@@ -186,8 +181,7 @@ def test_profiling_is_deterministic_and_leaves_the_model_as_it_was(tokens):
     model = make_iiet(num_iterations=[3, 1, 2])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     logits = model(tokens).logits
-    first = profile_model(model, [tokens, tokens[:1]])
-    assert first == profile_model(model, [tokens, tokens[:1]])
+    assert profile_batch(model, tokens) == profile_batch(model, tokens)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(model(tokens).logits, logits)
     assert model.config.num_iterations == [3, 1, 2]
@@ -196,32 +190,23 @@ def test_profiling_is_deterministic_and_leaves_the_model_as_it_was(tokens):
 
 def test_bfloat16_models_are_profiled_and_agree_roughly(tokens):
     model = make_iiet(num_iterations=2)
-    [wide] = profile_model(model, [tokens])
-    [narrow] = profile_model(model.to(torch.bfloat16), [tokens])
+    wide = profile_batch(model, tokens)
+    narrow = profile_batch(model.to(torch.bfloat16), tokens)
     largest = max(abs(score) for layer in wide.scores["kl"] for score in layer)
     for a, b in zip(wide.scores["kl"], narrow.scores["kl"], strict=True):
         assert b == pytest.approx(a, abs=0.2 * largest)
 
 
-def test_progress_is_told_in_tokens(tokens):
-    told = []
-    profile_model(make_iiet(num_iterations=1), [tokens, tokens[:1]], ["cosine"], told.append)
-    assert told == [34, 17]
-
-
 @pytest.mark.usefixtures("norms_in_float64")
 def test_a_profile_averages_batches_by_their_tokens(tokens):
     model = make_iiet(num_iterations=[0, 2, 1]).double()
-    batches = profile_model(model, [tokens, tokens[:1]])
-    [alone] = profile_model(model, [torch.cat([tokens, tokens[:1]])])
+    batches = [profile_batch(model, tokens), profile_batch(model, tokens[:1])]
+    alone = profile_batch(model, torch.cat([tokens, tokens[:1]]))
     profile = Profile.of(batches, identify_model(model, "teacher"), [DATA], SETTINGS)
-    for metric, layers in alone.scores.items():
-        for layer, mean in zip(layers, profile.scores[metric], strict=True):
-            assert mean == pytest.approx(layer, rel=1e-9)
+    require_close(profile.scores, alone.scores)
     assert profile.loss == pytest.approx(alone.loss, rel=1e-12)
-    assert [part.residuals for part in profile.fixed_point] == [
-        pytest.approx(part.residuals, rel=1e-9) for part in alone.fixed_point
-    ]
+    for part, whole in zip(profile.fixed_point, alone.fixed_point, strict=True):
+        assert part.residuals == pytest.approx(whole.residuals, rel=1e-9)
     assert profile.num_tokens == 51
     assert profile.model.name == "teacher"
 
@@ -247,22 +232,24 @@ def test_batches_count_by_their_tokens_in_means_and_standard_errors(values, weig
     assert (errors and errors["kl"]) == (error and [[pytest.approx(error)]])
 
 
-def test_a_model_without_iterations_is_refused(tokens):
+def test_a_model_without_iterations_or_in_training_and_unknown_metrics_are_refused(tokens):
     for model, kind in ((make_llama(), "llama"), (make_iiet(num_iterations=0), "iiet")):
-        with pytest.raises(
-            InputError, match=f"model: expected an iiet .*, got type '{kind}' and no iterations"
-        ):
-            profile_model(model, [tokens])
+        with refused("model: expected an iiet", f"got type '{kind}' and no iterations"):
+            profile_batch(model, tokens)
+    with refused("model: expected evaluation mode"):
+        profile_batch(make_iiet(num_iterations=1).train(), tokens)
+    for metrics, got in ((["kl", "magic"], "got 'magic'"), ([], "got 'none'")):
+        with refused("metric: expected kl, loss, taylor, cosine, relative_l2, ", got):
+            profile_batch(make_iiet(num_iterations=1), tokens, metrics)
 
 
-def test_nan_states_name_the_batch_and_the_layer(tokens):
+def test_nan_states_name_the_batch_and_the_layer():
     model = make_iiet(num_iterations=1)
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = float("nan")
     model.lm_head.weight = torch.nn.Parameter(torch.ones(97, 32))
-    clean = torch.where(tokens == 50, 51, tokens)
-    with pytest.raises(InputError, match="batch 2: expected finite states of layer 1, got NaN"):
-        profile_model(model, [clean, torch.full((1, 4), 50)])
+    with refused("batch 2: expected finite states of layer 1, got NaN"):
+        profile_batch(model, torch.full((1, 4), 50), where="batch 2")
 
 
 def test_nan_of_one_stop_names_batch_and_layer(tokens):
@@ -273,46 +260,26 @@ def test_nan_of_one_stop_names_batch_and_layer(tokens):
 
     counts = count_sequences(model.model.layers[2])
     model.model.layers[2].mlp.register_forward_hook(spoil)
-    with pytest.raises(
-        InputError, match="batch 1: the model stopped early in layer 2: expected finite logits"
-    ):
-        profile_model(model, [tokens], ["kl"], memory=0)
+    with refused("batch 1: the model stopped early in layer 2: expected finite logits"):
+        profile_batch(model, tokens, ["kl"], memory=0, where="batch 1")
 
 
 @pytest.mark.parametrize(
-    ("batches", "message"),
+    ("batch", "message"),
     [
-        ([], "batches: expected at least one, got none"),
         (
-            [torch.zeros(4, dtype=torch.int64)],
-            r"batch 1: expected token ids, .*, got torch.int64 of shape \(4,\)",
+            torch.zeros(4, dtype=torch.int64),
+            "expected token ids, int64 or int32 of shape (B, T), got torch.int64",
         ),
-        ([torch.zeros(1, 4)], "batch 1: .*, got torch.float32"),
-        ([torch.zeros(0, 4, dtype=torch.int64)], r"batch 1: .*, got torch.int64 of shape \(0, 4\)"),
-        ([torch.full((1, 4), 97)], "batch 1: expected token ids from 0 to 96, got 97"),
-        ([torch.full((1, 4), -100)], "batch 1: expected token ids from 0 to 96, got -100"),
+        (torch.zeros(1, 4), "got torch.float32 of shape (1, 4)"),
+        (torch.zeros(0, 4, dtype=torch.int64), "got torch.int64 of shape (0, 4)"),
+        (torch.full((1, 4), 97), "expected token ids from 0 to 96, got 97"),
+        (torch.full((1, 4), -100), "expected token ids from 0 to 96, got -100"),
     ],
 )
-def test_batches_that_the_model_cannot_read_are_refused(batches, message):
-    with pytest.raises(InputError, match=message):
-        profile_model(make_iiet(num_iterations=1), batches)
-
-
-def test_a_model_in_training_mode_is_refused(tokens):
-    with pytest.raises(InputError, match="model: expected evaluation mode"):
-        profile_model(make_iiet(num_iterations=1).train(), [tokens])
-
-
-@pytest.mark.parametrize(
-    ("metrics", "message"),
-    [
-        (["kl", "magic"], "metric: expected kl, loss, taylor, cosine, relative_l2, got 'magic'"),
-        ([], "got 'none'"),
-    ],
-)
-def test_unknown_metrics_and_none_are_refused(metrics, message, tokens):
-    with pytest.raises(InputError, match=message):
-        profile_model(make_iiet(num_iterations=1), [tokens], metrics)
+def test_batches_that_the_model_cannot_read_are_refused(batch, message):
+    with refused("the batch: ", message):
+        profile_batch(make_iiet(num_iterations=1), batch)
 
 
 def test_blocks_are_drawn_from_the_whole_corpus_and_sorted():
@@ -325,35 +292,30 @@ def test_blocks_are_drawn_from_the_whole_corpus_and_sorted():
     assert drawn != sample_blocks(1000, 16, 16 * 50 + 3, seed=2)
     assert sample_blocks(3, 16, 1 << 20, seed=1) == sample_blocks(3, 16, None, seed=1) == [0, 1, 2]
 
-
-def test_too_few_tokens_for_one_block_are_refused():
-    with pytest.raises(InputError, match="max_tokens: expected at least one block of 16, got 15"):
+    with refused("max_tokens: expected at least one block of 16, got 15"):
         sample_blocks(10, 16, 15, seed=0)
 
 
-def test_batches_hold_the_blocks_drawn_and_the_last_may_be_smaller():
+def test_batches_hold_the_blocks_drawn_and_the_last_of_a_set_may_be_smaller():
     blocks = [{"input_ids": torch.full((4,), n)} for n in range(10)]
-    batches = list(calibration_batches(blocks, [1, 4, 9], 2))
-    assert [batch.tolist() for batch in batches] == [[[1] * 4, [4] * 4], [[9] * 4]]
-    with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
-        list(calibration_batches(blocks, [1], 0))
+    sets = [CalibrationSet(blocks, indices, DATA) for indices in ([1, 4, 9], [0])]
+    batches = [(number, batch.tolist()) for number, batch in numbered_batches(sets, 2)]
+    assert batches == [(0, [[1] * 4, [4] * 4]), (0, [[9] * 4]), (1, [[0] * 4])]
 
 
-def test_every_variant_of_the_models_can_be_profiled(tokens):
-    for make in VARIANTS.values():
-        [found] = profile_model(make(), [tokens])
-        assert all(
-            math.isfinite(score) for layers in found.scores.values() for row in layers for score in row
-        )
+@pytest.mark.parametrize(
+    "kind", ["shared", "plain-shared", "untied", "pcformer-shared", "pcformer-rk4-fixed"]
+)
+def test_other_variants_of_the_models_can_be_profiled(kind, tokens):
+    assert all(map(math.isfinite, flat(profile_batch(VARIANTS[kind](), tokens[:, :5]))))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ITERATED)
 def test_on_a_gpu_scores_are_those_of_the_cpu(kind, tokens):
     model = ITERATED[kind]()
-    [wanted] = profile_model(model, [tokens])
-    [found] = profile_model(model.to("cuda"), [tokens])
+    wanted, found = profile_batch(model, tokens), profile_batch(model.to("cuda"), tokens)
     assert flat(found) == pytest.approx(flat(wanted), rel=2e-3, abs=1e-5)
     for memory in (0, AMPLE):
-        [other] = profile_model(model, [tokens], memory=memory)
+        other = profile_batch(model, tokens, memory=memory)
         assert flat(other) == pytest.approx(flat(found), rel=1e-3, abs=1e-6)
