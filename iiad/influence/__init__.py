@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from iiad import lazy_names
 
-from .diagnostics import rank_agreement
+from .diagnostics import agreements
 from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ __all__ = [
     "FixedPoint",
     "Profile",
     "ProfileSettings",
+    "agreements",
     "measure_influence",
     "num_profile_evaluations",
     "profile_batch",
-    "rank_agreement",
 ]
 
 __getattr__ = lazy_names(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .profile import FixedPoint, Profile, Scores
+from .profile import FixedPoint, Profile, flatten
 
 __all__ = [
     "Agreement",
@@ -18,7 +18,6 @@ __all__ = [
     "advice",
     "agreements",
     "diagnose",
-    "rank_agreement",
     "rank_correlation",
 ]
 
@@ -156,6 +155,7 @@ def _percent(share: float) -> str:
 class Agreement:
     """Similarity of the orders in which a metric and a reference rank all iterations of a model.
 
+    A cheap metric that ranks the iterations as the exact one does gives the same plans.
     spearman, kendall: rank correlations (Kendall's is tau-b), from -1 to 1.
     overlap: share of the reference's top half of the iterations that is in the metric's top half too, from 0 to 1;
         0.5 by chance. An odd number's half is rounded up; of equal scores the earlier iteration of the earlier layer
@@ -175,10 +175,10 @@ def agreements(profile: Profile, reference: str = "kl") -> list[Agreement]:
 
     Raises InputError for a reference that the profile does not hold.
     """
-    wanted = _flat(profile.scores_of(reference))
+    wanted = flatten(profile.scores_of(reference))
     found = []
     for metric in profile.scores:
-        scores = _flat(profile.scores[metric])
+        scores = flatten(profile.scores[metric])
         if metric == reference:
             continue
         tau = overlap = None
@@ -188,16 +188,6 @@ def agreements(profile: Profile, reference: str = "kl") -> list[Agreement]:
             tau, overlap = float(kendalltau(scores, wanted).statistic), _overlap(scores, wanted)
         found.append(Agreement(metric, reference, rank_correlation(scores, wanted), tau, overlap))
     return found
-
-
-def rank_agreement(profile: Profile, metric: str, reference: str = "kl") -> float | None:
-    """Spearman's rank correlation of two metrics over all iterations of all layers, from -1 to 1.
-
-    A cheap metric that ranks the iterations as the exact one does gives the same plans. None where ranks mean
-    nothing: fewer than three iterations, or scores that are all equal.
-    Raises InputError for a metric that the profile does not hold.
-    """
-    return rank_correlation(_flat(profile.scores_of(metric)), _flat(profile.scores_of(reference)))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -220,7 +210,3 @@ def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _have_ranks(scores: Sequence[float]) -> bool:
     return len(scores) >= 3 and len(set(scores)) > 1
-
-
-def _flat(scores: Scores) -> list[float]:
-    return [score for layer in scores for score in layer]

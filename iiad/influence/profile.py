@@ -15,7 +15,16 @@ from pydantic import Field, field_validator, model_validator
 from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record, require_iterations_to_plan
 from iiad.errors import InputError
 
-__all__ = ["METRICS", "BatchRecord", "FixedPoint", "Profile", "ProfileSettings", "Scores", "average"]
+__all__ = [
+    "METRICS",
+    "BatchRecord",
+    "FixedPoint",
+    "Profile",
+    "ProfileSettings",
+    "Scores",
+    "average",
+    "flatten",
+]
 
 Scores = list[list[float]]
 """For each layer a number for each of its iterations (or of its predictor's stages)."""
@@ -168,7 +177,7 @@ class Profile(Artefact):
         _require_fixed_points("fixed_point", self.fixed_point, plan)
         if errors is not None:
             _require_fit("standard_errors", errors, plan, self.scores)
-            least = min(_flat(errors))
+            least = min(min(flatten(scores)) for scores in errors.values())
             if least < 0:
                 raise ValueError(f"standard_errors: expected none below 0, got {least}")
         elif len(self.batches) > 1:
@@ -180,14 +189,19 @@ class Profile(Artefact):
             _require_fit(f"{where}.scores", batch.scores, plan, self.scores)
             _require_fixed_points(f"{where}.fixed_point", batch.fixed_point, plan)
         weights = [batch.num_tokens for batch in self.batches]
-        for metric in self.scores:
-            means, _ = average([{metric: batch.scores[metric]} for batch in self.batches], weights)
-            for found, mean in zip(_flat({metric: self.scores[metric]}), _flat(means), strict=True):
+        means, _ = average([batch.scores for batch in self.batches], weights)
+        for metric, scores in self.scores.items():
+            for found, mean in zip(flatten(scores), flatten(means[metric]), strict=True):
                 if not math.isclose(found, mean, rel_tol=1e-9, abs_tol=1e-15):
                     raise ValueError(
                         f"scores.{metric}: expected the mean of the batches, {mean}, got {found}"
                     )
         return self
+
+
+def flatten(scores: Sequence[Sequence[float]]) -> list[float]:
+    """All numbers, layer after layer."""
+    return [score for layer in scores for score in layer]
 
 
 def average(
@@ -268,7 +282,3 @@ def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence
                 raise ValueError(
                     f"{field}.{name}: expected {length} numbers for layer {number}, got {len(layer)}"
                 )
-
-
-def _flat(values: Mapping[str, Scores]) -> list[float]:
-    return [number for layers in values.values() for layer in layers for number in layer]

@@ -109,11 +109,7 @@ def compare_costs(model: ModelIdentity, first: ModelIdentity) -> tuple[float | N
 class PlanCost:
     """Costs of a model under a plan, for B sequences of T tokens.
 
-    context, batch_size: T and B.
-    num_iterations: sum of r_t.
-    num_evaluations: block evaluations per token.
-    cache_bytes_per_token: keys and values of all evaluations, for one token of one sequence.
-    cache_bytes: of B sequences of T tokens.
+    context, batch_size: T and B. num_evaluations: block evaluations per token. cache_bytes: of all tokens.
     prefill_flops: floating-point operations of a prefill of B sequences of T tokens, of which the head sees the
         last token of each. A multiply-add is 2. Counted: the projections of attention and MLP, attention scores
         and values over the causal context (on average (T + 1) / 2 tokens), the sums over the history, the head.
@@ -153,10 +149,9 @@ def cost_of(
     context, batch_size: default: the latency table's or, without one, 1024 and 1. latency: must be of this
     teacher, context and batch size, as `check_latency` checks. Raises InputError for a number below 1.
     """
-    if context is None:
-        context = latency.settings.context if latency else DEFAULT_CONTEXT
-    if batch_size is None:
-        batch_size = latency.settings.batch_size if latency else 1
+    usual = (latency.settings.context, latency.settings.batch_size) if latency else (DEFAULT_CONTEXT, 1)
+    context = usual[0] if context is None else context
+    batch_size = usual[1] if batch_size is None else batch_size
     for name, value in (("context", context), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name}: expected a whole number from 1, got {value}")
@@ -193,17 +188,10 @@ def _flops(
     evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
     evaluations = count_evaluations(teacher, num_iterations)
     keys_and_values = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
-    history = sum(_history_terms(t, r) for t, r in enumerate(num_iterations, 1)) if shape.history else 0
+    # States that layer t adds up: t before it and its own for the output; t, once, and its own for its iterations.
+    terms = [t + 1 + (t + r if r else 0) for t, r in enumerate(num_iterations, 1)] if shape.history else []
     blocks = evaluations * evaluation + keys_and_values * tokens * 4 * d * kv_heads * e
-    return blocks + 2 * d * tokens * history + 2 * d * shape.vocab_size
-
-
-def _history_terms(t: int, r: int) -> int:
-    """Number of states that layer t adds up: the t before it and its own for the output, again for its iterations.
-
-    The sum over the t earlier states is the same for all iterations and counted once.
-    """
-    return t + 1 + (t + r if r else 0)
+    return blocks + 2 * d * tokens * sum(terms) + 2 * d * shape.vocab_size
 
 
 def _unused_parameters(shape: ModelShape, whole: Sequence[int], kept: Sequence[int]) -> int:

@@ -24,6 +24,7 @@ __all__ = [
     "choose_threshold",
     "find_knee",
     "pareto_front",
+    "thin",
     "threshold_curve",
     "trade_off",
 ]
@@ -31,12 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Point:
-    """A plan on a trade-off.
-
-    num_iterations: r_t for each layer.
-    overhead_cut: iterations dropped / iterations of the teacher.
-    predicted_loss: sum of the dropped scores, in the metric's unit.
-    """
+    """A plan on a trade-off: r_t for each layer, and the predicted loss in the metric's unit."""
 
     num_iterations: tuple[int, ...]
     overhead_cut: float
@@ -60,23 +56,18 @@ class CurvePoint(Point):
 
 @dataclass(frozen=True)
 class FrontPoint(Point):
-    """A plan of which no other loses less, by prediction, in as few evaluations.
-
-    num_evaluations: block evaluations per token.
-    """
+    """A plan of which no other loses less, by prediction, in as few block evaluations per token."""
 
     num_evaluations: int
 
 
 AnyPoint = TypeVar("AnyPoint", bound=Point)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Both curves of a profile with their knees, computed once for reports, pictures and verification.
-
-    front: of `pareto_front`. thresholds: of `threshold_curve`.
-    """
+    """`pareto_front` and `threshold_curve` with their knees, computed once for reports, pictures and verification."""
 
     teacher: ModelIdentity
     metric: str
@@ -96,17 +87,9 @@ def trade_off(
     normalize: for the thresholds, as of `plan_by_threshold`. Raises InputError as that does.
     """
     front = pareto_front(profile, metric, bounds)
-    thresholds = threshold_curve(profile, metric, normalize, bounds)
-    return TradeOff(
-        teacher=profile.model,
-        metric=metric,
-        normalize=normalize,
-        bounds=bounds or Bounds(),
-        front=front,
-        front_knee=find_knee(front),
-        thresholds=thresholds,
-        threshold_knee=find_knee(thresholds),
-    )
+    curve = threshold_curve(profile, metric, normalize, bounds)
+    asked = (profile.model, metric, normalize, bounds or Bounds())
+    return TradeOff(*asked, front, find_knee(front), curve, find_knee(curve))
 
 
 def threshold_curve(
@@ -116,9 +99,8 @@ def threshold_curve(
 
     normalize, bounds: as of `plan_by_threshold`. Raises InputError for a metric that the profile does not hold.
     """
-    raw, teacher = profile.scores_of(metric), profile.model
+    raw, teacher, bounds = profile.scores_of(metric), profile.model, bounds or Bounds()
     scores = normalize_scores(raw, normalize)
-    bounds = bounds or Bounds()
     # An iteration goes when the threshold passes the largest score from it on: there the plan changes.
     changes = {max(layer[i:]) for layer in scores for i in range(len(layer))}
     edges = [0.0, *sorted(change for change in changes if change > 0), math.inf]
@@ -174,13 +156,10 @@ def find_knee(points: Sequence[AnyPoint]) -> AnyPoint:
     """
     if not points:
         raise InputError("curve: expected at least one point, got none")
-    losses = [point.predicted_loss for point in points]
-    cuts = [point.overhead_cut for point in points]
-
-    def gain(point: Point) -> float:
-        return _share(point.overhead_cut, cuts) - _share(point.predicted_loss, losses)
-
-    return max(points, key=gain)  # the first of equals
+    cuts = _shares([point.overhead_cut for point in points])
+    losses = _shares([point.predicted_loss for point in points])
+    gains = [cut - loss for cut, loss in zip(cuts, losses, strict=True)]
+    return points[gains.index(max(gains))]
 
 
 def choose_threshold(curve: Sequence[CurvePoint]) -> tuple[float, str]:
@@ -195,17 +174,21 @@ def choose_threshold(curve: Sequence[CurvePoint]) -> tuple[float, str]:
     return knee.threshold, why
 
 
-def _share(value: float, values: Sequence[float]) -> float:
-    """Position of a value between the least and the largest of all, 0 to 1; 0 where they are the same."""
+def thin(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, at even distances, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    """Position of each value between the least and the largest, 0 to 1; 0 where they are the same."""
     low, high = min(values), max(values)
-    return (value - low) / (high - low) if high > low else 0.0
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
 
 
 def _between(above: float, up_to: float) -> float:
-    """A threshold between neighbouring scores, in as few digits as lie between them.
-
-    Near their geometric mean; near half or twice the one that there is.
-    """
+    """A threshold of few digits near the geometric mean of neighbours, or half or twice the only one."""
     if math.isinf(up_to):
         middle = 2 * above if above else 1.0
     else:

@@ -97,15 +97,14 @@ class PhaseLatency(Record):
     @model_validator(mode="after")
     def _checks_are_of_these_layers(self) -> Self:
         for number, check in enumerate(self.checks):
+            found, where = check.predicted_seconds, f"checks.{number}"
             try:
                 predicted = self.seconds(check.num_iterations)
             except InputError as error:
-                raise ValueError(f"checks.{number}: num_iterations: {error}") from None
-            if not math.isclose(check.predicted_seconds, predicted, rel_tol=1e-9, abs_tol=1e-15):
-                raise ValueError(
-                    f"checks.{number}: predicted_seconds: expected {predicted}, as the layers add up, "
-                    f"got {check.predicted_seconds}"
-                )
+                raise ValueError(f"{where}: num_iterations: {error}") from None
+            if not math.isclose(found, predicted, rel_tol=1e-9, abs_tol=1e-15):
+                expected = f"{predicted}, as the layers add up"
+                raise ValueError(f"{where}: predicted_seconds: expected {expected}, got {found}")
         return self
 
 

@@ -27,21 +27,18 @@ from .targets import Bounds, Targets
 __all__ = ["Plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
 
 
-_REQUIRED: dict[str, set[str]] = {
-    "explicit": set(),
-    "threshold": {"metric", "threshold", "profile_fingerprint"},
-    "target": {"metric", "targets", "profile_fingerprint", "predicted_loss", "explanation"},
+_PROVENANCE: dict[str, tuple[set[str], set[str]]] = {
+    "explicit": (set(), set()),
+    "threshold": (
+        {"metric", "threshold", "profile_fingerprint"},
+        {"normalize", "bounds", "predicted_loss", "predicted_loss_error", "explanation"},
+    ),
+    "target": (
+        {"metric", "targets", "profile_fingerprint", "predicted_loss", "explanation"},
+        {"bounds", "predicted_loss_error", "latency_fingerprint"},
+    ),
 }
-"""Fields on how a plan came about that a plan of each origin must have."""
-
-_OPTIONAL: dict[str, set[str]] = {
-    "explicit": set(),
-    "threshold": {"normalize", "bounds", "predicted_loss", "predicted_loss_error", "explanation"},
-    "target": {"bounds", "predicted_loss_error", "latency_fingerprint"},
-}
-"""Fields on how a plan came about that it may have."""
-
-_PROVENANCE = set().union(*_REQUIRED.values(), *_OPTIONAL.values())
+"""Origin -> fields on how a plan came about that it must have, and others that it may have."""
 
 
 class Plan(Artefact):
@@ -129,17 +126,17 @@ class Plan(Artefact):
 
     @model_validator(mode="after")
     def _origin_is_complete(self) -> Self:
-        required, optional = _REQUIRED[self.origin], _OPTIONAL[self.origin]
+        required, optional = _PROVENANCE[self.origin]
         if self.targets is not None and self.targets.limits_latency:
             required = required | {"latency_fingerprint"}
+        known = set().union(*(names for both in _PROVENANCE.values() for names in both))
         for name in type(self).model_fields:
             value = getattr(self, name)
-            missing = value is None and name in required
-            if missing or (value is not None and name in _PROVENANCE - required - optional):
-                expected = "a value" if missing else "null"
-                raise ValueError(
-                    f"{name}: expected {expected} in a plan of origin {self.origin!r}, got {value!r}"
-                )
+            if (value is None and name in required) or (
+                value is not None and name in known - required - optional
+            ):
+                wanted = f"{'null' if value is not None else 'a value'} in a plan of origin {self.origin!r}"
+                raise ValueError(f"{name}: expected {wanted}, got {value!r}")
         return self
 
 
@@ -158,9 +155,7 @@ def check_plan(plan: Plan, identity: ModelIdentity) -> None:
 
 def read_plan(plan: Plan | str | Path | None) -> Plan | None:
     """Read a plan from its file; return a plan or None as it is. Raises InputError as `Plan.load`."""
-    if not isinstance(plan, str | Path):
-        return plan
-    return Plan.load(plan)
+    return Plan.load(plan) if isinstance(plan, str | Path) else plan
 
 
 def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
@@ -174,10 +169,8 @@ def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> lis
 
     Raises InputError as `check_plan`.
     """
-    rows = [(label, identity)]
-    if plan is not None:
-        rows.append((f"{label}, truncated", truncated_identity(identity, plan)))
-    return rows
+    truncated = [] if plan is None else [(f"{label}, truncated", truncated_identity(identity, plan))]
+    return [(label, identity), *truncated]
 
 
 def _require_fit(num_iterations: Sequence[int], teacher: ModelIdentity) -> None:

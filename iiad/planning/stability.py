@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from iiad.errors import InputError
 from iiad.influence.diagnostics import rank_correlation
-from iiad.influence.profile import Profile, Scores
+from iiad.influence.profile import Profile, Scores, flatten
 
 from .targets import Bounds
 from .threshold import normalize_scores, require_threshold, threshold_budget
@@ -80,25 +80,23 @@ def measure_stability(profile: Profile, metric: str, num_samples: int = 1000, se
 
     Raises InputError for a metric that the profile does not hold and for num_samples below 1.
     """
-    own = np.array(_flat(profile.scores_of(metric)))
+    own = np.array(flatten(profile.scores_of(metric)))
     means = _resample(profile, metric, num_samples, seed)
     median = low = None
     if means is not None and own.size >= 3 and np.ptp(own) > 0:
         correlations = _correlations(means, own)
         median, low = (float(np.percentile(correlations, at)) for at in (50, LOW_PERCENTILE))
-    scores = _scores_of_sets(profile, metric)
-    pairs = {
-        (first, second): rank_correlation(scores[first], scores[second])
-        for first, second in combinations(range(len(profile.data)), 2)
-    }
-    return Stability(metric, num_samples, median, low, pairs)
+    scores = [_scores_of_set(profile, metric, number) for number in range(len(profile.data))]
+    pairs = combinations(range(len(scores)), 2)
+    between = {(a, b): rank_correlation(scores[a], scores[b]) for a, b in pairs}
+    return Stability(metric, num_samples, median, low, between)
 
 
 def _resample(profile: Profile, metric: str, num_samples: int, seed: int) -> Array | None:
     """Scores of resamples, (num_samples, N), N iterations of all layers; None where they could not differ."""
     if num_samples < 1:
         raise InputError(f"num_samples: expected at least 1, got {num_samples}")
-    own = np.array(_flat(profile.scores_of(metric)))
+    own = np.array(flatten(profile.scores_of(metric)))
     origins = np.array([batch.data for batch in profile.batches])
     sizes = np.bincount(origins)
     if sizes.max() < 2:
@@ -111,7 +109,7 @@ def _resample(profile: Profile, metric: str, num_samples: int, seed: int) -> Arr
         weights[:, origins == origin] = generator.multinomial(n, np.full(n, 1 / n), size=num_samples)
     weights *= tokens
     # As distances from the profile's scores: where all batches agree, a resample is the profile to the last bit.
-    distances = np.array([_flat(batch.scores[metric]) for batch in profile.batches]) - own
+    distances = np.array([flatten(batch.scores[metric]) for batch in profile.batches]) - own
     return own + (weights @ distances) / weights.sum(axis=1, keepdims=True)
 
 
@@ -127,19 +125,14 @@ def _correlations(means: Array, own: Array) -> Array:
     return np.divide(ranks @ wanted, lengths, out=np.zeros(len(ranks)), where=lengths > 0)
 
 
-def _scores_of_sets(profile: Profile, metric: str) -> dict[int, list[float]]:
-    """The mean scores of each data set, all layers in a row; none for a set without batches."""
-    scores: dict[int, list[float]] = {}
-    for number in range(len(profile.data)):
-        drawn = [batch for batch in profile.batches if batch.data == number]
-        weights = [batch.num_tokens for batch in drawn]
-        rows = [_flat(batch.scores[metric]) for batch in drawn]
-        scores[number] = np.average(rows, axis=0, weights=weights).tolist() if drawn else []
-    return scores
-
-
-def _flat(scores: Sequence[Sequence[float]]) -> list[float]:
-    return [score for layer in scores for score in layer]
+def _scores_of_set(profile: Profile, metric: str, number: int) -> list[float]:
+    """The mean scores of a data set, all layers in a row; none for a set without batches."""
+    drawn = [batch for batch in profile.batches if batch.data == number]
+    if not drawn:
+        return []
+    rows = [flatten(batch.scores[metric]) for batch in drawn]
+    means: list[float] = np.average(rows, axis=0, weights=[batch.num_tokens for batch in drawn]).tolist()
+    return means
 
 
 def _split(row: Sequence[float], like: Scores) -> list[list[float]]:

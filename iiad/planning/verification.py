@@ -16,7 +16,7 @@ from iiad.influence.profile import Profile
 
 from .baselines import baseline_plans
 from .costs import count_evaluations, overhead_cut, predicted_loss
-from .curve import AnyPoint, TradeOff
+from .curve import TradeOff, thin
 from .search import plan_by_target
 from .targets import Targets
 
@@ -139,11 +139,11 @@ def candidates(
         found.append(("plan", "plan", num_iterations))
     found += [
         ("threshold", f"threshold {point.threshold:.16g}", point.num_iterations)
-        for point in _thinned(curves.thresholds, num_points)
+        for point in thin(curves.thresholds, num_points)
     ]
     found += [
         ("front", f"best of {point.num_evaluations}", point.num_iterations)
-        for point in _thinned(others, num_points)
+        for point in thin(others, num_points)
     ]
     middle = num_iterations or curves.thresholds[len(curves.thresholds) // 2].num_iterations
     evaluations = count_evaluations(teacher, middle)
@@ -168,10 +168,3 @@ def verified(candidate: Candidate, profile: Profile, metric: str, **measured: fl
         predicted=predicted_loss(profile.scores_of(metric), candidate.num_iterations),
         **measured,
     )
-
-
-def _thinned(points: Sequence[AnyPoint], most: int) -> list[AnyPoint]:
-    """At most so many of the points, at even distances, the first and the last among them."""
-    if len(points) <= most:
-        return list(points)
-    return [points[round(k * (len(points) - 1) / (most - 1))] for k in range(most)]

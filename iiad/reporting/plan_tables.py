@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iiad.planning.costs import LOSS_UNITS, PlanCost, count_evaluations, overhead_cut
-from iiad.planning.curve import CurvePoint, FrontPoint, TradeOff
+from iiad.planning.curve import CurvePoint, FrontPoint, TradeOff, thin
 from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.progress import print_status
@@ -201,13 +201,9 @@ def draw_trade_off(curves: TradeOff, folder: str | Path) -> list[Path]:
 
 
 def _thinned(counts: Sequence[int], wanted: set[int]) -> list[int]:
-    """At most MOST_ROWS of them: the first, the last, those wanted, and others at even distances."""
-    if len(counts) <= MOST_ROWS:
-        return list(counts)
-    others = [count for count in counts if count not in wanted]
-    room = MOST_ROWS - len(wanted)
-    even = {others[round(n * (len(others) - 1) / (room - 1))] for n in range(room)}
-    return [count for count in counts if count in even | wanted]
+    """At most MOST_ROWS of them, those wanted among them."""
+    kept = wanted | set(thin([count for count in counts if count not in wanted], MOST_ROWS - len(wanted)))
+    return [count for count in counts if count in kept]
 
 
 def _scaled(value: float, unit: str = "") -> str:

@@ -7,13 +7,12 @@ import torch
 
 from iiad.checkpoints import save_checkpoint
 from iiad.data import train_tokenizer
-from iiad.errors import InputError
 from iiad.evaluation.plan_trials import measure_truncations, verify_plans
-from iiad.influence import measure_influence, profile_model
+from iiad.influence import measure_influence, profile_batch
 from iiad.models.layers import IterativeLayer
 from iiad.planning import Plan, trade_off
 from iiad.planning.verification import Candidate, Verification, candidates
-from tests.helpers import VARIANTS, make_iiet
+from tests.helpers import VARIANTS, make_iiet, refused
 from tests.influence.naive import naive_kl, naive_nll
 
 
@@ -21,6 +20,7 @@ from tests.influence.naive import naive_kl, naive_nll
 @pytest.mark.parametrize("kind", ["history-full", "plain", "pcformer-rk2"])
 @torch.no_grad()
 def test_what_a_plan_costs_is_that_of_the_whole_model_under_it(kind, tokens):
+    tokens = tokens[:, :9]
     model = VARIANTS[kind]().double()
     own = list(model.config.iterations)
     plans = [[max(0, r - 1) for r in own], [0, 0, 0], own, [0, 0, 0]]
@@ -51,20 +51,16 @@ def test_the_model_keeps_its_plan_and_a_plan_that_is_there_twice_is_run_once(tok
 
 def test_a_plan_that_cuts_one_layer_costs_what_its_scores_predict(tokens):
     model = make_iiet(num_iterations=3)
-    [record] = profile_model(model, [tokens], ["kl", "loss"])
+    record = profile_batch(model, tokens, ["kl", "loss"])
     _, [found] = measure_truncations(model, [tokens], [[3, 1, 3]])
     for metric in ("kl", "loss"):
         assert found[metric] == pytest.approx(sum(record.scores[metric][1][1:]), rel=1e-3, abs=1e-6)
 
 
-def test_several_batches_have_standard_errors(tokens):
+def test_several_batches_have_standard_errors_and_none_are_refused(tokens):
     _, [found] = measure_truncations(make_iiet(), [tokens[:1], tokens[1:]], [[0, 0, 0]])
-    assert found["kl_error"] > 0
-    assert found["loss_error"] > 0
-
-
-def test_no_batches_are_refused():
-    with pytest.raises(InputError, match="batches: expected at least one, got none"):
+    assert min(found["kl_error"], found["loss_error"]) > 0
+    with refused("batches: expected at least one, got none"):
         measure_truncations(make_iiet(), [], [[0, 0, 0]])
 
 
@@ -78,7 +74,7 @@ def world(tmp_path_factory):
     for name, fields in (("model", {}), ("other", {"rms_norm_eps": 1e-5})):
         model = make_iiet(vocab_size=300, num_iterations=[2, 0, 3], max_position_embeddings=32, **fields)
         save_checkpoint(model, folder / name, tokenizer=tokenizer)
-    options = {"max_tokens": 640, "cache_dir": folder / "cache", "metrics": ["kl", "loss", "cosine"]}
+    options = {"max_tokens": 320, "cache_dir": folder / "cache", "metrics": ["kl", "loss", "cosine"]}
     return folder, measure_influence(folder / "model", [str(folder / "text.txt")], **options)
 
 
@@ -119,9 +115,8 @@ def test_on_the_profiles_own_blocks_a_cut_of_one_layer_costs_what_was_predicted(
 
 
 def test_another_model_than_the_profiled_one_is_refused(world):
-    with pytest.raises(InputError, match="model: expected the one that was profiled") as caught:
+    with refused("model: expected the one that was profiled"):
         verify(world, [explicit(1, 0, 1)], model="other")
-    assert "\n" not in str(caught.value)
 
 
 def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypatch):
@@ -139,10 +134,8 @@ def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypa
         ("verifying", lambda: verify(world, [explicit(1, 0, 1)])),
         ("profiling", lambda: measure_influence(folder / "model", text, cache_dir=folder / "cache")),
     ):
-        with pytest.raises(InputError) as caught:
+        with refused(f"{what} model on cpu: {size}", helps):
             run()
-        assert str(caught.value).startswith(f"{what} model on cpu: {size}")
-        assert str(caught.value).endswith(helps)
 
 
 def test_candidates_without_a_plan_compare_at_the_middle_of_the_curve(world):
@@ -167,9 +160,8 @@ def plan_command(world, tmp_path, monkeypatch, iiad):
 def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
     verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 320]
     outputs = ["--output", tmp_path / "plan.json", "--plot", tmp_path / "pictures"]
-    _, shown, _ = plan_command(
-        "--overhead-cut", 0.5, *outputs, *verify, "--verification", tmp_path / "v.json"
-    )
+    verify += ["--verification", tmp_path / "v.json"]
+    _, shown, _ = plan_command("--overhead-cut", 0.5, *outputs, *verify)
     assert "chosen without influence" in shown
     found = Verification.load(tmp_path / "v.json")
     assert found.plans[0].kind == "plan"

@@ -12,7 +12,6 @@ from iiad.influence.diagnostics import (
     advice,
     agreements,
     diagnose,
-    rank_agreement,
     rank_correlation,
 )
 from iiad.influence.profile import FixedPoint
@@ -184,7 +183,6 @@ def test_every_other_metric_is_compared_with_the_reference():
     # Three of five each, the middle one in both.
     assert (opposite.spearman, opposite.kendall, opposite.overlap) == pytest.approx((-1, -1, 1 / 3))
     assert [a.metric for a in agreements(profile, "loss")] == ["kl", "taylor"]
-    assert rank_agreement(profile, "taylor") == opposite.spearman
 
 
 def test_ranks_of_fewer_than_three_iterations_mean_nothing():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from iiad.planning import trade_off
+from iiad.planning import predicted_loss, trade_off
 from iiad.planning.verification import Verification, VerificationSettings, candidates, verified
-from iiad.reporting.verification_tables import VerificationReport, draw_predictions, verification_remarks
+from iiad.reporting.verification_tables import VerificationReport, verification_remarks
 from tests.helpers import make_profile, printed
 
 SETTINGS = VerificationSettings(
@@ -18,13 +18,10 @@ def make_verification(true_share=1.0, metric="kl", plan=(1, 0, 1), shift=0.0, sc
     profile = make_profile(scores)
     plans = []
     for candidate in candidates(profile, trade_off(profile, metric), plan, num_random=2):
-        predicted = verified(
-            candidate, profile, metric, kl=0, kl_error=None, loss=0, loss_error=None
-        ).predicted
+        predicted = predicted_loss(profile.scores[metric], candidate.num_iterations)
         loss = true_share * predicted + (shift if candidate.kind == "baseline" else 0)
-        plans.append(
-            verified(candidate, profile, metric, kl=loss, kl_error=0.001, loss=loss, loss_error=None)
-        )
+        measured = {"kl": loss, "kl_error": 0.001, "loss": loss, "loss_error": None}
+        plans.append(verified(candidate, profile, metric, **measured))
     return Verification(
         model=profile.model,
         data=profile.data,
@@ -78,14 +75,8 @@ def test_whether_influence_beats_other_choices_is_said_with_names():
     assert "it is the same as: uniform" in verification_remarks(make_verification(shift=0.5))[-1]
 
 
-def test_the_picture_is_drawn(tmp_path):
-    assert [path.suffix for path in draw_predictions(make_verification(1.2), tmp_path)] == [".png", ".svg"]
-
-
 def test_the_plan_comes_first():
     made = make_verification()
     assert made.plans[0] == made.points[0]
     with pytest.raises(ValueError, match="expected the plan itself first"):
-        Verification.model_validate(
-            {**made.model_dump(), "plans": [p.model_dump() for p in made.plans[::-1]]}
-        )
+        Verification.model_validate({**made.model_dump(), "plans": made.model_dump()["plans"][::-1]})
