@@ -26,6 +26,7 @@ __all__ = [
     "DTYPES",
     "choose_device",
     "choose_dtype",
+    "copy_companions",
     "identify_model",
     "label_models",
     "load_identified",
@@ -309,16 +310,21 @@ def save_checkpoint(
 ) -> None:
     """Write a complete model folder (weights, config, code, tokenizer) in one step.
 
-    tokenizer: saved along, or, without one, the tokenizer files of the folder `files_from` are copied. Its
-    generation settings, README and licence are in any case.
+    tokenizer: saved along. files_from: a folder whose `copy_companions` come along.
     """
     with atomic_folder(folder) as stage:
         model.save_pretrained(stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
-        for pattern in _COMPANIONS if files_from is not None else ():
-            for origin in Path(files_from or "").glob(pattern):
-                # The model has written generation settings too, but only those that its configuration knows.
-                new = pattern == "generation_config.json" or not (stage / origin.name).exists()
-                if origin.is_file() and new:
-                    shutil.copyfile(origin, stage / origin.name)
+        if files_from is not None:
+            copy_companions(Path(files_from), stage)
+
+
+def copy_companions(source: Path, destination: Path) -> None:
+    """Copy tokenizer, generation settings, README and licence of a model folder, where there are none yet."""
+    for pattern in _COMPANIONS:
+        for origin in source.glob(pattern):
+            # A saved model has written generation settings too, but only those that its configuration knows.
+            new = pattern == "generation_config.json" or not (destination / origin.name).exists()
+            if origin.is_file() and new:
+                shutil.copyfile(origin, destination / origin.name)

@@ -8,22 +8,20 @@ function here is ours; the names and equations were checked on the released code
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iiad.checkpoints import load_model, read_config, read_weights, save_checkpoint
-from iiad.errors import InputError, one_line
+from iiad.checkpoints import copy_companions, load_model, read_config, read_weights, save_checkpoint
+from iiad.errors import InputError
 from iiad.files import atomic_folder, require_new_folder
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 
 from .upcycling import SHARED_FIELDS, upcycle
-from .weights import assign_weights
+from .weights import assign_weights, build_model
 
 __all__ = ["convert", "from_released", "to_released"]
 
@@ -86,9 +84,8 @@ def to_released(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor
 def convert(source: str | Path, destination: str | Path, num_iterations: int | None = None) -> str:
     """Convert a checkpoint folder: released IIET or PCformer or a Llama-family model to ours, or ours to released.
 
-    num_iterations: of a released IIET; default: the config's own field where we wrote it, else 3. Of an upcycled
-    Llama, Mistral, Qwen2 or Qwen3; default: 3.
-    Returns a line for people. Raises InputError; nothing is written then.
+    num_iterations: of a released IIET or an upcycled model; default: 3, or what the config of a released one says
+    where we wrote it. Returns a line for people. Raises InputError; nothing is written then.
     """
     source, destination = Path(source), Path(destination)
     require_new_folder(destination)
@@ -114,32 +111,23 @@ def _write_ours(
     num_layers = fields["num_layers"] = config["num_hidden_layers"]
     fields.setdefault("tie_word_embeddings", "lm_head.weight" not in weights)
     for name, value in fields.items():
-        count = name.startswith("num_") or name.endswith("_size")
-        if count and (not isinstance(value, int) or value < 1):
-            raise InputError(
-                f"{source}: config.json: {name}: expected an integer of at least 1, got {value!r}"
-            )
+        if (name.startswith("num_") or name.endswith("_size")) and not isinstance(value, int):
+            raise InputError(f"{source}: config.json: {name}: expected an integer, got {value!r}")
     order = sum(name.startswith("model.RK_norm.") and name.endswith(".weight") for name in weights)
-    model: IIETForCausalLM
-    try:
-        if order:
-            if num_iterations not in (None, 1):
-                raise InputError(f"--iterations: expected none for a released PCformer, got {num_iterations}")
-            coefficients = "ema" if "model.alpha" in weights else "fixed"
-            model = PCformerForCausalLM(
-                PCformerConfig(**fields, predictor_order=order, coefficients=coefficients)
-            )
-        else:
-            if num_iterations is None:
-                num_iterations = config.get("num_iterations", RELEASED_ITERATIONS)
-            model = IIETForCausalLM(IIETConfig(**fields, num_iterations=num_iterations))
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+    if order:
+        if num_iterations not in (None, 1):
+            raise InputError(f"--iterations: expected none for a released PCformer, got {num_iterations}")
+        coefficients = "ema" if "model.alpha" in weights else "fixed"
+        fields |= {"predictor_order": order, "coefficients": coefficients}
+        model: IIETForCausalLM = build_model(PCformerForCausalLM, source, fields)
+        kind = f"PCformer, order {order}"
+    else:
+        if num_iterations is None:
+            num_iterations = config.get("num_iterations", RELEASED_ITERATIONS)
+        model = build_model(IIETForCausalLM, source, fields | {"num_iterations": num_iterations})
+        kind = f"IIET, {num_iterations} iterations"
     assign_weights(model, from_released(weights, num_layers), source)
     save_checkpoint(model, destination, files_from=source)
-    kind = f"PCformer, order {order}" if order else f"IIET, {num_iterations} iterations"
     return f"{source} ({kind}, {num_layers} layers) -> {destination}"
 
 
@@ -163,9 +151,7 @@ def _write_released(source: Path, destination: Path) -> str:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "num_hidden_layers": config.num_layers,
-        "num_iterations": config.iterations[
-            0
-        ],  # unknown to the released code, which fixes 3; read by our way back
+        "num_iterations": config.iterations[0],  # read by our way back; the released code fixes 3
         "rope_theta": rope.get("rope_theta", 10000.0),
         "rope_scaling": None,
         "torch_dtype": str(model.dtype).removeprefix("torch."),
@@ -177,7 +163,5 @@ def _write_released(source: Path, destination: Path) -> str:
     with atomic_folder(destination) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-            if (source / name).exists():
-                shutil.copyfile(source / name, folder / name)
+        copy_companions(source, folder)
     return f"{source} ({config.model_type}, {config.num_layers} layers) -> {destination} (released format)"

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iiad.checkpoints import read_config, save_checkpoint
 from iiad.errors import InputError, one_line
-from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models import IIETForCausalLM
 
-from .weights import assign_weights
+from .weights import assign_weights, build_model
 
 __all__ = ["DEFAULT_ITERATIONS", "FAMILIES", "SHARED_FIELDS", "upcycle"]
 
@@ -80,22 +79,17 @@ def upcycle(
     if num_iterations is None:
         num_iterations = DEFAULT_ITERATIONS
     original = _read_original(source)
-    try:
-        config = IIETConfig(
-            **_block_fields(original), num_iterations=num_iterations, history=False, relaxation=True
-        )
-        with torch.device("meta"):  # the tensors of the source take their places: no second copy
-            model = IIETForCausalLM(config)
-    except (ValueError, TypeError, KeyError, AssertionError, StrictDataclassError) as error:
-        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+    fields = {"num_iterations": num_iterations, "history": False, "relaxation": True}
+    model = build_model(IIETForCausalLM, source, _block_fields(original) | fields)
     dtype = _find_dtype(source, original, weights)
     # Old checkpoints keep the rotary frequencies, which the config says anyway.
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
-    for layer in range(config.num_layers):
+    num_layers = original.num_hidden_layers
+    for layer in range(num_layers):
         weights[f"model.layers.{layer}.corrector.relaxation"] = torch.zeros(num_iterations, dtype=dtype)
     assign_weights(model, weights, source, dtype)
     save_checkpoint(model, destination, files_from=source)
-    kind = f"{original.model_type}, {config.num_layers} layers, {str(dtype).removeprefix('torch.')}"
+    kind = f"{original.model_type}, {num_layers} layers, {str(dtype).removeprefix('torch.')}"
     return f"{source} ({kind}) -> {destination} (plain IIET, {num_iterations} iterations, relaxation 0)"
 
 

@@ -1,4 +1,4 @@
-"""Give a model the tensors of a checkpoint, each checked, or of another model."""
+"""Build a model and give it the tensors of a checkpoint, each checked, or share those of another model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiad.checkpoints import require_finite
-from iiad.errors import InputError
+from iiad.errors import InputError, one_line
+from iiad.models import IIETForCausalLM
 
-__all__ = ["assign_weights", "copy_sharing_tensors"]
+__all__ = ["assign_weights", "build_model", "copy_sharing_tensors"]
 
 
 def copy_sharing_tensors(model: Any, except_for: Container[int] = ()) -> Any:
@@ -28,12 +30,24 @@ def copy_sharing_tensors(model: Any, except_for: Container[int] = ()) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in except_for})
 
 
+def build_model(kind: type[IIETForCausalLM], source: str | Path, fields: dict[str, Any]) -> IIETForCausalLM:
+    """Build a model of these configuration fields, read from the source's config.json, on the meta device.
+
+    It takes no memory there: `assign_weights` puts tensors in place. Raises InputError for fields that do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            return kind(kind.config_class(**fields))
+    except (ValueError, TypeError, KeyError, AssertionError, StrictDataclassError) as error:
+        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+
+
 def assign_weights(
     model: PreTrainedModel, weights: dict[str, Tensor], where: str | Path, dtype: torch.dtype | None = None
 ) -> None:
     """Make these tensors a model's parameters, without a copy unless the dtype differs.
 
-    model: may be on the meta device, where it takes no memory. dtype: default, that of the first tensor.
+    dtype: default, that of the first tensor.
     Raises InputError, naming the tensor, unless names and shapes are the model's own and all is finite. The head
     of a tied model may be there or not; it must equal the embeddings.
     """

@@ -86,48 +86,16 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
     return sorted(plans, key=sum)
 
 
-def load_draft(
-    which: str | Path,
-    teacher: Any,
-    identity: ModelIdentity,
-    *,
-    plan: Plan | None = None,
-    length: int | None = None,
-    dtype: str = "float32",
-) -> Draft:
-    """Load the draft that `iiad generate --draft` names.
-
-    Args:
-        which: "self", the teacher's own weights without iterations or at `plan`; "auto", the same at the best of
-            `candidate_plans`; else a model folder or hub name.
-        teacher: the loaded teacher.
-        identity: the teacher's, to check that a plan is for it.
-        plan: for "self" only.
-        length: the most tokens to draft at a time; None: measured when generating.
-        dtype: of the weights of a folder's model.
-
-    Raises InputError: a teacher without iterations, a plan for another teacher, a folder that cannot be loaded.
-    """
-    if which == "auto":
-        return Draft(self_draft(teacher), length, candidate_plans(teacher))
-    if which == "self":
-        if plan is not None:
-            check_plan(plan, identity)
-        return Draft(self_draft(teacher, 0 if plan is None else plan.num_iterations), length)
-    loaded, _ = load_identified(which, str(teacher.device), dtype, cast=True)
-    return Draft(loaded, length)
-
-
 def check_draft_options(
-    teacher: str | Path, which: str | Path, has_plan: bool = False, length: int | None = None
+    teacher: str | Path, draft: str | Path, draft_plan: object = None, length: int | None = None
 ) -> None:
     """Raise InputError for options that do not go together, or a draft of another vocabulary. Loads no model."""
-    if has_plan and which != "self":
-        raise InputError(f"draft plan: expected the draft self with it, got {which}")
+    if draft_plan is not None and draft != "self":
+        raise InputError(f"draft plan: expected the draft self with it, got {draft}")
     _check_length(length)
-    if which not in ("self", "auto"):
-        read_limits(which)  # that there is such a model
-        require_same_vocabulary(load_tokenizer(teacher), load_tokenizer(which), teacher, which)
+    if draft not in ("self", "auto"):
+        read_limits(draft)  # that there is such a model
+        require_same_vocabulary(load_tokenizer(teacher), load_tokenizer(draft), teacher, draft)
 
 
 def require_same_vocabulary(tokenizer: Any, other: Any, name: str | Path, other_name: str | Path) -> None:
@@ -140,6 +108,31 @@ def require_same_vocabulary(tokenizer: Any, other: Any, name: str | Path, other_
                 f"draft: expected the vocabulary of {name}, got that of {other_name}: token {i}: expected "
                 f"{expected}, got {got}"
             )
+
+
+def load_draft(
+    draft: str | Path,
+    teacher: Any,
+    identity: ModelIdentity,
+    *,
+    plan: Plan | None = None,
+    length: int | None = None,
+    dtype: str = "float32",
+) -> Draft:
+    """Make the draft that `iiad generate --draft` names, for a loaded teacher of that identity.
+
+    draft: "self", the teacher's own weights at `plan`, by default without iterations; "auto", the same at the best
+    of `candidate_plans`; else a model folder or hub name, whose weights are loaded in `dtype`. length: the most
+    tokens to draft at a time; None: measured when generating.
+    Raises InputError: a teacher without iterations, a plan for another teacher, a folder that cannot be loaded.
+    """
+    if draft == "auto":
+        return Draft(self_draft(teacher), length, candidate_plans(teacher))
+    if draft != "self":
+        return Draft(load_identified(draft, str(teacher.device), dtype, cast=True)[0], length)
+    if plan is not None:
+        check_plan(plan, identity)
+    return Draft(self_draft(teacher, plan.num_iterations if plan else 0), length)
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:

@@ -19,8 +19,8 @@ from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
 from iiad.memory import memory_explained
-from iiad.planning import Plan
-from iiad.planning.plan import read_plan, truncated_identity
+from iiad.planning import Plan, check_plan
+from iiad.planning.plan import read_plan
 
 from .draft_choice import Choice, choose_draft
 from .drafts import Draft, check_draft, check_draft_options, load_draft
@@ -224,9 +224,7 @@ def load_generator(
     plan: a plan or its file. device: default CUDA where there is one. dtype: of the weights, "float32" or
     "bfloat16"; default float32 on the CPU. Raises InputError for any of them that cannot be used.
     """
-    device = choose_device(device)
-    loaded, tokenizer, _ = _load(model, read_plan(plan), device, choose_dtype(dtype, device))
-    return loaded, tokenizer
+    return _load(model, plan, device, dtype)[:2]
 
 
 def load_drafted_generator(
@@ -245,19 +243,22 @@ def load_drafted_generator(
     "self", a plan or its file; default: no iterations. draft_length: the most tokens to draft at a time; default:
     measured when generating. Raises InputError also for a draft of another vocabulary.
     """
-    check_draft_options(model, draft, draft_plan is not None, draft_length)
+    check_draft_options(model, draft, draft_plan, draft_length)
     draft_plan = read_plan(draft_plan)
-    device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
-    loaded, tokenizer, identity = _load(model, read_plan(plan), device, dtype)
-    made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
+    loaded, tokenizer, identity = _load(model, plan, device, dtype)
+    precision = str(loaded.dtype).removeprefix("torch.")
+    made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=precision)
     return loaded, tokenizer, made
 
 
-def _load(model: str | Path, plan: Plan | None, device: str, dtype: str) -> tuple[Any, Any, ModelIdentity]:
-    loaded, identity = load_identified(model, device, dtype, cast=True)
+def _load(
+    model: str | Path, plan: Plan | str | Path | None, device: str | None, dtype: str | None
+) -> tuple[Any, Any, ModelIdentity]:
+    plan, device = read_plan(plan), choose_device(device)
+    loaded, identity = load_identified(model, device, choose_dtype(dtype, device), cast=True)
     if plan is not None:
-        loaded.set_num_iterations(truncated_identity(identity, plan).num_iterations)
+        check_plan(plan, identity)
+        loaded.set_num_iterations(plan.num_iterations)
     return loaded, load_tokenizer(model), identity
 
 
