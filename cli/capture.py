@@ -86,7 +86,7 @@ def capture(
 
 
 def _layers(text: str | None) -> list[int]:
-    """Numbers between commas. Raises InputError for anything else."""
+    """Return numbers between commas. Raises InputError for anything else."""
     from iiad.errors import InputError
 
     try:

@@ -60,7 +60,6 @@ def generate(
 
     from iiad.checkpoints import require_cache_policy
     from iiad.errors import InputError
-    from iiad.generation.drafts import Draft
     from iiad.generation.text import (
         check_sampling,
         generate_text,
@@ -70,11 +69,19 @@ def generate(
     )
     from iiad.progress import print_status
 
-    check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "num_samples": num_samples,
+    }
+    check_sampling(**sampling)
     text = read_prompt(prompt, prompt_file)
     require_cache_policy([model], cache_policy)
-    proposer: Draft | None = None
     where: dict[str, Any] = {"plan": plan, "device": device, "dtype": dtype}
+    proposer = None
     if draft is not None:
         if num_samples > 1:
             raise InputError(f"num_samples: expected 1 with --draft, got {num_samples}")
@@ -91,14 +98,9 @@ def generate(
         loaded,
         tokenizer,
         text,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        num_samples=num_samples,
         streamer=TextStreamer(tokenizer, skip_special_tokens=True) if stream else None,
         draft=proposer,
+        **sampling,
     )
     for number, sample in enumerate([] if stream else generation.texts, 1):
         if num_samples > 1:

@@ -25,7 +25,7 @@ from .weights import assign_weights, build_model
 
 __all__ = ["convert", "from_released", "to_released"]
 
-RELEASED_ITERATIONS = 3  # what the released code fixes; its config does not say
+DEFAULT_ITERATIONS = 3  # of the paper's teachers; the released code fixes them, its config does not say
 
 # Fields that an old Llama config and ours mean alike.
 _SHARED_FIELDS = (*SHARED_FIELDS, "attention_bias", "mlp_bias", "rope_theta", "rope_scaling")
@@ -94,6 +94,7 @@ def convert(source: str | Path, destination: str | Path, num_iterations: int | N
         return _write_released(source, destination)
     weights = read_weights(source)
     if not any(name in weights for name in _MATRICES):
+        num_iterations = DEFAULT_ITERATIONS if num_iterations is None else num_iterations
         return upcycle(source, destination, weights, num_iterations)
     return _write_ours(source, destination, config, weights, num_iterations)
 
@@ -123,7 +124,7 @@ def _write_ours(
         kind = f"PCformer, order {order}"
     else:
         if num_iterations is None:
-            num_iterations = config.get("num_iterations", RELEASED_ITERATIONS)
+            num_iterations = config.get("num_iterations", DEFAULT_ITERATIONS)
         model = build_model(IIETForCausalLM, source, fields | {"num_iterations": num_iterations})
         kind = f"IIET, {num_iterations} iterations"
     assign_weights(model, from_released(weights, num_layers), source)

@@ -27,9 +27,7 @@ from iiad.models import IIETForCausalLM
 
 from .weights import assign_weights, build_model
 
-__all__ = ["DEFAULT_ITERATIONS", "FAMILIES", "SHARED_FIELDS", "upcycle"]
-
-DEFAULT_ITERATIONS = 3  # of the paper's teachers
+__all__ = ["FAMILIES", "SHARED_FIELDS", "upcycle"]
 
 # Families whose block ours can be, and the fields of ours that their configs leave out as always so.
 FAMILIES: dict[str, dict[str, bool]] = {
@@ -67,17 +65,15 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def upcycle(
-    source: str | Path, destination: str | Path, weights: dict[str, Tensor], num_iterations: int | None = None
+    source: str | Path, destination: str | Path, weights: dict[str, Tensor], num_iterations: int
 ) -> str:
     """Write a plain IIET with relaxation 0 that gives the logits of a Llama, Mistral, Qwen2 or Qwen3 folder.
 
     weights: the source's tensors, as `read_weights` gives them: mapped from its files, and not copied here unless
         its config names another dtype, to which transformers would convert them too. Their names stay.
-    num_iterations: r_t of every layer, 0 or more; default 3.
+    num_iterations: r_t of every layer, 0 or more.
     Returns a line for people. Raises InputError; nothing is written then.
     """
-    if num_iterations is None:
-        num_iterations = DEFAULT_ITERATIONS
     original = _read_original(source)
     fields = {"num_iterations": num_iterations, "history": False, "relaxation": True}
     model = build_model(IIETForCausalLM, source, _block_fields(original) | fields)

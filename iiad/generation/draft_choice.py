@@ -47,7 +47,7 @@ class Estimate:
     speedup: float
 
     def __str__(self) -> str:
-        """As short as can be, for a list of them."""
+        """Short, for a list of them."""
         plan = "" if self.plan is None else f"plan {list(self.plan)}, "
         return f"{plan}length {self.length}: {self.speedup:.2f}x"
 
@@ -63,16 +63,16 @@ class Choice:
 
     def __str__(self) -> str:
         """One line for people."""
-        best, others = self.best, [str(estimate) for estimate in self.tried if estimate is not self.best]
-        parts = [
+        best = self.best
+        line = (
             f"draft: measured in {self.seconds:.1f} s: best is {best} predicted, {best.acceptance:.0%} accepted, "
             f"a call of it {best.draft_cost:.2f} of the teacher's"
-        ]
-        if others:
-            parts.append(f"tried {', '.join(others)}")
+        )
+        if len(self.tried) > 1:
+            line += f"; tried {', '.join(str(estimate) for estimate in self.tried if estimate is not best)}"
         if self.given_length and best.speedup < 1:
-            parts.append("slower than no draft: without --draft-length a length is chosen, 0 included")
-        return "; ".join(parts)
+            line += "; slower than no draft: without --draft-length a length is chosen, 0 included"
+        return line
 
 
 @torch.inference_mode()
@@ -180,9 +180,7 @@ class Probe:
         """Tokens a second with rounds of k drafted tokens that give so many, over the teacher's alone."""
         sizes, seconds, size = self.sizes, self.size_seconds, k + 1
         verification = float(np.interp(size, sizes, seconds))
-        if (
-            size > sizes[-1] and len(sizes) > 1
-        ):  # beyond the sizes timed the line through the last two goes on
+        if size > sizes[-1] and len(sizes) > 1:  # go on along the line through the last two
             slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
             verification += float((size - sizes[-1]) * slope)
         return tokens * self.call_seconds / (k * draft_seconds + verification)
@@ -203,10 +201,9 @@ def expected_tokens(chances: Sequence[float], k: int) -> float:
     Runs that are longer than the continuation are taken to end with the mean chance.
     """
     mean, total = sum(chances) / len(chances), 1.0
-    runs = list(chances)
+    runs = list(chances)  # of j tokens from each start
     for j in range(1, k + 1):
         row = sum(runs) / len(runs)
         total += row
-        following = chances[j:]
-        runs = [run * chance for run, chance in zip(runs, following, strict=False)] or [row * mean]
+        runs = [run * chance for run, chance in zip(runs, chances[j:], strict=False)] or [row * mean]
     return total

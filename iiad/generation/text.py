@@ -6,8 +6,8 @@ Legend: T tokens of the prompt.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ class Generation:
     """Generated texts, and the tokens and seconds that they took.
 
     Attributes:
-        texts: one per sample, the prompt included, special tokens left out.
-        num_new_tokens: tokens generated, over all samples, the one that ends a text included.
-        seconds: of generating, reading the prompt included, without the choice of a draft.
+        texts: one per sample, with the prompt, without special tokens.
+        num_new_tokens: over all samples, with the tokens that end texts.
+        seconds: of reading the prompt and generating, without the choice of a draft.
         speculation: calls and tokens of draft and teacher; None without a draft.
-        choice: how the draft's plan and length were measured; None where they were given.
+        choice: the measurement of the draft's plan and length; None where they were given.
     """
 
     texts: list[str]
@@ -106,9 +106,9 @@ def generate_text(
     prompt_ids = _encode(model, tokenizer, prompt, max_new_tokens)  # (1, T)
     chooser = Chooser(float(temperature), top_k, top_p)
     devices = [model.device] if model.device.type == "cuda" else []
-    where, length = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
+    where, num_tokens = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
     speculation = choice = None
-    with torch.random.fork_rng(devices=devices), memory_explained(where, model, num_samples, length):
+    with torch.random.fork_rng(devices=devices), memory_explained(where, model, num_samples, num_tokens):
         torch.manual_seed(seed)
         if draft is None:
             started = time.perf_counter()
@@ -153,22 +153,21 @@ def _generate(
 def _speculate(
     teacher: Any, draft: Draft, prompt_ids: Tensor, max_new_tokens: int, chooser: Chooser, streamer: Any
 ) -> tuple[Speculation, Choice | None]:
-    """Run `speculate`, with the draft's plan and length chosen first where they are open."""
+    """Run `speculate`, after a choice of the draft's plan and length where they are open."""
     check_draft(teacher, draft, prompt_ids.shape[1] + max_new_tokens)
     choice, length = None, draft.length
     if length is None or draft.plans:
         choice = choose_draft(teacher, draft, prompt_ids, max_new_tokens, chooser)
         length = choice.best.length
-    on_tokens: Callable[[list[int]], None] | None = None
-    if streamer is not None:
-        streamer.put(prompt_ids.cpu())
-        on_tokens = lambda tokens: streamer.put(torch.tensor(tokens))  # noqa: E731
-    said = speculate(
-        teacher, draft.model, prompt_ids, max_new_tokens, length, chooser, _ends(teacher), on_tokens
+    run = partial(
+        speculate, teacher, draft.model, prompt_ids, max_new_tokens, length, chooser, _ends(teacher)
     )
-    if streamer is not None:
-        streamer.end()
-    return said, choice
+    if streamer is None:
+        return run(), choice
+    streamer.put(prompt_ids.cpu())
+    speculation = run(lambda tokens: streamer.put(torch.tensor(tokens)))
+    streamer.end()
+    return speculation, choice
 
 
 def check_sampling(
@@ -200,14 +199,12 @@ def check_sampling(
 
 def read_prompt(prompt: str | None, prompt_file: str | Path | None) -> str:
     """Return the prompt from either place, empty from neither. Raises InputError: both, or no UTF-8 text."""
-    if prompt is not None and prompt_file is not None:
-        raise InputError("prompt: expected a text or a file, got both")
     if prompt_file is None:
         return prompt or ""
+    if prompt is not None:
+        raise InputError("prompt: expected a text or a file, got both")
     try:
         return Path(prompt_file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{prompt_file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{prompt_file}: expected UTF-8 text, got another byte at {error.start}") from None
 
