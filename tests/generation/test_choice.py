@@ -72,21 +72,24 @@ def test_the_best_of_plan_and_length_is_taken():
     assert str(list(found.best.plan)) in str(found)
 
 
-def test_a_cheap_draft_that_is_right_drafts_far_and_one_that_is_wrong_not_at_all():
+@pytest.mark.parametrize(
+    ("make_draft", "share", "lengths"),
+    [
+        (lambda teacher: self_draft(teacher, 1), 0.1, range(6, 17)),
+        (lambda teacher: make_llama(), 0.5, range(1)),
+    ],
+    ids=["right", "wrong"],
+)
+def test_a_cheap_draft_that_is_right_drafts_far_and_one_that_is_wrong_not_at_all(make_draft, share, lengths):
     teacher = make_iiet(num_iterations=1)
-    for draft, share, lengths in ((self_draft(teacher, 1), 0.1, range(6, 17)), (make_llama(), 0.5, range(1))):
-        teacher = make_iiet(num_iterations=1)  # without the last clock
-
-        def costs(model, num, teacher=teacher, share=share):
-            return share if model is not teacher else 1 + 0.01 * num
-
-        clock = Clock(costs, teacher, draft)
-        best = choose_draft(teacher, Draft(draft), PROMPT, 100, Chooser(), clock).best
-        assert best.length in lengths
-        assert best.plan is None
+    draft = make_draft(teacher)
+    clock = Clock(lambda model, num: share if model is draft else 1 + 0.01 * num, teacher, draft)
+    best = choose_draft(teacher, Draft(draft), PROMPT, 100, Chooser(), clock).best
+    assert best.length in lengths
+    assert best.plan is None
 
 
-@pytest.mark.parametrize(("given", "max_new_tokens", "length"), [(5, 40, 5), (40, 6, 5), (40, 1, 0)])
+@pytest.mark.parametrize(("given", "max_new_tokens", "length"), [(5, 18, 5), (40, 6, 5), (40, 1, 0)])
 def test_a_given_length_is_kept_as_far_as_there_are_tokens_to_say(given, max_new_tokens, length):
     teacher = make_iiet(num_iterations=1)
     draft = Draft(self_draft(teacher), given, candidate_plans(teacher))
@@ -94,23 +97,24 @@ def test_a_given_length_is_kept_as_far_as_there_are_tokens_to_say(given, max_new
     assert {estimate.length for estimate in found.tried} == {length}
 
 
-def test_a_given_length_beyond_the_sizes_timed_costs_what_the_last_of_them_lead_to():
+@pytest.mark.parametrize(("max_new_tokens", "length"), [(100, 40), (6, 5), (2, 1)])
+def test_a_given_length_beyond_the_sizes_timed_costs_what_the_last_of_them_lead_to(max_new_tokens, length):
     teacher = make_iiet(num_iterations=1)
     clock = Clock(lambda model, num_tokens: 1 + 0.1 * (num_tokens - 1), teacher)
-    for max_new_tokens, length in ((100, 40), (100, 17), (6, 5), (2, 1)):
-        probe = Probe(teacher, PROMPT, max_new_tokens, Chooser(), length, clock)
-        verification = 1 + 0.1 * length if max_new_tokens > 2 else 1  # of one size alone no more is known
-        assert probe.speedup(3.0, length, 0.5) == pytest.approx(3 / (0.5 * length + verification))
+    probe = Probe(teacher, PROMPT, max_new_tokens, Chooser(), length, clock)
+    verification = 1 + 0.1 * length if max_new_tokens > 2 else 1  # of one size alone no more is known
+    assert probe.speedup(3.0, length, 0.5) == pytest.approx(3 / (0.5 * length + verification))
+    assert probe.sizes == [size for size in (1, 3, 9, 17) if size <= max_new_tokens]
 
 
-def test_a_given_length_that_does_not_pay_comes_with_a_hint():
+@pytest.mark.parametrize(("length", "told"), [(5, True), (None, False)])
+def test_a_given_length_that_does_not_pay_comes_with_a_hint(length, told):
+    teacher, draft = make_iiet(num_iterations=1), make_llama()
+    clock = Clock(lambda model, num_tokens: 1, teacher, draft)
+    found = choose_draft(teacher, Draft(draft, length), PROMPT, 18, Chooser(), clock)
     hint = "without --draft-length a length is chosen, 0 included"
-    for length, told in ((5, True), (None, False)):
-        teacher, draft = make_iiet(num_iterations=1), make_llama()
-        clock = Clock(lambda model, num_tokens: 1, teacher, draft)
-        found = choose_draft(teacher, Draft(draft, length), PROMPT, 40, Chooser(), clock)
-        assert (found.best.speedup < 1) == (hint in str(found)) == told
-        assert "\n" not in str(found)
+    assert (found.best.speedup < 1) == (hint in str(found)) == told
+    assert "\n" not in str(found)
 
 
 @pytest.mark.parametrize("num_new", [1, 2, 4])
@@ -123,7 +127,8 @@ def test_nothing_is_read_beyond_the_models_positions(num_new):
     assert found.best.length < num_new
 
 
-def test_more_tokens_never_take_less():
-    probe = Probe(make_iiet(num_iterations=1), PROMPT, 40, Chooser(), None)
+def test_more_tokens_never_take_less_however_the_clock_jumps():
+    teacher, times = make_iiet(num_iterations=1), iter(range(1, 1000))
+    clock = Clock(lambda model, num_tokens: 50 / next(times), teacher)
+    probe = Probe(teacher, PROMPT, 18, Chooser(), None, clock)
     assert all(a <= b for a, b in pairwise(probe.size_seconds))
-    assert probe.sizes == [1, 3, 9, 17]

@@ -18,7 +18,7 @@ PROMPT = "def push(self"
 
 @pytest.fixture(scope="module")
 def wanted(loaded):
-    return generate_text(*loaded, PROMPT, max_new_tokens=16)
+    return generate_text(*loaded, PROMPT, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def stock(model, ids, num_new, **options):
 
 def test_greedy_text_is_what_the_stock_generate_says(loaded, wanted, prompt_ids):
     model, tokenizer = loaded
-    new = stock(model, prompt_ids, 16)
+    new = stock(model, prompt_ids, 12)
     assert wanted.texts == [tokenizer.decode([*prompt_ids[0].tolist(), *new], skip_special_tokens=True)]
     assert wanted.texts[0].startswith(PROMPT)
     assert wanted.num_new_tokens == len(new)
@@ -43,25 +43,14 @@ def test_greedy_text_is_what_the_stock_generate_says(loaded, wanted, prompt_ids)
 
 def test_an_empty_prompt_starts_where_documents_do(loaded):
     model, tokenizer = loaded
-    new = stock(model, torch.tensor([[tokenizer.bos_token_id]]), 8)
-    found = generate_text(model, tokenizer, "", max_new_tokens=8)
+    new = stock(model, torch.tensor([[tokenizer.bos_token_id]]), 4)
+    found = generate_text(model, tokenizer, "", max_new_tokens=4)
     assert found.texts == [tokenizer.decode(new, skip_special_tokens=True)]
-
-
-def test_a_plan_truncates_the_model(folders, loaded, wanted):
-    truncated, tokenizer = load_generator(folders.teacher, plan=folders.plan, device="cpu")
-    by_hand = load_model(folders.teacher, num_iterations=BUDGET)
-    assert truncated.config.num_iterations == BUDGET
-    found = generate_text(truncated, tokenizer, PROMPT, max_new_tokens=16)
-    assert found.texts == generate_text(by_hand, tokenizer, PROMPT, max_new_tokens=16).texts
-    assert found.texts != wanted.texts
-    with pytest.raises(InputError, match="plan: expected one for teacher"):
-        load_generator(folders.student, plan=folders.plan, device="cpu")
 
 
 @pytest.mark.parametrize("drafted", [False, True])
 def test_the_seed_decides_the_samples_and_the_callers_random_state_stays(loaded, drafted):
-    options = {"max_new_tokens": 10, "temperature": 1.5, "top_p": 0.95}
+    options = {"max_new_tokens": 6, "temperature": 1.5, "top_p": 0.95}
     options |= {"draft": Draft(self_draft(loaded[0]), 3)} if drafted else {"num_samples": 3}
     state = torch.get_rng_state()
     first, again, other = (generate_text(*loaded, PROMPT, seed=seed, **options).texts for seed in (1, 1, 2))
@@ -71,33 +60,30 @@ def test_the_seed_decides_the_samples_and_the_callers_random_state_stays(loaded,
 
 
 def test_sampling_among_one_token_is_greedy_and_no_top_k_leaves_every_token(loaded, wanted, monkeypatch):
-    model, tokenizer = loaded
     for options in ({"top_k": 1}, {"top_p": 1e-6}):
-        found = generate_text(model, tokenizer, PROMPT, max_new_tokens=16, temperature=3, **options)
-        assert found.texts == wanted.texts
+        assert (
+            generate_text(*loaded, PROMPT, max_new_tokens=12, temperature=3, **options).texts == wanted.texts
+        )
     seen = {}
-    original = model.generate
-    monkeypatch.setattr(
-        model, "generate", lambda *ids, **options: seen.update(options) or original(*ids, **options)
-    )
-    generate_text(model, tokenizer, PROMPT, max_new_tokens=2, temperature=3)
+    rows = torch.zeros(1, 40, dtype=torch.long)
+    monkeypatch.setattr(loaded[0], "generate", lambda *ids, **options: seen.update(options) or rows)
+    generate_text(*loaded, PROMPT, max_new_tokens=2, temperature=3)
     assert (seen["top_k"], seen["top_p"]) == (0, 1.0)
 
 
 def test_a_text_ends_with_the_token_that_ends_texts_also_with_a_draft(loaded, prompt_ids, monkeypatch):
     model = loaded[0]
-    new = stock(model, prompt_ids, 16, eos_token_id=-1)
+    new = stock(model, prompt_ids, 12, eos_token_id=-1)
     monkeypatch.setattr(model.generation_config, "eos_token_id", [new[6], new[9]])
     end = min(new.index(new[6]), new.index(new[9])) + 1
     for draft in (None, Draft(self_draft(model, 3), 6)):
-        assert generate_text(*loaded, PROMPT, max_new_tokens=16, draft=draft).num_new_tokens == end
+        assert generate_text(*loaded, PROMPT, max_new_tokens=12, draft=draft).num_new_tokens == end
 
 
 def test_padding_of_samples_that_ended_early_is_not_counted(loaded, prompt_ids, monkeypatch):
-    model, tokenizer = loaded
     rows = torch.cat([prompt_ids.expand(2, -1), torch.tensor([[5, 0, 0, 0], [5, 6, 7, 8]])], 1)
-    monkeypatch.setattr(model, "generate", lambda *ids, **options: rows)
-    found = generate_text(model, tokenizer, PROMPT, max_new_tokens=4, temperature=1, num_samples=2)
+    monkeypatch.setattr(loaded[0], "generate", lambda *ids, **options: rows)
+    found = generate_text(*loaded, PROMPT, max_new_tokens=4, temperature=1, num_samples=2)
     assert found.num_new_tokens == 2 + 4
 
 
@@ -106,7 +92,7 @@ def test_a_stream_prints_the_text_that_is_returned(loaded, wanted, capsys, draft
     model, tokenizer = loaded
     draft = Draft(self_draft(model), 4) if drafted else None
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-    found = generate_text(model, tokenizer, PROMPT, max_new_tokens=16, streamer=streamer, draft=draft)
+    found = generate_text(model, tokenizer, PROMPT, max_new_tokens=12, streamer=streamer, draft=draft)
     assert capsys.readouterr().out == found.texts[0] + "\n" == wanted.texts[0] + "\n"
 
 
@@ -117,21 +103,25 @@ def test_a_stream_prints_the_text_that_is_returned(loaded, wanted, capsys, draft
 def test_text_is_the_teachers_with_any_draft(folders, wanted, which, length):
     draft = getattr(folders, which, which)
     model, tokenizer, made = load_drafted_generator(folders.teacher, draft, draft_length=length, device="cpu")
-    found = generate_text(model, tokenizer, PROMPT, max_new_tokens=16, draft=made)
-    assert found.texts == wanted.texts
-    assert found.num_new_tokens == wanted.num_new_tokens
+    found = generate_text(model, tokenizer, PROMPT, max_new_tokens=12, draft=made)
+    assert (found.texts, found.num_new_tokens) == (wanted.texts, wanted.num_new_tokens)
     assert (found.choice is None) == (length is not None and which != "auto")
     assert found.speculation.length == (length or found.choice.best.length)
 
 
-def test_a_plan_for_the_draft_and_one_for_the_teacher(folders):
-    given = {"draft_length": 2, "device": "cpu"}
-    model, _, made = load_drafted_generator(folders.teacher, "self", draft_plan=folders.plan, **given)
+def test_plans_truncate_the_teacher_its_draft_or_neither(folders, wanted):
+    options = {"draft_length": 2, "device": "cpu"}
+    model, _, made = load_drafted_generator(folders.teacher, "self", draft_plan=folders.plan, **options)
     assert (model.config.num_iterations, made.model.config.num_iterations) == ([3, 3, 3], BUDGET)
-    model, tokenizer, made = load_drafted_generator(folders.teacher, "self", plan=folders.plan, **given)
+    model, tokenizer, made = load_drafted_generator(folders.teacher, "self", plan=folders.plan, **options)
     assert (model.config.num_iterations, made.model.config.num_iterations) == (BUDGET, [0, 0, 0])
-    truncated = generate_text(model, tokenizer, PROMPT, max_new_tokens=12).texts
-    assert generate_text(model, tokenizer, PROMPT, max_new_tokens=12, draft=made).texts == truncated
+    by_hand = load_model(folders.teacher, num_iterations=BUDGET)
+    truncated = generate_text(by_hand, tokenizer, PROMPT, max_new_tokens=12).texts
+    for draft in (None, made):
+        assert generate_text(model, tokenizer, PROMPT, max_new_tokens=12, draft=draft).texts == truncated
+    assert truncated != wanted.texts
+    with pytest.raises(InputError, match="plan: expected one for teacher"):
+        load_generator(folders.student, plan=folders.plan, device="cpu")
 
 
 NO_ROOM = "prompt: expected at most 128 tokens with the new ones"
@@ -179,34 +169,33 @@ def test_prompts_come_from_one_place(tmp_path):
     assert read_prompt(None, file) == "héllo\n"
     with pytest.raises(InputError, match="prompt: expected a text or a file, got both"):
         read_prompt("x", file)
-    with pytest.raises(InputError, match="No such file"):
-        read_prompt(None, tmp_path / "nothing")
     file.write_bytes(b"ab\xff")
     with pytest.raises(InputError, match="expected UTF-8 text, got another byte at 2"):
         read_prompt(None, file)
 
 
-OPTIONS = ("--prompt", PROMPT, "--max-new-tokens", 16, "--device", "cpu")
+OPTIONS = ("--prompt", PROMPT, "--max-new-tokens", 12, "--device", "cpu")
+DRAFTED = r"draft: length 4, [\d.]+% of \d+ tokens accepted, [\d.]+ tokens per call of the teacher\n"
+MEASURED = r"draft: measured in [\d.]+ s: best is plan \[\d, \d, \d\], length \d+: .*x predicted.*; tried plan \[.*\n"
 
 
-@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
-def test_the_command_prints_text_to_stdout_and_speed_and_draft_to_stderr(folders, wanted, iiad, stream):
-    code, out, err = iiad("generate", folders.teacher, *OPTIONS, stream)
+@pytest.mark.parametrize(
+    ("draft", "more", "lines"),
+    [
+        (None, ("--stream",), ""),
+        (None, ("--no-stream",), ""),
+        ("student", ("--draft-length", 4, "--stream"), DRAFTED),
+        ("student", ("--draft-length", 4), DRAFTED),
+        ("auto", (), rf"draft: length [^\n]*\n{MEASURED}"),
+    ],
+)
+def test_the_command_prints_text_to_stdout_speed_and_draft_to_stderr(
+    folders, wanted, iiad, draft, more, lines
+):
+    more = more if draft is None else ("--draft", getattr(folders, draft, draft), *more)
+    code, out, err = iiad("generate", folders.teacher, *OPTIONS, *more)
     assert (code, out) == (0, wanted.texts[0] + "\n")
-    assert re.fullmatch(r"\d+ new tokens, [\d.]+ tokens/s\n", err)
-    draft = ("--draft", folders.student, "--draft-length", 4)
-    code, out, err = iiad("generate", folders.teacher, *draft, *OPTIONS, stream)
-    assert (code, out) == (0, wanted.texts[0] + "\n")
-    tokens = r"[\d.]+% of \d+ tokens accepted, [\d.]+ tokens per call of the teacher"
-    assert re.fullmatch(rf"[^\n]*\ndraft: length 4, {tokens}\n", err)
-
-
-def test_the_command_measures_the_draft_whose_plan_and_length_are_open(folders, wanted, iiad):
-    code, out, err = iiad("generate", folders.teacher, "--draft", "auto", *OPTIONS)
-    assert (code, out) == (0, wanted.texts[0] + "\n")
-    pattern = r"draft: measured in [\d.]+ s: best is plan \[\d, \d, \d\], length \d+: [\d.]+x predicted"
-    assert re.match(pattern, err.splitlines()[-1])
-    assert "; tried plan [" in err
+    assert re.fullmatch(rf"\d+ new tokens, [\d.]+ tokens/s\n{lines}", err)
 
 
 def test_several_samples_are_told_apart(folders, iiad):
@@ -230,6 +219,7 @@ def test_several_samples_are_told_apart(folders, iiad):
             "draft plan: expected the draft self with it, got auto",
         ),
         ("teacher", "self", ("--draft-plan", "nowhere"), "nowhere"),
+        ("teacher", None, ("--prompt-file", "nowhere"), "nowhere: No such file or directory"),
         ("teacher", "self", ("--temperature", 1, "--num-samples", 2), "expected 1 with --draft, got 2"),
         ("teacher", "self", ("--max-new-tokens", 500), NO_ROOM),
         (
@@ -241,10 +231,10 @@ def test_several_samples_are_told_apart(folders, iiad):
         (
             "teacher",
             None,
-            ("--draft-length", 3),
+            ("--draft-plan", "plan"),
             "draft plan and length: expected --draft with them, got none",
         ),
-        ("teacher", None, ("--draft-plan", "plan"), "expected --draft with them"),
+        ("teacher", None, ("--draft-length", 3), "expected --draft with them"),
         ("llama", "self", (), "draft: expected a teacher with iterations"),
         ("llama", "auto", (), "draft: expected a teacher with iterations"),
     ],
