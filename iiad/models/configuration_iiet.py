@@ -10,13 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-__all__ = ["IIETConfig", "require"]
-
-
-def require(condition: bool, field: str, accepted: str, found: object) -> None:
-    """Raise ValueError, naming field, accepted values and what was found, unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{field}: expected {accepted}, got {found!r}")
+__all__ = ["IIETConfig"]
 
 
 @strict
@@ -95,24 +89,14 @@ class IIETConfig(PreTrainedConfig):
     cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        derived = kwargs.get("num_hidden_layers")
-        require(
-            "num_hidden_layers" not in kwargs,
-            "num_hidden_layers",
-            "num_layers instead (it is derived)",
-            derived,
-        )
         self._check_names(kwargs)
+        n = self.num_attention_heads
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads > 0:
-            require(
-                self.hidden_size % self.num_attention_heads == 0,
-                "hidden_size",
-                f"a multiple of num_attention_heads ({self.num_attention_heads}), unless head_dim is given",
-                self.hidden_size,
-            )
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.num_key_value_heads = n
+        if self.head_dim is None and n > 0:
+            accepted = f"a multiple of num_attention_heads ({n}), unless head_dim is given"
+            self._require("hidden_size", self.hidden_size % n == 0, accepted)
+            self.head_dim = self.hidden_size // n
         self.num_iterations = self.iterations
         if self.max_num_iterations is None:
             self.max_num_iterations = max(self.iterations, default=0)
@@ -120,15 +104,17 @@ class IIETConfig(PreTrainedConfig):
 
     def _check_names(self, unknown: dict[str, Any]) -> None:
         """Refuse names nearly like a field's, which transformers would keep; warn where they come from a file."""
+        if "num_hidden_layers" in unknown:
+            found = unknown["num_hidden_layers"]
+            raise ValueError(f"num_hidden_layers: expected num_layers instead (it is derived), got {found!r}")
         is_saved = self.transformers_version is not None
         for name, value in unknown.items():
             near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
             if near and not hasattr(type(self), name):
-                accepted = f"a known field (did you mean {near[0]}?)"
-                require(is_saved, name, accepted, value)
-                warnings.warn(
-                    f"{name}: expected {accepted}, got {value!r}, which changes nothing", stacklevel=4
-                )
+                message = f"{name}: expected a known field (did you mean {near[0]}?), got {value!r}"
+                if not is_saved:
+                    raise ValueError(message)
+                warnings.warn(f"{message}, which changes nothing", stacklevel=4)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -138,11 +124,11 @@ class IIETConfig(PreTrainedConfig):
         """
         own = {*cls.__dataclass_fields__, "num_hidden_layers"} - {*PreTrainedConfig.__dataclass_fields__}
         given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
-        policy = config_dict.get("cache_policy", cls.cache_policy)
-        accepted = f"{policy!r}, which the weights are for (model.set_cache_policy is for training)"
-        require(
-            given.get("cache_policy", policy) == policy, "cache_policy", accepted, given.get("cache_policy")
-        )
+        saved = config_dict.get("cache_policy", cls.cache_policy)
+        found = given.get("cache_policy", saved)
+        if found != saved:
+            accepted = f"{saved!r}, which the weights are for (model.set_cache_policy is for training)"
+            raise ValueError(f"cache_policy: expected {accepted}, got {found!r}")
         return super().from_dict({**config_dict, **given}, **kwargs)
 
     @property
@@ -172,45 +158,26 @@ class IIETConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range, a plan of the wrong length or above the maximum."""
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads")
+        for name in (*sizes, "max_position_embeddings"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
-            require(0 < getattr(self, name) < math.inf, name, "above 0", getattr(self, name))
-        require(
-            self.max_position_embeddings >= 1,
-            "max_position_embeddings",
-            "at least 1",
-            self.max_position_embeddings,
-        )
-        require(0 <= self.attention_dropout < 1, "attention_dropout", "in [0, 1)", self.attention_dropout)
-        heads = self.num_key_value_heads
-        require(
-            heads is not None and heads >= 1 and self.num_attention_heads % heads == 0,
-            "num_key_value_heads",
-            f"a divisor of num_attention_heads ({self.num_attention_heads})",
-            heads,
-        )
-        require(
-            self.head_dim is not None and self.head_dim >= 2 and self.head_dim % 2 == 0,
-            "head_dim",
-            "even, for rotary position embeddings",
-            self.head_dim,
-        )
-        require(not (self.history and self.relaxation), "relaxation", "false with history", self.relaxation)
-        policies = ("exact", "shared")
-        require(self.cache_policy in policies, "cache_policy", "'exact' or 'shared'", self.cache_policy)
-        self._validate_plan()
-
-    def _validate_plan(self) -> None:
-        plan, most = self.iterations, self.max_num_iterations
-        require(
-            len(plan) == self.num_layers,
-            "num_iterations",
-            f"an int or a list of num_layers ({self.num_layers})",
-            plan,
-        )
-        require(most is not None and most >= 0, "max_num_iterations", "at least 0", most)
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
+        self._require("attention_dropout", 0 <= self.attention_dropout < 1, "in [0, 1)")
+        n, k, e = self.num_attention_heads, self.num_key_value_heads or 0, self.head_dim or 0
+        self._require("num_key_value_heads", k >= 1 and n % k == 0, f"a divisor of num_attention_heads ({n})")
+        self._require("head_dim", e >= 2 and e % 2 == 0, "even, for rotary position embeddings")
+        self._require("relaxation", not (self.history and self.relaxation), "false with history")
+        self._require("cache_policy", self.cache_policy in ("exact", "shared"), "'exact' or 'shared'")
+        plan, most, length = self.iterations, self.max_num_iterations or 0, self.num_layers
+        self._require("num_iterations", len(plan) == length, f"an int or a list of num_layers ({length})")
+        self._require("max_num_iterations", most >= 0, "at least 0")
         for layer, r in enumerate(plan):
-            require(
-                0 <= r <= (most or 0), f"num_iterations[{layer}]", f"from 0 to {most} (max_num_iterations)", r
-            )
+            if not 0 <= r <= most:
+                accepted = f"from 0 to {most} (max_num_iterations)"
+                raise ValueError(f"num_iterations[{layer}]: expected {accepted}, got {r}")
+
+    def _require(self, field: str, fits: bool, accepted: str) -> None:
+        """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""
+        if not fits:
+            raise ValueError(f"{field}: expected {accepted}, got {getattr(self, field)!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_iiet import IIETConfig, require
+from .configuration_iiet import IIETConfig
 
 __all__ = ["PCformerConfig"]
 
@@ -38,8 +38,8 @@ class PCformerConfig(IIETConfig):
         """Raise ValueError for a value out of range."""
         super().validate_architecture()
         order, stages = self.predictor_order, self.predictor_stages
-        require(order in (2, 4), "predictor_order", "2 or 4", order)
+        self._require("predictor_order", order in (2, 4), "2 or 4")
         fits = stages is None or 1 <= stages <= order
-        require(fits, "predictor_stages", f"from 1 to {order} (predictor_order)", stages)
-        require(self.coefficients in ("ema", "fixed"), "coefficients", "'ema' or 'fixed'", self.coefficients)
-        require(self.history, "history", "true: PCformer's corrector is the multistep one", self.history)
+        self._require("predictor_stages", fits, f"from 1 to {order} (predictor_order)")
+        self._require("coefficients", self.coefficients in ("ema", "fixed"), "'ema' or 'fixed'")
+        self._require("history", self.history, "true: PCformer's corrector is the multistep one")

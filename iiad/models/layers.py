@@ -30,17 +30,18 @@ __all__ = ["EvaluationSlot", "IterativeLayer", "RMSNorm", "SlottedAttention"]
 
 
 Predict = Callable[..., Tensor]
-"""Calls a predictor. A function, because offloading moves the modules that it finds among a module's arguments."""
+"""predict(x, step, norm, num_stages) -> z(0), by the predictor. It and norm are functions, because accelerate's
+hooks move modules that they find among the arguments of a module."""
 
 KeysAndValues = tuple[Tensor, Tensor]
-"""Of all positions that may be attended to, each (B, K, positions, E)."""
+"""Each (B, K, positions, E), of all positions that may be attended to."""
 
 
 class EvaluationSlot(nn.Module):
-    """A place in the cache: the module that attention functions see. It has no parameters.
+    """A place in the cache: the module, without parameters, that attention functions see.
 
     layer_idx: its number in any transformers cache. Under the exact policy each evaluation of the forward pass has
-    one, under the shared policy each layer. Serving engines read it, `scaling` and the source of `forward`.
+    a slot, under the shared policy each layer. Serving engines read it, `scaling` and the source of `forward`.
     """
 
     is_causal = True
@@ -63,10 +64,10 @@ class EvaluationSlot(nn.Module):
 
 
 class SlottedAttention(LlamaAttention):
-    """Llama's attention, run several times a forward pass, with keys and values apart or those of the first run.
+    """Llama's attention, run once an evaluation, with keys and values of its own or those of the layer's first one.
 
-    By the configuration also Qwen2's (no bias on o_proj alone) and Qwen3's (queries and keys normed), under the
-    tensor names that they have there.
+    The configuration also makes it Qwen2's (no bias on o_proj alone) or Qwen3's (RMSNorm on queries and keys), with
+    their tensor names.
     """
 
     def __init__(self, config: IIETConfig, layer_idx: int):
@@ -110,13 +111,12 @@ class SlottedAttention(LlamaAttention):
         query = _rotate(self.q_norm(self._heads(self.q_proj(hidden_states))), position_embeddings)
         key, value = shared or self.keys_and_values(hidden_states, slot, position_embeddings, past_key_values)
         if "flash" in (self.config._attn_implementation or ""):
-            # It computes in 16 bits, and to find out in which it looks for a Linear inside its module, the slot.
+            # It needs 16 bits, and would look for the type in a Linear inside its module: the slot has none.
             dtype = self._weight_dtype(query.dtype)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         mixed, weights = slot(query, key, value, attention_mask, **kwargs)
-        return self.o_proj(
-            mixed.reshape(*hidden_states.shape[:-1], -1)
-        ), weights  # (B, T, N * E) -> (B, T, D)
+        mixed = mixed.reshape(*hidden_states.shape[:-1], -1)  # (B, T, N * E)
+        return self.o_proj(mixed), weights
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(B, T, heads * E) -> (B, T, heads, E)."""
@@ -154,7 +154,7 @@ class RMSNorm(LlamaRMSNorm):
 
 
 def _make_norm(config: IIETConfig) -> LlamaRMSNorm:
-    """The norm before attention and MLP. A plain model saves no more than a Llama with Llama's own."""
+    """The norm before attention or MLP: ours unless the solver saves nothing beside what a Llama does."""
     kind = RMSNorm if config.history or config.relaxation else LlamaRMSNorm
     return kind(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -166,7 +166,7 @@ class IterativeLayer(GradientCheckpointingLayer):
     """
 
     slots: list[EvaluationSlot]
-    """The layer's own, a plain list: the model registers them, and fills the list in `assign_slots`."""
+    """The layer's own, a plain list: `IIETModel.assign_slots` registers them in the model and fills it."""
 
     def __init__(self, config: IIETConfig, layer: int):
         """layer: from 0; the paper's t is layer + 1."""
@@ -187,12 +187,12 @@ class IterativeLayer(GradientCheckpointingLayer):
         return self.config.iterations[self.layer]
 
     def evaluate(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """base + f_t(point), each (B, T, D); base: default, point. Attention, then MLP, each of the running state."""
-        increment, _ = self.self_attn(self.input_layernorm(point), **kwargs)
-        middle = point + increment
-        # Added in Llama's order when base is point, so that the result is equal to the last bit.
-        running = middle if base is None else base + increment
-        return running + self.mlp(self.post_attention_layernorm(middle))
+        """base + f_t(point), each (B, T, D). base: default, point, which makes it F_t(point)."""
+        attended, _ = self.self_attn(self.input_layernorm(point), **kwargs)
+        middle = point + attended
+        # Two sums in Llama's order, so that F_t(point) equals Llama's block to the last bit.
+        start = middle if base is None else base + attended
+        return start + self.mlp(self.post_attention_layernorm(middle))
 
     def solve(
         self,
@@ -205,15 +205,15 @@ class IterativeLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, list[Tensor]]:
         """x_t and H_0, ..., H_{t-1} (ignored without history) -> x_{t+1} and z(0), ..., z(r_t), each (B, T, D).
 
-        num_stages: of the predictor; default, the configuration's. recompute_evaluations: save the inputs of
-        evaluations alone and compute each again in the backward pass. context: what `IIETModel.prepare` found.
+        num_stages: of the predictor; default, the configuration's. recompute_evaluations: save only the inputs of
+        evaluations and compute each again in the backward pass. context: that of `IIETModel.prepare`.
         """
         slots, shared = iter(self.slots), None
         if recompute_evaluations:
             context["past_key_values"] = None  # it would be written to again
         if self.config.cache_policy == "shared":
             slots = repeat(self.slots[0])
-            # Every layer is evaluated first at its own input, by whatever predictor.
+            # Every predictor evaluates the block first at the layer's input.
             shared = self.self_attn.keys_and_values(
                 self.input_layernorm(hidden_states), self.slots[0], **context
             )
@@ -224,7 +224,7 @@ class IterativeLayer(GradientCheckpointingLayer):
                 return checkpoint(rule, block, *states, use_reentrant=False)
             return rule(block, *states)
 
-        def norm(prediction: Tensor) -> Tensor:
+        def norm(prediction: Tensor) -> Tensor:  # not the module itself: see Predict
             return self.corrector.start_norm(prediction)
 
         z = predict(hidden_states, step, norm, num_stages or self.config.num_start_evaluations)

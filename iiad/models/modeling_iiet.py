@@ -30,14 +30,14 @@ __all__ = ["IIETForCausalLM", "IIETModel", "IIETPreTrainedModel"]
 
 
 def _record_layers() -> OutputRecorder:
-    # Older transformers have no key for the number of layers; they do not need it either.
+    # Older transformers neither know nor need the key.
     key = {"num_hidden_layers_key": "num_layers"}
     known = key if "num_hidden_layers_key" in OutputRecorder.__dataclass_fields__ else {}
     return OutputRecorder(IterativeLayer, index=0, **known)
 
 
 class IIETPreTrainedModel(PreTrainedModel):
-    """Weights and abilities that all iterated models share."""
+    """Base of the iterated models: initial weights, saving, and changes of plan, cache policy and recomputation."""
 
     config: IIETConfig
     config_class = IIETConfig
@@ -66,7 +66,7 @@ class IIETPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code, so that the folder also loads where iiad is not installed."""
         base = type(self.base_model)
-        # transformers lists the configuration and the class that is saved; AutoModel would not find its class.
+        # transformers itself lists the configuration and the class that is saved, not the class of AutoModel.
         known = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = {**known, "AutoModel": f"{base.__module__.rsplit('.')[-1]}.{base.__name__}"}
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -90,9 +90,9 @@ class IIETPreTrainedModel(PreTrainedModel):
         self.reconfigure("cache_policy", cache_policy)
 
     def reconfigure(self, field: str, value: Any) -> None:
-        """Set a field of the configuration that the weights do not depend on, and follow it.
+        """Set a field of the configuration that the weights do not depend on, and assign the cache slots anew.
 
-        Raises ValueError for a value that does not fit; the model is then as it was.
+        Raises ValueError for a value that does not fit, and leaves the model as it was.
         """
         before = getattr(self.config, field)
         try:
@@ -107,15 +107,14 @@ class IIETPreTrainedModel(PreTrainedModel):
     def set_recompute(self, recompute: str) -> None:
         """Compute parts again in the backward pass instead of saving them; no value or gradient changes.
 
-        recompute: "none"; "layer": only the inputs of layers are saved, and the backward pass holds the 1 + r_t
-        evaluations of one layer; "evaluation": the inputs of evaluations are saved, and it holds one evaluation.
-        This is transformers' activation checkpointing with "layer" as its unit or with ours, and whatever else
-        switches that on or off does so here. It is not part of the configuration.
-        Raises ValueError for anything else.
+        recompute: "none"; "layer": save the inputs of layers alone, and hold the 1 + r_t evaluations of one layer in
+        the backward pass; "evaluation": save the inputs of evaluations, and hold one evaluation.
+        transformers' activation checkpointing is the switch: turned on by other means it is "layer", turned off
+        "none". The configuration does not change. Raises ValueError for anything else.
         """
         if recompute not in ("none", "layer", "evaluation"):
             raise ValueError(f"recompute: expected 'none', 'layer' or 'evaluation', got {recompute!r}")
-        # Older transformers know the second name alone, newer ones have deprecated it.
+        # Older transformers know "gradient" alone, which newer ones have deprecated.
         prefix = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"
         if recompute == "none":
             getattr(self, f"{prefix}_checkpointing_disable")()
@@ -129,9 +128,8 @@ class IIETPreTrainedModel(PreTrainedModel):
         """The unit computed again in the backward pass: "none", "layer" or "evaluation"."""
         if not self.base_model.gradient_checkpointing:
             return "none"
-        return (
-            "layer" if any(layer.gradient_checkpointing for layer in self.base_model.layers) else "evaluation"
-        )
+        whole_layers = any(layer.gradient_checkpointing for layer in self.base_model.layers)
+        return "layer" if whole_layers else "evaluation"
 
 
 class IIETModel(IIETPreTrainedModel):
@@ -140,9 +138,7 @@ class IIETModel(IIETPreTrainedModel):
     def __init__(self, config: IIETConfig):
         super().__init__(config)
         config.validate_architecture()  # fields can be set after the configuration checked itself
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.predictor = self.make_predictor(config)
         self.layers: Any = nn.ModuleList(IterativeLayer(config, layer) for layer in range(config.num_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -166,7 +162,7 @@ class IIETModel(IIETPreTrainedModel):
         self.slots = nn.ModuleList(slots).train(self.training)
 
     def first_iterate(self, *args: Any) -> Tensor:
-        """z(0) of a layer, by the predictor that all share."""
+        """z(0) of a layer, by the predictor that all share: what layers are given as `Predict`."""
         return self.predictor(*args)
 
     def run_layers(
@@ -220,7 +216,7 @@ class IIETModel(IIETPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = False,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The embeddings H_0 (B, T, D), and what every layer is given: mask, rotary angles and cache."""
+        """Return H_0, the embeddings (B, T, D), and the context of every layer: mask, rotary angles and cache."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected either these or inputs_embeds, got both or neither")
         if inputs_embeds is None:
@@ -229,9 +225,8 @@ class IIETModel(IIETPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (
-                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
-            ).unsqueeze(0)
+            positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            position_ids = positions.unsqueeze(0)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -258,7 +253,6 @@ class IIETForCausalLM(IIETPreTrainedModel, GenerationMixin):
     def __init__(self, config: IIETConfig):
         super().__init__(config)
         self.model = self.model_class(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

@@ -4,13 +4,13 @@ Legend: B batch, T tokens, D model width, L layers, t the layer (1-based as in t
 r_t the iterations of layer t, H_k the state after layer k (H_0 the embeddings), x_t the input of layer t.
 All states are (B, T, D).
 
-A solver sees the block of its layer through one function, `step(rule, *states)`: one evaluation of the block by a
-rule, rule(block, *states) -> state, where block(point, base=point) = base + f_t(point) and f_t is the increment of
-the pre-norm block. Every evaluation, with the norm and the combination around it, is one step: it has keys and values
-of its own, and is recomputed as one. A step's states are its arguments one by one, because a checkpoint sees no
-tensors inside other arguments.
+A solver is given one function, step(rule, *states) = rule(block, *states) -> state, and calls it once for each
+evaluation of the layer's block. The block is block(point, base=point) = base + f_t(point), f_t the increment of the
+pre-norm block; the rule is the evaluation with the combination before it and the norm after it. A step owns a cache
+slot and is the unit of recomputation, so its states are arguments of their own: torch's checkpoint looks for tensors
+nowhere else.
 
-A module's parameters are used inside its own `forward` alone, so that offloading and adapters, which wrap it, work.
+A module uses its parameters inside its own `forward` alone: offloading and adapters wrap that.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ __all__ = [
 
 Norm = Callable[[Tensor], Tensor]
 Block = Callable[..., Tensor]
-"""block(point, base=point) = base + f_t(point); F_t(point) where no base is given."""
+"""block(point) = F_t(point), block(point, base) = base + f_t(point)."""
 
 Step = Callable[..., Tensor]
 """step(rule, *states) = rule(block, *states): one evaluation of the block."""
 
 
 def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: int) -> list[Tensor]:
-    """z(0) = z, ..., z(num_iterations), by z(i) = update(i, z(i-1)): the only loop over iterations there is.
+    """Return z(0) = z, ..., z(num_iterations), by z(i) = update(i, z(i-1)): the only loop over iterations.
 
-    Stopping at i needs no other code: the first i + 1 iterates do not depend on num_iterations.
+    The first i + 1 iterates do not depend on num_iterations: to stop at i is to run i iterations.
     """
     iterates = [z]
     for i in range(1, num_iterations + 1):
@@ -51,10 +51,10 @@ def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: in
 
 
 def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """sum_k weights[k] * states[k]. Term by term: a stack of the states would be kept for the backward pass."""
+    """Return sum_k weights[k] * states[k], term by term: a stack would be saved for the backward pass."""
     total = weights[0] * states[0]
     for k in range(1, len(states)):
-        total.addcmul_(states[k], weights[k])  # in place: nothing saves the running total for backward
+        total.addcmul_(states[k], weights[k])  # in place, since the backward pass needs no partial sums
     return total
 
 
@@ -62,7 +62,7 @@ class ExplicitEuler(nn.Module):
     """z(0) = N(x + f(x)): one evaluation, the ordinary Transformer layer. First guess of IIET (paper)."""
 
     def forward(self, x: Tensor, step: Step, norm: Norm, num_stages: int = 1) -> Tensor:
-        """x -> z(0). norm: N, the corrector's. num_stages: 1, there are no more."""
+        """x -> z(0). norm: N, the corrector's. num_stages: always 1."""
         return step(lambda block, x: norm(block(x)), x)
 
 
@@ -70,9 +70,8 @@ class RungeKutta(nn.Module):
     """k_j = N_j(F(x + b_j k_{j-1})), z(0) = N(x + sum_j g_j k_j): PCformer's predictor, order 2 or 4.
 
     EMA coefficients: g_j = a (1 - a)^(order - j), a learned (initially 0.5). Fixed: 1/2, 1/2 (order 2) and 1/6,
-    1/3, 1/3, 1/6 (order 4). One instance serves all layers: norms and a are shared, as released. Its cost grows
-    with the order, 1 + order evaluations a layer; where it will be distilled, prefer IIET: the paper reports that
-    the same distillation hurts PCformer.
+    1/3, 1/3, 1/6 (order 4). All layers share one instance, with its norms and a, as released. It costs `order`
+    evaluations a layer. Prefer IIET where it will be distilled: the paper reports that this hurts PCformer.
     """
 
     fixed = {2: (1 / 2, 1 / 2), 4: (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
@@ -85,17 +84,14 @@ class RungeKutta(nn.Module):
         self.alpha = nn.Parameter(torch.full((1,), 0.5)) if coefficients == "ema" else None
 
     def coefficients(self) -> Sequence[Tensor | float]:
-        """The weight of each stage, first to last."""
+        """Weights g_j of the stages, first to last."""
         order = self.order
         if self.alpha is None:
             return self.fixed[order]
         return [self.alpha * (1 - self.alpha) ** (order - 1 - j) for j in range(order)]
 
     def forward(self, x: Tensor, step: Step, norm: Norm, num_stages: int) -> Tensor:
-        """x -> z(0). norm: N, the corrector's.
-
-        num_stages: from 1 to the order. Of fewer (ours) each keeps the weight that it has among all.
-        """
+        """x -> z(0). norm: N, the corrector's. num_stages: from 1 to the order; each keeps its weight (ours)."""
 
         def stage(block: Block, x: Tensor, *stages: Tensor) -> Tensor:
             j = len(stages)
@@ -110,14 +106,14 @@ class RungeKutta(nn.Module):
         stages: list[Tensor] = []
         for _ in range(num_stages - 1):
             stages.append(step(stage, x, *stages))
-        return _keep(step(last, x, *stages), *self.norms[num_stages:].parameters())
+        return _keep_in_graph(step(last, x, *stages), *self.norms[num_stages:].parameters())
 
 
 class MultistepCorrector(nn.Module):
     """z(i) = LN(F(sum_{k<t} w_k H_k + w_t z(i-1))), x_{t+1} = sum_{k<t} c_k H_k + c_t z(r_t).
 
-    The learned linear multistep history of IIET and PCformer as released. Do not use it to upcycle a Llama: the
-    history is not an identity at the start; `PicardCorrector` is.
+    The learned linear multistep history of IIET and PCformer as released. Not for upcycling a Llama, whose function
+    it changes from the start; `PicardCorrector` keeps it.
     """
 
     uses_history = True
@@ -139,7 +135,7 @@ class MultistepCorrector(nn.Module):
         """
         w, c = self.update_weights, self.output_weights
         if num_iterations == 0:
-            iterates = [_keep(z, w, *self.update_norm.parameters())]
+            iterates = [_keep_in_graph(z, w, *self.update_norm.parameters())]
         else:
             before = weighted_sum(w, history)  # the same for all iterations
 
@@ -179,20 +175,20 @@ class PicardCorrector(nn.Module):
             return step(lambda block, z, x: torch.lerp(z, block(z, x), a[i - 1]), z, x)
 
         if num_iterations == 0 and a is not None:
-            z = _keep(z, a)
+            z = _keep_in_graph(z, a)
         iterates = solve(update, z, num_iterations)
         return iterates[-1], iterates
 
 
-def _keep(state: Tensor, *parameters: Tensor) -> Tensor:
-    """The state itself, with parameters that a plan leaves without use in its graph, where they get no gradient.
+def _keep_in_graph(state: Tensor, *parameters: Tensor) -> Tensor:
+    """Return the state, with parameters that the plan leaves unused in its graph; their gradient stays None.
 
     DistributedDataParallel waits for all parameters unless it is told to look for unused ones.
     """
-    return _Kept.apply(state, *parameters) if torch.is_grad_enabled() and parameters else state
+    return _KeepInGraph.apply(state, *parameters) if torch.is_grad_enabled() and parameters else state
 
 
-class _Kept(torch.autograd.Function):
+class _KeepInGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, state: Tensor, *parameters: Tensor) -> Tensor:
         ctx.num_parameters = len(parameters)
