@@ -21,6 +21,7 @@ __all__ = [
     "model_shape",
     "print_rows",
     "ratio_in_turns",
+    "run_sections",
     "time_in_turns",
 ]
 
@@ -35,6 +36,9 @@ class Row(NamedTuple):
     bound: float
 
 
+Section = Callable[[Any], Iterator[Row]]  # measures under the options
+
+
 def print_rows(rows: Iterable[Row]) -> bool:
     """Print each figure beside its bound, as it comes. Return whether all bounds are kept."""
     all_kept = True
@@ -43,6 +47,21 @@ def print_rows(rows: Iterable[Row]) -> bool:
         all_kept &= kept
         print(f"{name:56}{figure:8.3f}   at most {bound:<6g} {'kept' if kept else 'MISSED'}", flush=True)
     return all_kept
+
+
+def run_sections(parser: argparse.ArgumentParser, sections: Mapping[str, Section], *gpu_only: str) -> int:
+    """Measure the sections that the command line asks for, print, and return 1 where a bound is missed.
+
+    gpu_only: sections that need a GPU, not among the default ones elsewhere.
+    """
+    parser.add_argument("--section", action="append", choices=sections, help="default: all")
+    options = parser.parse_args()
+    skipped = () if options.device.startswith("cuda") else gpu_only
+    missed = False
+    for name in options.section or [name for name in sections if name not in skipped]:
+        print(name, flush=True)
+        missed |= not print_rows(sections[name](options))
+    return int(missed)
 
 
 def time_in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:

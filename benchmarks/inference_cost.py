@@ -26,7 +26,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from common import Row, make_iiet, make_parser, model_shape, print_rows, ratio_in_turns
+from common import Row, make_iiet, make_parser, model_shape, ratio_in_turns, run_sections
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.checkpoints import identify_model, load_model
@@ -41,17 +41,9 @@ SIZES = {"num_layers": 12, "num_iterations": 3, "vocab_size": 32000, "num_tokens
 
 
 def main() -> int:
-    """Measure section by section, print, and return 1 where a bound is missed."""
-    parser = make_parser(__doc__, rounds=10, **SIZES, dtype="float32")
-    parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
-    options = parser.parse_args()
+    """Measure section by section."""
     torch.set_grad_enabled(False)
-    missed = False
-    everywhere = [name for name in SECTIONS if name != "graphs" or options.device.startswith("cuda")]
-    for name in options.section or everywhere:
-        print(name, flush=True)
-        missed |= not print_rows(SECTIONS[name](options))
-    return int(missed)
+    return run_sections(make_parser(__doc__, rounds=10, **SIZES, dtype="float32"), SECTIONS, "graphs")
 
 
 def measure_forward(options: Any) -> Iterator[Row]:
@@ -118,7 +110,7 @@ def measure_graphs(options: Any) -> Iterator[Row]:
         yield Row(name, compare(ours, other, options), bound)
 
 
-SECTIONS: dict[str, Callable[[Any], Iterator[Row]]] = {
+SECTIONS = {
     "forward": measure_forward,
     "decode": measure_decoding,
     "compiled": measure_compiled,

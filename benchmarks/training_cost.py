@@ -13,12 +13,12 @@ which is the same for both. Exit code 1 where a bound is missed:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from common import Row, autocasts, make_iiet, make_parser, model_shape, print_rows, ratio_in_turns
+from common import Row, autocasts, make_iiet, make_parser, model_shape, ratio_in_turns, run_sections
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -44,29 +44,14 @@ def measure_step(options: Any) -> Iterator[Row]:
     ours, llama = make_models(options)
     for name, autocast in autocasts():
         work, other = (partial(step, model, options, autocast) for model in (ours, llama))
-        yield Row(
-            f"forward and backward, {name}",
-            ratio_in_turns(work, other, options.rounds, options.device),
-            1.05,
-        )
-
-
-SECTIONS: dict[str, Callable[[Any], Iterator[Row]]] = {
-    "activations": measure_activations,
-    "step": measure_step,
-}
+        ratio = ratio_in_turns(work, other, options.rounds, options.device)
+        yield Row(f"forward and backward, {name}", ratio, 1.05)
 
 
 def main() -> int:
-    """Measure section by section, print, and return 1 where a bound is missed."""
+    """Measure section by section."""
     parser = make_parser(__doc__, rounds=10, **SIZES, attention="sdpa")
-    parser.add_argument("--section", action="append", choices=SECTIONS, help="default: all")
-    options = parser.parse_args()
-    missed = False
-    for name in options.section or SECTIONS:
-        print(name)
-        missed |= not print_rows(SECTIONS[name](options))
-    return int(missed)
+    return run_sections(parser, {"activations": measure_activations, "step": measure_step})
 
 
 def make_models(options: Any) -> tuple[IIETModel, LlamaModel]:

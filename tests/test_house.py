@@ -14,8 +14,8 @@ OF_A_MODEL = """
 _auto_class _can_compile_fullgraph _can_record_outputs _init_weights _no_split_modules _skip_keys_device_placement
 _supports_attention_backend _supports_flash_attn _supports_flex_attn _supports_sdpa _tied_weights_keys _tp_plan
 """.split()
-# Read and never set: there is no public name. _cdata tells torch's storages apart; _replace is a named tuple's.
-READ = {"_attn_implementation", "_cdata", "_replace"}
+# Read and never set: there is no public name. _replace is a named tuple's.
+READ = {"_attn_implementation", "_replace"}
 # Not yet without.
 TO_GO = {"_local_mapping"}
 

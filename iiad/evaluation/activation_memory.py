@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.profiler import record_function
+
+from .tracing import traced_events
 
 __all__ = ["peak_bytes", "peaks_in_turn", "saved_bytes"]
+
+_WORK = "iiad.work"
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
     """Return the most bytes of tensors made by `work` that were alive at once. Its result is dropped.
 
-    Tensors from before are not counted. Memory inside an operation counts on CUDA, by the caching allocator's own
-    peak, and not on the CPU.
+    Tensors from before are not counted; what an operation takes meanwhile from torch's allocator is.
     """
     return peaks_in_turn([work], device)[0]
 
 
 def peaks_in_turn(works: Sequence[Callable[[], Any]], device: str = "cpu") -> list[int]:
-    """Return `peak_bytes` of works done one after another: tensors that one leaves alive count for the next.
-
-    On the CPU an operation is what torch dispatches as one: under torch.inference_mode() all of
-    scaled_dot_product_attention, with its copy of a mask; under torch.no_grad() its kernel alone.
-    """
+    """Return `peak_bytes` of works done one after another: tensors that one leaves alive count for the next."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         return [_cuda_peak(work, device) - before for work in works]
-    peaks = []
-    with _Allocations() as allocations:
+
+    def run() -> None:
         for work in works:
-            allocations.peak = allocations.held
-            work()
-            peaks.append(allocations.peak)
+            with record_function(_WORK):
+                work()
+
+    alive: dict[int, int] = {}  # address -> bytes
+    held, peaks = 0, []
+    for event in traced_events(run, memory=True):
+        if event["name"] == _WORK:
+            peaks.append(held)
+        elif event["name"] == "[memory]" and peaks:
+            address, size = event["args"]["Addr"], event["args"]["Bytes"]
+            if size > 0:
+                alive[address] = size
+            held += size if size > 0 else -alive.pop(address, 0)  # not known: a tensor from before
+            peaks[-1] = max(peaks[-1], held)
     return peaks
 
 
@@ -58,7 +66,7 @@ def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:
     inputs count. The result of `work` is dropped.
     """
     owned = {
-        tensor.untyped_storage()._cdata
+        tensor.untyped_storage().data_ptr()
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
     }
@@ -66,8 +74,8 @@ def saved_bytes(work: Callable[[], Any], *modules: nn.Module) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not _is_weight(tensor) and storage._cdata not in owned:
-            saved[storage._cdata] = storage
+        if not _is_weight(tensor) and storage.data_ptr() not in owned:
+            saved[storage.data_ptr()] = storage
         return tensor.detach()  # the tensor itself, if it is an output, would keep its own graph alive
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -86,36 +94,3 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 _WEIGHT_COPIES = ("ToCopyBackward0", "TBackward0", "TransposeBackward0")
-
-
-class _Allocations(TorchDispatchMode):
-    """Follow every storage that an operation makes, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}  # address -> bytes
-        self.held = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf.untyped_storage(), known)
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage, known: set[int]) -> None:
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address in known or address in self.alive or not size:
-            return
-        self.alive[address] = size
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._forget, address)
-
-    def _forget(self, address: int) -> None:
-        self.held -= self.alive.pop(address, 0)

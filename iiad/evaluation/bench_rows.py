@@ -103,12 +103,11 @@ def require_free_memory(rows: Sequence[Row], batch_size: int, num_tokens: int) -
             )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def measure_peaks(row: Row, prompts: Tensor) -> dict[str, int]:
     """Return the most bytes alive at once beside the weights, the cache included, in "prefill" and a "decode" step.
 
-    A compiled row runs eager on its static cache. Not under inference mode, where on the CPU attention would hide
-    what it allocates.
+    A compiled row runs eager on its static cache.
     """
     model = row.under_plan()
     calls = run_calls(model, prompts, new_cache(model, prompts.shape[1] + 1 if row.compiled else None))

@@ -7,27 +7,24 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch import Tensor
+from torch.profiler import record_function
 from transformers import DynamicCache
 
 from .bench_artefact import PARTS, Breakdown
 from .timing import now, run_calls
+from .tracing import traced_events
 
 __all__ = ["can_be_profiled", "median_breakdown", "profile_run", "seconds_by_part"]
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler reports its stages on stderr
 PROFILED_STEPS = 8
 """Decoding steps at most: enough for a mean, few enough for the profiler's memory."""
 PREFIX = "iiad."
@@ -91,30 +88,24 @@ def seconds_by_part(spans: Iterable[tuple[str, float, float]], whole: float) -> 
 
 
 def _profile_calls(calls: Iterator[Tensor], number: int, device: torch.device) -> Breakdown:
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        started = now(device)
+    on_gpu, clock = device.type == "cuda", []
+
+    def run() -> None:
+        clock.append(now(device))
         for _ in range(number):
             next(calls)
-        asked = time.perf_counter() - started
-        whole = now(device) - started
+        clock.extend([time.perf_counter(), now(device)])
+
     # On a GPU a span is there twice: as the host launched it, and as the device ran it.
-    spans = _read_spans(profiler, "gpu_user_annotation" if on_gpu else "user_annotation")
-    seconds = {part: value / number for part, value in seconds_by_part(spans, whole).items()}
-    return Breakdown(seconds=seconds, host_share=asked / whole if on_gpu else None)
-
-
-def _read_spans(profiler: profile, category: str) -> list[tuple[str, float, float]]:
-    """Return our spans as (part, start, end), in seconds, of the trace: events() takes many times as long."""
-    with TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
-    return [
+    category = "gpu_user_annotation" if on_gpu else "user_annotation"
+    spans = [
         (event["name"].removeprefix(PREFIX), event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
-        for event in events
+        for event in traced_events(run, on_gpu=on_gpu)
         if event.get("cat") == category and event["name"].startswith(PREFIX)
     ]
+    started, asked, ended = clock
+    seconds = {part: value / number for part, value in seconds_by_part(spans, ended - started).items()}
+    return Breakdown(seconds=seconds, host_share=(asked - started) / (ended - started) if on_gpu else None)
 
 
 @contextmanager
@@ -128,24 +119,6 @@ def _spans(model: Any) -> Iterator[None]:
         modules += [("projections", getattr(layer.self_attn, name)) for name in PROJECTIONS]
     with ExitStack() as stack:
         for part, module in modules:
-            stack.enter_context(_recorded(module, f"{PREFIX}{part}"))
+            recorded = record_function(f"{PREFIX}{part}")(module.forward)
+            stack.enter_context(patch.object(module, "forward", recorded))
         yield
-
-
-@contextmanager
-def _recorded(module: nn.Module, name: str) -> Iterator[None]:
-    running: list[record_function] = []
-
-    def begin(*_: Any) -> None:
-        running.append(record_function(name))
-        running[-1].__enter__()
-
-    def end(*_: Any) -> None:
-        running.pop().__exit__(None, None, None)
-
-    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

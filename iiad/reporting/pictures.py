@@ -16,7 +16,6 @@ from .canvas import (
     WIDTH,
     colour_norm,
     new_picture,
-    require_matplotlib,
     require_numbers,
     require_pictures,
     scale_axis,
@@ -28,7 +27,6 @@ __all__ = [
     "draw_curve",
     "draw_influence",
     "draw_verification",
-    "require_matplotlib",
     "require_pictures",
     "short_number",
 ]
@@ -81,9 +79,8 @@ def draw_curve(
     *,
     knee: tuple[float, float] | None = None,
     unit: str = "nats per token",
-    name: str = "curve",
 ) -> list[Path]:
-    """Draw the trade-off of overhead cut and predicted loss as <name>.
+    """Draw the trade-off of overhead cut and predicted loss as curve.
 
     series: label -> points (overhead cut as a share in [0, 1], predicted loss). The first is a line, the Pareto
         frontier for one; the others are marks.
@@ -92,7 +89,7 @@ def draw_curve(
     """
     points = [point for part in series.values() for point in part]
     require_numbers("curve", points)
-    with new_picture(folder, name, 0.75 * WIDTH) as (figure, paths):
+    with new_picture(folder, "curve", 0.75 * WIDTH) as (figure, paths):
         axes = figure.add_subplot(xlabel="overhead cut (%)", ylabel=f"predicted loss ({unit})")
         axes.grid(visible=True)
         for number, ((label, part), look) in enumerate(zip(series.items(), styles(), strict=False)):
@@ -112,24 +109,25 @@ def draw_verification(
     folder: str | Path,
     *,
     unit: str = "nats per token",
-    name: str = "verification",
 ) -> list[Path]:
-    """Draw predicted against true loss of truncated teachers, with the diagonal, as <name>.
+    """Draw predicted against true loss of truncated teachers, with the diagonal, as verification.
 
     points: (kind of plan, predicted loss, true loss, standard error of the true loss or None).
     Raises InputError for no points, NaN or infinity.
     """
-    require_numbers("verification", [(predicted, true, error or 0.0) for _, predicted, true, error in points])
-    with new_picture(folder, name, 0.95 * WIDTH) as (figure, paths):
+    numbers = [(predicted, true, error or 0.0) for _, predicted, true, error in points]
+    require_numbers("verification", numbers)
+    with new_picture(folder, "verification", 0.95 * WIDTH) as (figure, paths):
         axes = figure.add_subplot(xlabel=f"predicted loss ({unit})", ylabel=f"true loss ({unit})")
         axes.grid(visible=True)
-        kinds = dict.fromkeys(kind for kind, *_ in points)
-        for kind, look in zip(kinds, styles(), strict=False):
-            own = [(predicted, true, error or 0.0) for name, predicted, true, error in points if name == kind]
+        series: dict[str, list[tuple[float, ...]]] = {}
+        for (kind, *_), triple in zip(points, numbers, strict=True):
+            series.setdefault(kind, []).append(triple)
+        for (kind, own), look in zip(series.items(), styles(), strict=False):
             predicted, true, errors = zip(*own, strict=True)
             bars = errors if any(errors) else None
             axes.errorbar(predicted, true, yerr=bars, label=kind, linestyle="none", elinewidth=0.6, **look)
-        values = [value for _, predicted, true, _ in points for value in (predicted, true)]
+        values = [value for predicted, true, _ in numbers for value in (predicted, true)]
         for which in "xy":
             scale_axis(axes, which, values)
         ends = axes.get_xlim(), axes.get_ylim()
