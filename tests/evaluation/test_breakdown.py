@@ -40,8 +40,7 @@ def test_every_run_of_a_part_is_a_span_in_the_profile(name, monkeypatch, tokens)
         "cache": slots,
         "projections": 2 * evaluations + 2 * slots,
         "mlp": evaluations,
-        "norms": 2 * evaluations
-        + (slots if "shared" in name else 0),  # those norm the layer's input once more
+        "norms": 2 * evaluations + slots * ("shared" in name),  # those norm the layer's input once more
         "solver": 3,  # layers
         "embedding": 1,
         "head": 2,  # with the final norm
@@ -104,14 +103,10 @@ def make_breakdown(**seconds):
     return Breakdown(seconds={part: seconds.get(part, 0.0) for part in PARTS})
 
 
-def test_amdahl_by_hand():
+def test_amdahl_and_the_excess_of_all_parts_by_hand():
     teacher = make_breakdown(attention=3.0, mlp=5.0, head=1.0, rest=1.0)
     assert teacher.expected_speedup(4) == pytest.approx(10 / (2 + 8 / 4))
     assert teacher.expected_speedup(1) == 1
-
-
-def test_the_excess_of_all_parts_adds_up_to_the_missing_speedup():
-    teacher = make_breakdown(attention=3.0, mlp=5.0, head=1.0, rest=1.0)
     student = make_breakdown(attention=1.25, mlp=1.0, head=1.0, rest=0.75)
     excess = student.excess(teacher, 4)
     assert excess["attention"] == pytest.approx((1.25 - 0.75) / 4)
