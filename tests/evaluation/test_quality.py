@@ -33,15 +33,9 @@ def corpus_of(folder, folders):
 
 
 def test_rows_come_in_order_with_the_truncated_first_model_second(evaluation):
-    labels = [result.label for result in evaluation.results]
-    assert labels == ["teacher", "teacher, truncated", "student", "llama", "other"]
-    assert [result.model.num_iterations for result in evaluation.results] == [
-        [3, 3, 3],
-        BUDGET,
-        BUDGET,
-        [0, 0, 0],
-        [1, 1, 1],
-    ]
+    plans = {result.label: result.model.num_iterations for result in evaluation.results}
+    assert list(plans) == ["teacher", "teacher, truncated", "student", "llama", "other"]
+    assert list(plans.values()) == [[3, 3, 3], BUDGET, BUDGET, [0, 0, 0], [1, 1, 1]]
     assert evaluation.settings.block_size == 40  # the least that a model takes
     assert evaluation.settings.dtype == "float32"
 
@@ -83,27 +77,22 @@ def test_models_of_different_tokenizers_read_the_same_text(evaluation, folders):
         assert result.bits_per_byte == pytest.approx(wanted)
 
 
-def test_max_tokens_prorates_the_bytes(folders):
-    result, corpus = run(folders, max_tokens=50).results[0], corpus_of(folders.llama, folders)
-    assert result.tokens == 49
-    bytes_of_those = 49 * corpus.num_bytes / corpus.num_tokens
-    assert result.bits_per_byte == pytest.approx(result.nll * 49 / math.log(2) / bytes_of_those)
-
-
 def run(folders, *models, **options):
     return evaluate_models(models or [folders.llama], [str(folders.text)], **{"device": "cpu", **options})
 
 
-def test_data_says_how_many_tokens_were_used(folders):
-    assert run(folders, max_tokens=50).data[0].num_tokens == 50
-    whole = corpus_of(folders.llama, folders).num_tokens
-    assert run(folders, max_tokens=10**6).data[0].num_tokens == whole
+def test_max_tokens_is_recorded_and_prorates_the_bytes(folders):
+    corpus, part = corpus_of(folders.llama, folders), run(folders, max_tokens=50)
+    assert (part.data[0].num_tokens, part.results[0].tokens) == (50, 49)
+    bytes_of_those = 49 * corpus.num_bytes / corpus.num_tokens
+    wanted = part.results[0].nll * 49 / math.log(2) / bytes_of_those
+    assert part.results[0].bits_per_byte == pytest.approx(wanted)
+    assert run(folders, max_tokens=10**6).data[0].num_tokens == corpus.num_tokens
 
 
 def test_a_first_model_without_iterations_has_no_overhead_to_cut(folders):
     llama, teacher = run(folders, folders.llama, folders.teacher).results
-    assert llama.overhead_cut is None
-    assert teacher.overhead_cut is None
+    assert (llama.overhead_cut, teacher.overhead_cut) == (None, None)
     assert teacher.compute_cut == pytest.approx(1 - 12 / 3)
 
 
@@ -186,10 +175,5 @@ def test_a_table_is_split_only_where_it_must_be():
 
 def test_numbers_are_shown_at_their_precision():
     assert [format_share(None), format_share(0.5512), format_share(0.41237, 2)] == ["-", "55.1 %", "41.24 %"]
-    assert [format_size(size) for size in (512, 1536, 300 * 1024, 5 << 20, 3 << 30)] == [
-        "512 B",
-        "1.5 KiB",
-        "300 KiB",
-        "5.0 MiB",
-        "3.0 GiB",
-    ]
+    shown = [format_size(size) for size in (512, 1536, 300 * 1024, 5 << 20, 3 << 30)]
+    assert shown == ["512 B", "1.5 KiB", "300 KiB", "5.0 MiB", "3.0 GiB"]

@@ -1,23 +1,20 @@
 """Scores against a double loop over positions, and what they must not depend on."""
 
 import math
-import types
 
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from iiad import InputError
 from iiad.evaluation.quality_artefact import bits_per_byte, perplexity
 from iiad.training.scoring import evaluate_model
-from tests.helpers import VARIANTS, make_iiet, make_llama, stir
+from tests.helpers import VARIANTS, make_iiet, make_llama, make_model, refused
 
 
 def make_gpt2():
-    return stir(
-        GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128)),
-        scale=0.05,
+    return make_model(
+        GPT2LMHeadModel, GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128)
     )
 
 
@@ -137,55 +134,45 @@ def test_no_gradient_is_kept_and_progress_adds_up():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_uniform_model_has_the_known_bits_per_byte():
+def test_a_uniform_model_has_the_known_bits_per_byte_and_perplexity_stays_a_number():
     model = make_iiet(num_iterations=1, tie_word_embeddings=False)
     nn.init.zeros_(model.lm_head.weight)
     score = evaluate_model(model, [stream()[None]])
     assert score.nll == pytest.approx(math.log(97), rel=1e-6)
     assert perplexity(score.nll) == pytest.approx(97, rel=1e-5)
     assert bits_per_byte(score.nll, 0.25) == pytest.approx(math.log2(97) / 4, rel=1e-6)
-
-
-def test_perplexity_stays_a_number():
     assert math.isfinite(perplexity(1e6))
 
 
 def test_a_loss_that_is_no_number_names_model_and_first_bad_batch():
-    model = make_iiet(num_iterations=1)
+    model = make_iiet(num_iterations=1, tie_word_embeddings=False)  # the token's logit elsewhere is sound
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = float("nan")
     tokens = torch.full((3, 9), 7)
     bad = tokens.clone()
     bad[1, 4] = 50
-    with pytest.raises(
-        InputError, match=r"^student: loss: expected finite numbers, got nan in batch 2 "
-    ) as caught:
-        evaluate_model(_untied(model), [tokens, tokens, bad, bad], name="student")
-    assert "\n" not in str(caught.value)
+    with refused("student: loss: expected finite numbers, got nan in batch 2 "):
+        evaluate_model(model, [tokens, tokens, bad, bad], name="student")
 
 
-def _untied(model):
-    """Only the embedding of one token is bad, not that token's logit everywhere."""
-    model.lm_head.weight = nn.Parameter(torch.nan_to_num(model.lm_head.weight.detach().clone()))
-    return model
-
-
-def test_a_token_outside_the_vocabulary_is_refused():
-    with pytest.raises(InputError, match="expected tokens below its vocabulary of 97, got 97 in batch 1"):
-        evaluate_model(make_iiet(num_iterations=0), [torch.full((1, 4), 5), torch.full((1, 4), 97)])
-
-
-@pytest.mark.parametrize("windows", [[], [torch.zeros(1, 1, dtype=torch.long)]])
-def test_no_token_to_predict_is_refused(windows):
-    with pytest.raises(InputError, match="windows: expected at least 1 token"):
+@pytest.mark.parametrize(
+    ("windows", "words"),
+    [
+        (
+            [torch.full((1, 4), 5), torch.full((1, 4), 97)],
+            "expected tokens below its vocabulary of 97, got 97 in batch 1",
+        ),
+        ([], "windows: expected at least 1 token"),
+        ([torch.zeros(1, 1, dtype=torch.long)], "windows: expected at least 1 token"),
+    ],
+)
+def test_tokens_that_cannot_be_scored_are_refused(windows, words):
+    with refused(words):
         evaluate_model(make_iiet(num_iterations=0), windows)
 
 
-def test_logits_of_a_whole_batch_never_exist_at_once(monkeypatch):
+def test_logits_of_a_whole_batch_never_exist_at_once():
     model, widest = make_iiet(num_iterations=1), []
-    forward = model.lm_head.forward
-    model.lm_head.forward = types.MethodType(
-        lambda self, states: widest.append(states.shape[0]) or forward(states), model.lm_head
-    )
+    model.lm_head.register_forward_pre_hook(lambda _, given: widest.append(given[0].shape[0]))
     evaluate_model(model, windows_of(stream(), 16, 3), chunk_tokens=5)
     assert max(widest) == 5
