@@ -17,7 +17,9 @@ OFF = {"max_steps": 0}
 def lesson(recipe_fields, little_text):
     """Make a recipe: its stages' steps, and whatever else of section distillation, by name."""
 
-    def make(layerwise=0, distill=0, recover=0, student=None, training=None, schedules=None, **section):
+    def make(
+        layerwise=0, distill=0, recover=0, student=None, training=None, schedules=None, data=None, **section
+    ):
         steps = {"layerwise": layerwise, "distill": distill, "recover": recover}
         stages = {
             name: {"max_steps": number, "warmup_steps": 0, "learning_rate": 0.003} if number else OFF
@@ -29,7 +31,7 @@ def lesson(recipe_fields, little_text):
         usual = {"per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 100}
         return DistillRecipe.model_validate(
             {
-                "data": {**recipe_fields["data"], **texts},
+                "data": {**recipe_fields["data"], **texts, **(data or {})},
                 "student": student or {},
                 "distillation": {"check_teacher": False, **stages, **section},
                 "training": {**usual, **(training or {})},

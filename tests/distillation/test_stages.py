@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div
 from iiad import InputError
 from iiad.checkpoints import identify_model, load_model
 from iiad.data import load_tokenizer
-from iiad.distillation import LiveTeacher, objectives
+from iiad.distillation import LiveTeacher, distill, objectives
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, RunRecord, load_recipe, loop
 from iiad.training.checkpointing import Checkpoints, StageState
@@ -20,27 +20,36 @@ from iiad.training.scoring import TokenScore
 from tests.helpers import log_of
 
 
-def test_stage_layerwise_teaches_the_changed_layers_alone_and_their_errors_fall(distilled, teacher_folder):
-    folder = distilled(layerwise=30)
-    before, after = (load_file(each / "model.safetensors") for each in (teacher_folder, folder))
+@pytest.fixture(scope="module")
+def layer_by_layer(teacher_folder, plan_file, lesson, tmp_path_factory):
+    """A student of stage layerwise alone."""
+    folder = tmp_path_factory.mktemp("layerwise") / "run"
+    distill(teacher_folder, plan_file, lesson(layerwise=24), folder)
+    return folder
+
+
+def test_stage_layerwise_teaches_the_changed_layers_alone_and_their_errors_fall(
+    layer_by_layer, teacher_folder
+):
+    before, after = (load_file(each / "model.safetensors") for each in (teacher_folder, layer_by_layer))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith("model.layers.1.") for name in moved)
     assert not any(".corrector.update_" in name for name in moved)  # without use under the plan
-    entries = log_of(folder, "layerwise")
+    entries = log_of(layer_by_layer, "layerwise")
     assert all(entry["loss"] == pytest.approx(entry["layer_2"]) for entry in entries)
     assert "layer_1" not in entries[0]
     losses = [entry["loss"] for entry in entries]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
 
 def test_layers_that_learnt_by_themselves_bring_the_student_nearer_to_the_teacher(
-    distilled, teacher_folder, little_text
+    layer_by_layer, teacher_folder, little_text
 ):
     text = json.loads(little_text.read_text().splitlines()[0])["text"]
     ids = torch.tensor([load_tokenizer(teacher_folder)(text)["input_ids"][:64]])
     truncated = load_model(teacher_folder, num_iterations=[2, 0])
-    models = [load_model(teacher_folder), truncated, load_model(distilled(layerwise=30))]
+    models = [load_model(teacher_folder), truncated, load_model(layer_by_layer)]
     with torch.no_grad():
         teacher, before, after = (model(ids).logits.double().log_softmax(-1) for model in models)
     assert kl_div(after, teacher, log_target=True, reduction="sum") < 0.5 * kl_div(
@@ -57,28 +66,23 @@ def score_by(monkeypatch, accuracies):
 WATCHED = {"eval_steps": 2, "save_steps": 100}
 
 
-def test_a_stage_ends_when_enough_is_retained_and_so_do_all(distilled, monkeypatch, tmp_path):
+def test_a_stage_ends_when_enough_is_retained_as_do_all_and_is_not_run_again(distilled, monkeypatch, capsys):
+    settings = {"distill": 8, "recover": 4, "retain": 0.96, "training": {**WATCHED, "ema_decay": 0.5}}
     score_by(monkeypatch, [0.5, 0.4, 0.49, 0.49])
-    folder = distilled(distill=8, recover=4, retain=0.96, training=WATCHED)
+    folder = distilled("whole", **settings)
     assert [(entry["stage"], entry["step"]) for entry in log_of(folder)] == [
         ("distill", n) for n in range(1, 5)
     ]
     stage = next(folder.glob("stage-*"))
     assert Checkpoints(stage).newest().name == "checkpoint-4"
     assert StageState.load(stage / "checkpoint-4").stopped == "retains 98.00 % of the teacher's accuracy"
+    assert "- stopped: retains 98.00 %" in (stage / "checkpoint-4" / "README.md").read_text()
     record = RunRecord.load(folder / "run.json")
     assert record.finished
     assert record.results["retained"] == pytest.approx(0.98)
     assert record.results["tokens"] == 4 * 4 * 32
-    assert "- stopped: retains 98.00 %" in (stage / "checkpoint-4" / "README.md").read_text()
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [entry["retained"] for entry in found if "retained" in entry] == pytest.approx([0.8, 0.98])
+    assert [entry["retained"] for entry in log_of(folder, name="retained")] == pytest.approx([0.8, 0.98])
 
-
-def test_a_stage_that_ended_early_is_not_run_again(distilled, monkeypatch, tmp_path, capsys):
-    settings = {"distill": 8, "recover": 4, "retain": 0.96, "training": {**WATCHED, "ema_decay": 0.5}}
-    score_by(monkeypatch, [0.5, 0.4, 0.49, 0.49])
-    whole = distilled("whole", **settings)
     with monkeypatch.context() as patch:
         score_by(patch, [0.5, 0.4, 0.49])  # and no score for the result
         with pytest.raises((StopIteration, RuntimeError)):
@@ -86,14 +90,14 @@ def test_a_stage_that_ended_early_is_not_run_again(distilled, monkeypatch, tmp_p
     score_by(monkeypatch, [0.5, 0.49])
     again = distilled("broken", resume=True, **settings)
     assert "distill: stopped early before; not run again" in capsys.readouterr().err
-    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert len(log_of(again)) == 4
 
 
 def test_all_stages_are_run_when_it_never_is(distilled, monkeypatch):
-    score_by(monkeypatch, [0.5] + 9 * [0.4])
-    folder = distilled(distill=4, recover=2, retain=0.9, training=WATCHED)
-    assert [entry["step"] for entry in log_of(folder)] == [1, 2, 3, 4, 1, 2]
+    score_by(monkeypatch, [0.5] + 3 * [0.4])
+    folder = distilled(distill=2, recover=2, retain=0.9, training=WATCHED)
+    assert [entry["step"] for entry in log_of(folder)] == [1, 2, 1, 2]
     assert RunRecord.load(folder / "run.json").results["retained"] == pytest.approx(0.8)
 
 
@@ -102,18 +106,19 @@ def test_each_stage_may_have_a_schedule_of_its_own(distilled):
         "distill": {"lr_scheduler_type": "constant_with_warmup"},
         "recover": {"learning_rate": 0.002},
     }
-    folder = distilled(distill=4, recover=4, training={"lr_scheduler_type": "linear"}, schedules=schedules)
+    folder = distilled(distill=2, recover=3, training={"lr_scheduler_type": "linear"}, schedules=schedules)
     rates = {name: [entry["learning_rate"] for entry in log_of(folder, name)] for name in schedules}
-    assert rates["distill"] == pytest.approx([0.003] * 4)
-    assert rates["recover"] == pytest.approx([0.002 * (1 - done / 4) for done in range(4)])
+    assert rates["distill"] == pytest.approx([0.003] * 2)
+    assert rates["recover"] == pytest.approx([0.002 * (1 - done / 3) for done in range(3)])
 
 
-def test_nothing_to_teach_layer_by_layer_is_no_stage(distilled, teacher_folder, tmp_path):
-    Plan.explicit([2, 2], identify_model(load_model(teacher_folder), teacher_folder)).save(
-        tmp_path / "full.json"
-    )
-    folder = distilled(plan=tmp_path / "full.json", layerwise=2, recover=1)
+def test_stages_without_a_step_or_a_changed_layer_are_left_out(distilled, teacher_folder, tmp_path):
+    plan = tmp_path / "full.json"
+    Plan.explicit([2, 2], identify_model(load_model(teacher_folder), teacher_folder)).save(plan)
+    folder = distilled(plan=plan, layerwise=2, recover=1)
     assert [entry["stage"] for entry in log_of(folder)] == ["recover"]
+    assert len(list(folder.glob("stage-*"))) == 1
+    assert load_recipe(DistillRecipe, folder / "recipe.yaml").distillation.recover.max_steps == 1
 
 
 def test_retention_needs_something_to_measure_it_on(lesson):
@@ -149,21 +154,16 @@ def test_the_teacher_and_each_stages_optimizer_are_gone_when_nothing_needs_them(
 
     monkeypatch.setattr(LiveTeacher, "__init__", make)
     monkeypatch.setattr(loop, "make_optimizer", watch)
-    distilled(layerwise=1, distill=1, recover=2, training=WATCHED)
+    distilled(layerwise=1, distill=1, recover=1)
     assert alive == {0: (1, 0), 1: (1, 0), 2: (0, 0)}  # layerwise, distill, recover
 
 
 def test_losses_that_need_no_teacher_run_none(distilled, monkeypatch):
     monkeypatch.setattr(LiveTeacher, "signal", lambda *args: pytest.fail("the teacher was run"))
-    assert "kl" not in log_of(distilled(distill=2, kl_weight=0.0))[0]
+    assert "kl" not in log_of(distilled(distill=1, kl_weight=0.0))[0]
 
 
 def test_hidden_states_alone_need_no_head(distilled, monkeypatch):
     monkeypatch.setattr(objectives, "head_loss", lambda *args, **kwargs: pytest.fail("the head was run"))
-    entry = log_of(distilled(distill=2, ce_weight=0.0, kl_weight=0.0, hidden_weight=2.0))[0]
+    entry = log_of(distilled(distill=1, ce_weight=0.0, kl_weight=0.0, hidden_weight=2.0))[0]
     assert entry["loss"] == pytest.approx(2 * entry["hidden"])
-
-
-def test_a_saved_recipe_is_a_recipe(distilled):
-    folder = distilled(recover=1)
-    assert load_recipe(DistillRecipe, folder / "recipe.yaml").distillation.recover.max_steps == 1
