@@ -97,9 +97,8 @@ def test_slots_are_registered_once_under_a_name_with_their_number_alone(name):
     for plan in (model.config.num_iterations, [1, 0, 1]):
         model.set_num_iterations(plan)
         for each in (model, copy.deepcopy(model)):
-            slots = {
-                key: module for key, module in each.named_modules() if isinstance(module, EvaluationSlot)
-            }
+            modules = each.named_modules()
+            slots = {name: module for name, module in modules if isinstance(module, EvaluationSlot)}
             numbers = [[int(number) for number in re.findall(r"\d+", key)] for key in slots]
             assert numbers == [[slot.layer_idx] for slot in slots.values()]
             assert numbers == [[n] for n in range(model.config.num_hidden_layers)]

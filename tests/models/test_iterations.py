@@ -208,7 +208,7 @@ def test_hidden_states_are_one_per_layer_whatever_the_plan(tokens):
     assert len(model(tokens, output_hidden_states=True).hidden_states) == 4
 
 
-def test_changing_the_plan_and_back_restores_the_model_and_keeps_the_config_in_step(tokens):
+def test_a_plan_can_be_changed_and_restored_and_one_that_does_not_fit_changes_nothing(tokens):
     model = make_iiet(num_iterations=3)
     full = model(tokens).logits
     model.set_num_iterations([1, 0, 2])
@@ -216,16 +216,10 @@ def test_changing_the_plan_and_back_restores_the_model_and_keeps_the_config_in_s
     assert model.config.num_hidden_layers == 6
     assert not torch.equal(model(tokens).logits, full)
     model.set_num_iterations(3)
-    assert torch.equal(model(tokens).logits, full)
-
-
-@pytest.mark.parametrize("plan", [[1, 1], 4, [0, 0, 4], [0, -1, 0]])
-def test_a_plan_that_does_not_fit_is_refused_and_changes_nothing(plan, tokens):
-    model = make_iiet(num_iterations=3)
-    full = model(tokens).logits
-    with pytest.raises(ValueError, match="num_iterations"):
-        model.set_num_iterations(plan)
-    assert model.config.num_iterations == [3, 3, 3]
+    for plan in ([1, 1], 4, [0, 0, 4], [0, -1, 0]):
+        with pytest.raises(ValueError, match="num_iterations"):
+            model.set_num_iterations(plan)
+        assert model.config.num_iterations == [3, 3, 3]
     assert torch.equal(model(tokens).logits, full)
 
 
@@ -249,10 +243,6 @@ def test_a_plan_that_does_not_fit_is_refused_and_changes_nothing(plan, tokens):
 def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         IIETConfig(**{**SHAPE, **fields})
-
-
-def test_any_positive_epsilon_is_accepted():
-    assert IIETConfig(**SHAPE, rms_norm_eps=1.0).rms_norm_eps == 1.0
 
 
 def test_an_attribute_named_nearly_like_a_field_can_be_saved_and_loaded(tmp_path):
