@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,84 +12,76 @@ from .options import Overwrite, split_data
 
 __all__ = ["plan"]
 
-_by = partial(typer.Option, rich_help_panel="Plan by")
-_within = partial(typer.Option, rich_help_panel="Bounds")
-_on = partial(typer.Option, rich_help_panel="Latency and context")
-_verify = partial(typer.Option, rich_help_panel="Verify on the teacher")
+
+def _panel(name: str) -> Callable[..., Any]:
+    """Make options of one panel of the help: text, flags if they are not the parameter's name, limits."""
+    return lambda text, *flags, **limits: typer.Option(*flags, help=text, rich_help_panel=name, **limits)
+
+
+_by, _within, _on = _panel("Plan by"), _panel("Bounds"), _panel("Latency and context")
+_verify = _panel("Verify on the teacher")
 
 
 def plan(
     profile: Annotated[Path, typer.Argument(help="profile.json, as `iiad profile` writes it.")],
     threshold: Annotated[
         float | None,
-        _by(help="Least influence of an iteration to keep, in the metric's unit; 0 keeps the teacher."),
+        _by("Least influence of an iteration to keep, in the metric's unit; 0 keeps the teacher."),
     ] = None,
     normalize: Annotated[
         str | None,
-        _by(
-            help="none, layer or model: --threshold is a share of the largest score of each layer or of all."
-        ),
+        _by("none, layer or model: --threshold is a share of the largest score of each layer or of all."),
     ] = None,
-    overhead_cut: Annotated[
-        float | None, _by(help="Drop at least this share of all iterations, 0 to 1.")
-    ] = None,
+    overhead_cut: Annotated[float | None, _by("Drop at least this share of all iterations, 0 to 1.")] = None,
     compute_cut: Annotated[
-        float | None, _by(help="Drop at least this share of all block evaluations, 0 to 1.")
+        float | None, _by("Drop at least this share of block evaluations, 0 to 1.")
     ] = None,
-    max_evaluations: Annotated[int | None, _by(help="Most block evaluations per token.")] = None,
-    max_cache_bytes: Annotated[int | None, _by(help="Most bytes of cache per token.")] = None,
+    max_evaluations: Annotated[int | None, _by("Most block evaluations per token.")] = None,
+    max_cache_bytes: Annotated[int | None, _by("Most bytes of cache per token.")] = None,
     max_latency_ms: Annotated[
-        float | None, _by(help="Most milliseconds of a call, as --latency predicts.")
+        float | None, _by("Most milliseconds of a call, as --latency predicts.")
     ] = None,
-    speedup: Annotated[
-        float | None, _by(help="Least speed-up over the teacher, as --latency predicts.")
-    ] = None,
+    speedup: Annotated[float | None, _by("Least speed-up over the teacher, as --latency predicts.")] = None,
     max_score: Annotated[
-        float | None, _by(help="Most predicted loss, in the metric's unit: make the cheapest such plan.")
+        float | None, _by("Most predicted loss, in the metric's unit: make the cheapest such plan.")
     ] = None,
     curve: Annotated[
-        bool, _by("--curve", help="Show every best trade of evaluations for predicted loss.")
+        bool, _by("Show every best trade of evaluations for predicted loss.", "--curve")
     ] = False,
-    metric: Annotated[str, _by(help="Metric of the profile to plan by.")] = "kl",
+    metric: Annotated[str, _by("Metric of the profile to plan by.")] = "kl",
     min_iterations: Annotated[
-        int | None, _within(help="Fewest of every layer; all where the teacher has fewer.")
+        int | None, _within("Fewest of every layer; all where the teacher has fewer.")
     ] = None,
-    max_iterations: Annotated[int | None, _within(help="Most of every layer.")] = None,
+    max_iterations: Annotated[int | None, _within("Most of every layer.")] = None,
     pin: Annotated[
         list[str] | None,
-        _within(help="LAYER=ITERATIONS, as in 3=2: layer 3, counted from 1, runs exactly 2. Repeatable."),
+        _within("LAYER=ITERATIONS, as in 3=2: layer 3, counted from 1, runs exactly 2. Repeatable."),
     ] = None,
     latency: Annotated[
-        Path | None, _on(help="Latency table of the teacher, as `iiad bench --layers` writes it.")
+        Path | None, _on("Latency table of the teacher, as `iiad bench --layers` writes it.")
     ] = None,
     phase: Annotated[
-        str | None, _on(help="decode or prefill: calls that the latency is of. Default: decode.")
+        str | None, _on("decode or prefill: calls that the latency is of. Default: decode.")
     ] = None,
     device: Annotated[
-        str | None, _on(help="Require a table of this device; without a table, run --verify on it.")
+        str | None, _on("Require a table of this device; without a table, run --verify on it.")
     ] = None,
     dtype: Annotated[
-        str | None, _on(help="Require a table of this dtype; without a table, run --verify in it.")
+        str | None, _on("Require a table of this dtype; without a table, run --verify in it.")
     ] = None,
     context: Annotated[
-        int | None, _on(help="Tokens to count FLOPs and cache for. Default: the table's, or 1024.")
+        int | None, _on("Tokens to count FLOPs and cache for. Default: the table's, or 1024.")
     ] = None,
-    batch_size: Annotated[
-        int | None, _on(help="Sequences to count them for. Default: the table's, or 1.")
-    ] = None,
+    batch_size: Annotated[int | None, _on("Sequences to count them for. Default: the table's, or 1.")] = None,
     verify: Annotated[
         str | None,
-        _verify(
-            help="Folder of the teacher: run the plan, the curve's points and baselines on it, untrained."
-        ),
+        _verify("Folder of the teacher: run the plan, the curve's points and baselines on it, untrained."),
     ] = None,
-    data: Annotated[list[str] | None, _verify(help="Text for --verify; best not the profile's.")] = None,
-    text_field: Annotated[str, _verify(help="jsonl field or parquet column with the text.")] = "text",
-    max_tokens: Annotated[
-        int | None, _verify(min=2, help="Tokens for --verify. Default: as the profile.")
-    ] = None,
-    seed: Annotated[int, _verify(min=0, help="Seed of the random baselines.")] = 0,
-    verification: Annotated[Path | None, _verify(help="Write what --verify measured (JSON).")] = None,
+    data: Annotated[list[str] | None, _verify("Text for --verify; best not the profile's.")] = None,
+    text_field: Annotated[str, _verify("jsonl field or parquet column with the text.")] = "text",
+    max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.", min=2)] = None,
+    seed: Annotated[int, _verify("Seed of the random baselines.", min=0)] = 0,
+    verification: Annotated[Path | None, _verify("Write what --verify measured (JSON).")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Folder for pictures of curve and verification (PNG, SVG).")
     ] = None,
@@ -178,9 +170,7 @@ def plan(
             split_data(data or []),
             measured,
             metric,
-            planning.candidates(
-                measured, curves, made.num_iterations if made is not None else None, seed=seed
-            ),
+            planning.candidates(measured, curves, made.num_iterations if made else None, seed=seed),
             text_field=text_field,
             max_tokens=max_tokens,
             device=device,

@@ -273,12 +273,6 @@ def _require_fit(
 
 def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
     for name, layers in values.items():
-        if len(layers) != len(lengths):
-            raise ValueError(
-                f"{field}.{name}: expected {len(lengths)} layers, as the model has, got {len(layers)}"
-            )
-        for number, (layer, length) in enumerate(zip(layers, lengths, strict=True), 1):
-            if len(layer) != length:
-                raise ValueError(
-                    f"{field}.{name}: expected {length} numbers for layer {number}, got {len(layer)}"
-                )
+        found = [len(layer) for layer in layers]
+        if found != list(lengths):
+            raise ValueError(f"{field}.{name}: expected {list(lengths)} numbers in the layers, got {found}")

@@ -30,8 +30,8 @@ def test_the_fingerprint_follows_the_scores():
     [
         (("scores", "kl", 0, 1, float("nan")), "scores.kl.0.1: "),
         (("scores", "kl", 0, 1, float("inf")), "scores.kl.0.1: "),
-        (("scores", "kl", 0, [0.1]), "scores.kl: expected 2 numbers for layer 1, got 1"),
-        (("scores", "kl", [[0.1, 0.2]]), "scores.kl: expected 3 layers, as the model has, got 1"),
+        (("scores", "kl", 0, [0.1]), "scores.kl: expected [2, 0, 3] numbers in the layers, got [1, 0, 3]"),
+        (("scores", "kl", [[0.1, 0.2]]), "scores.kl: expected [2, 0, 3] numbers in the layers, got [2]"),
         (("scores", {}), "scores: "),
         (
             ("scores", "magic", [[0.1, 0.2], [], [1, 2, 3]]),
@@ -40,7 +40,10 @@ def test_the_fingerprint_follows_the_scores():
         (("standard_errors", "kl", 0, 0, -0.1), "standard_errors: expected none below 0, got -0.1"),
         (("standard_errors", "kl", 0, 0, float("nan")), "standard_errors.kl.0.0: "),
         (("standard_errors", {"kl": [[0, 0], [], [0, 0, 0]]}), "expected metrics of cosine, kl, got kl"),
-        (("standard_errors", "kl", 2, []), "standard_errors.kl: expected 3 numbers for layer 3, got 0"),
+        (
+            ("standard_errors", "kl", 2, []),
+            "standard_errors.kl: expected [2, 0, 3] numbers in the layers, got [2, 0, 0]",
+        ),
         (
             ("standard_errors", None),
             "standard_errors: expected numbers, as there are several batches, got null",
@@ -50,15 +53,18 @@ def test_the_fingerprint_follows_the_scores():
         (("batches", 3, "scores", "kl", 0, 0, 0.5), "scores.kl: expected the mean of the batches, "),
         (
             ("batches", 3, "scores", "kl", 0, [0.5]),
-            "batches.3.scores.kl: expected 2 numbers for layer 1, got 1",
+            "batches.3.scores.kl: expected [2, 0, 3] numbers",
         ),
         (("batches", 3, "scores", "kl", 0, 0, float("nan")), "batches.3.scores.kl.0.0: "),
         (("batches", 3, "data", 1), "batches.3.data: expected 0 to 0, got 1"),
-        (("stages", {"kl": [[0.1], [], []]}), "stages.kl: expected 0 numbers for layer 1, got 1"),
-        (("fixed_point", []), "fixed_point.residuals: expected 3 layers, as the model has, got 0"),
+        (
+            ("stages", {"kl": [[0.1], [], []]}),
+            "stages.kl: expected [0, 0, 0] numbers in the layers, got [1, 0, 0]",
+        ),
+        (("fixed_point", []), "fixed_point.residuals: expected [2, 0, 3] numbers in the layers, got []"),
         (
             ("fixed_point", 0, "residuals", [0.1]),
-            "fixed_point.residuals: expected 2 numbers for layer 1, got 1",
+            "fixed_point.residuals: expected [2, 0, 3] numbers",
         ),
         (("data", []), "data: expected at least 1 item"),
         (("format_version", 1), "format_version: expected 2, got 1"),
@@ -84,7 +90,9 @@ def test_what_is_no_profile_gives_one_line(text, tmp_path):
 
 
 def test_a_profile_cannot_be_made_with_scores_that_do_not_fit():
-    with pytest.raises(ValidationError, match="layer 2"):
+    with pytest.raises(
+        ValidationError, match=r"scores.kl: expected \[1, 2\] numbers in the layers, got \[1, 1\]"
+    ):
         make_profile({"kl": [[0.1], [0.1]]}, (1, 2))
 
 
