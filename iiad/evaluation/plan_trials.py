@@ -57,7 +57,7 @@ def measure_truncations(
             ]
             # Shaped as a profile's scores: metric -> for each plan one number.
             records.append(
-                {"full": [[full.loss]], **{name: [harm[name] for harm in found] for name in ("kl", "loss")}}
+                {name: [harm[name] for harm in found] for name in ("kl", "loss")} | {"full": [[full.loss]]}
             )
             weights.append(input_ids.numel())
             if advance is not None:

@@ -66,23 +66,19 @@ def measure_influence(
 ) -> Profile:
     """Score each iteration of a model on blocks drawn from a text.
 
-    Args:
-        model: a folder, with its tokenizer, or a hub name.
-        data: files, patterns, folders or `stdlib` (its training split). Several lists of them are several data sets:
-            blocks are drawn of each, and the profile tells them apart.
-        metrics: names from `METRICS`; default: all.
-        text_field: the jsonl field or parquet column with the text.
-        block_size: tokens of a block; default: 512, or the model's context where that is less.
-        batch_size: blocks at a time.
-        max_tokens: tokens to draw of each data set, as whole blocks from all of it; None: all of it.
-        seed: of the draw.
-        device: default: CUDA where there is one, else the CPU.
-        dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
-        memory: bytes that may be taken beside the weights; see `profile_batch`. No score depends on it.
-        cache_dir: folder for tokenized text.
-        output: file for the profile and, until it is finished, beside it one for the finished batches.
-            Default: nothing is written.
-        resume: continue from the finished batches of an interrupted call, if there are any.
+    model: a folder, with its tokenizer, or a hub name.
+    data: files, patterns, folders or `stdlib` (its training split). Several lists of them are several data sets:
+        blocks are drawn of each, and the profile tells them apart.
+    metrics: names from `METRICS`; default: all.
+    text_field: the jsonl field or parquet column with the text.
+    block_size: tokens of a block; default: 512, or the model's context where that is less. batch_size: blocks.
+    max_tokens: to draw of each data set, as whole blocks from all of it; None: all of it. seed: of the draw.
+    device: default: CUDA where there is one, else the CPU.
+    dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
+    memory: bytes that may be taken beside the weights; see `profile_batch`. cache_dir: for tokenized text.
+    output: file for the profile and, until it is finished, beside it one for the finished batches.
+        Default: nothing is written.
+    resume: continue from the finished batches of an interrupted call, if there are any.
 
     Raises InputError for a model without iterations, where a model, a file or a value cannot be used, and where
     memory runs out; finished batches can be resumed.

@@ -56,19 +56,15 @@ def profile_batch(
     `loss` run the layers above for i = 0, ..., r_t - 1 (`num_profile_evaluations` counts).
     A predictor of several stages (PCformer's) is scored likewise: truncated after each stage, the corrector in full.
 
-    Args:
-        model: an IIET or PCformer with at least one iteration, in evaluation mode. It is not changed.
-        input_ids: (B, T), without padding; moved to the model's device.
-        metrics: names from `METRICS`.
-        data: number of the batch's data set, for the record.
-        memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no
-            score depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs
-            out, half as many sequences are tried, down to one.
-        where: the batch's name in errors.
+    model: in evaluation mode, with at least one iteration. It is not changed.
+    input_ids: (B, T), without padding; moved to the model's device.
+    data: number of the batch's data set, for the record. where: the batch's name in errors.
+    memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
+        depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs out, half
+        as many sequences are tried, down to one.
 
-    Raises:
-        InputError: a model without iterations or in training mode, an unknown metric or none, a batch that does
-            not hold token ids of the model, logits with NaN or infinity (the message says where).
+    Raises InputError for a model without iterations or in training mode, an unknown metric or none, a batch that
+    does not hold token ids of the model, and logits with NaN or infinity.
     """
     require_iterations(model)
     require_metrics(metrics)
@@ -120,11 +116,8 @@ def sequences_at_once(
     memory: bytes for both; default: half as much again as what is kept, on whatever machine, so that a profile
     repeats to the last bit.
     """
-    config = model.config
-    width, number = (
-        config.hidden_size,
-        num_tokens * model.dtype.itemsize,
-    )  # bytes of one number for each token
+    config, width = model.config, model.config.hidden_size
+    number = num_tokens * model.dtype.itemsize  # bytes of one number for each token
     kept = num_sequences * number * (config.vocab_size + (config.num_layers + 2) * width)
     evaluations = config.num_start_evaluations + max(config.iterations)
     each = number * evaluations * ((config.num_layers + 8) * width + 5 * config.intermediate_size)
@@ -166,18 +159,15 @@ def _score_rows(
                 at = f"{where}: the model stopped early in layer {layer + 1}"
                 stops = output.harms(part.run_stops(layer, chain[:-1]), at, rows)
             for metric in asked:  # stopping at the last state is the full model, which loses nothing
-                steps[number, metric, layer] = -torch.tensor(
-                    [*stops[metric], 0.0], dtype=torch.float64
-                ).diff()
+                losses = torch.tensor([*stops[metric], 0.0], dtype=torch.float64)
+                steps[number, metric, layer] = -losses.diff()
             if by_state is not None:
-                found = [_inner(by_state, a, b) for a, b in pairwise(chain)]
+                found = [
+                    ((wide(a) - wide(b)) * wide(by_state)).sum(dtype=torch.float64)
+                    for a, b in pairwise(chain)
+                ]
                 steps[number, "taylor", layer] = torch.tensor(found, dtype=torch.float64)
     return steps
-
-
-def _inner(gradient: Tensor, before: Tensor, after: Tensor) -> float:
-    """<gradient, before - after>, each (b, T, D)."""
-    return float(((wide(before) - wide(after)) * wide(gradient)).sum(dtype=torch.float64))
 
 
 def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = tuple(METRICS)) -> int:
