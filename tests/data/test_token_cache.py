@@ -193,11 +193,12 @@ def test_a_file_that_changes_or_vanishes_meanwhile_is_named(packed, file, tmp_pa
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("IIAD_CACHE", raising=False)
-    assert default_cache_dir() == Path("/home/someone/.cache/iiad")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert default_cache_dir() == Path("/xdg/iiad")
-    monkeypatch.setenv("IIAD_CACHE", "~/own")
-    assert default_cache_dir() == Path("/home/someone/own")
+    for name, value, wanted in (
+        ("HOME", "/home/someone", "/home/someone/.cache/iiad"),
+        ("XDG_CACHE_HOME", "/xdg", "/xdg/iiad"),
+        ("IIAD_CACHE", "~/own", "/home/someone/own"),
+    ):
+        monkeypatch.setenv(name, value)
+        assert default_cache_dir() == Path(wanted)

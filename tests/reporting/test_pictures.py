@@ -97,39 +97,17 @@ def test_one_point_or_equal_scores_can_be_drawn(tmp_path):
     draw_verification([("a", 0.1, 0.1, None)], tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (0.5, "0.50"),
-        (12.3, "12"),
-        (123.4, "123"),
-        (99.7, "100"),
-        (2345.0, "2.3e3"),
-        (0.001, "0.0010"),
-        (0.00098, f"9.8e{MINUS}4"),
-        (-0.0123, f"{MINUS}0.012"),
-        (1e-12, f"1.0e{MINUS}12"),
-    ],
-)
-def test_numbers_in_cells_have_two_digits(value, text):
-    assert short_number(value) == text
+def test_numbers_in_cells_have_two_digits():
+    values = [0.0, 0.5, 12.3, 123.4, 99.7, 2345.0, 0.001, 0.00098, -0.0123, 1e-12]
+    texts = f"0 0.50 12 123 100 2.3e3 0.0010 9.8e{MINUS}4 {MINUS}0.012 1.0e{MINUS}12"
+    assert " ".join(map(short_number, values)) == texts
 
 
-@pytest.mark.parametrize(
-    ("values", "threshold"),
-    [
-        ([], None),
-        ([0.0, 0.0], None),
-        ([1.0, 0.01], None),
-        ([0.0, -1.0, 0.02], None),
-        ([5.0, 0.004], 1e-3),
-        ([5.0, -0.04, 0.0], 1e-2),
-        ([1.0, 1e-30], 1e-5),
-    ],
-)
-def test_axes_are_logarithmic_where_values_span_more_than_two_decades(values, threshold):
-    assert linear_part(values) == (None if threshold is None else pytest.approx(threshold))
+def test_axes_are_logarithmic_where_values_span_more_than_two_decades():
+    for values in ([], [0.0, 0.0], [1.0, 0.01], [0.0, -1.0, 0.02]):
+        assert linear_part(values) is None
+    for values, threshold in (([5.0, 0.004], 1e-3), ([5.0, -0.04, 0.0], 1e-2), ([1.0, 1e-30], 1e-5)):
+        assert linear_part(values) == pytest.approx(threshold)
 
 
 def test_a_missing_matplotlib_is_one_line(tmp_path, monkeypatch):
