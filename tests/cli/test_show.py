@@ -68,6 +68,8 @@ PLAN = ("plan", "profile.json", "--output", "x.json")
     [
         ("plan", "deep.json", "--threshold", "1", "--output", "x.json"),
         (*PLAN, "--threshold", "nan"),
+        (*PLAN, "--threshold=-0.1"),
+        (*PLAN, "--threshold", "inf"),
         (*PLAN, "--threshold", "0.1", "--overhead-cut", "0.5"),
         (*PLAN, "--overhead-cut", "2"),
         (*PLAN, "--overhead-cut", "0.9", "--max-score", "0"),
