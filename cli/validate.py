@@ -26,8 +26,9 @@ def validate(
     """
     from iiad.errors import InputError
     from iiad.training.estimates import summarize_recipe
+    from iiad.training.problems import find_problems
     from iiad.training.recipe_files import read_fields
-    from iiad.training.recipes import COMMANDS, commands_of, find_problems, missing_inputs
+    from iiad.training.recipes import COMMANDS, commands_of, missing_inputs
 
     if kind not in (None, *COMMANDS):
         raise InputError(f"--kind: expected one of {', '.join(COMMANDS)}, got {kind}")

@@ -116,7 +116,7 @@ def little_text(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests keep tokenized data."""
+    """Folder for tokenized data."""
     return tmp_path_factory.mktemp("cache")
 
 

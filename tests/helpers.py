@@ -105,7 +105,7 @@ BUDGET = [0, 2, 1]
 
 @dataclass(frozen=True)
 class Folders:
-    """What the tests of evaluation, benchmarking and generation read."""
+    """Paths that the tests of evaluation, benchmarking and generation read."""
 
     teacher: Path
     student: Path
@@ -272,7 +272,7 @@ def make_table(model, layers=None, fixed=0.001, **fields):
 
 
 def printed(renderable, width=110, encoding="utf-8", **options):
-    """What a rich renderable looks like on a terminal."""
+    """A rich renderable as it looks on a terminal."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
     Console(file=stream, width=width, **options).print(renderable)

@@ -17,7 +17,7 @@ from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256, lock_folder
 from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
-from iiad.training.scoring import measure_naive_losses, require_knowledge, score_beginning
+from iiad.training.scoring import require_knowledge, score_beginning
 
 from .signal_encoding import encode_gaps, encode_ids, encode_states
 from .signal_record import COMPRESSIONS, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
@@ -109,9 +109,8 @@ def capture_signals(
     where = f"capturing {label_models([teacher_folder])[0]} on {device}"
     with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
         score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
-        naive = measure_naive_losses(blocks.corpus.tokens, held, vocab_size)
         override = "--no-check-teacher" if check_teacher else None
-        print_status(require_knowledge(score.nll, naive, "the text", override))
+        require_knowledge(score.nll, blocks.corpus.tokens, held, vocab_size, "the text", override)
         with lock_folder(folder):
             return _capture_shards(outputs, blocks, folder, record, batch_size, device)
 

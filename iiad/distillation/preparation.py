@@ -12,11 +12,10 @@ from iiad.checkpoints import choose_device, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
 from iiad.planning import Plan, check_plan
-from iiad.progress import print_status
 from iiad.training.corpora import Corpora, require_step
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import set_attention
-from iiad.training.scoring import TokenScore, measure_naive_losses, require_knowledge, score_beginning
+from iiad.training.scoring import TokenScore, require_knowledge, score_beginning
 
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
@@ -90,14 +89,14 @@ class Distillation:
                 self.teacher, corpora.training, corpora.block_size, corpora.batch_size, corpora.dtype
             )
             where = "data.train"
-        naive = measure_naive_losses(corpora.training.tokens, held, self.teacher_config.vocab_size)
         override = "distillation.check_teacher=false" if section.check_teacher else None
-        print_status(require_knowledge(score.nll, naive, where, override))
+        vocab_size = self.teacher_config.vocab_size
+        losses = require_knowledge(score.nll, corpora.training.tokens, held, vocab_size, where, override)
         if section.retain is not None and not score.accuracy:
             raise InputError(
                 f"distillation.retain: expected a teacher with accuracy on {where}, got one of 0"
             )
-        return {"teacher_nll": score.nll, "unigram_nll": naive.unigram, "uniform_nll": naive.uniform}
+        return losses
 
     def take_teachers(self) -> dict[str, Any]:
         """Hand over the teacher of each stage that learns from one, by name: a LiveTeacher or a StoredTeacher.

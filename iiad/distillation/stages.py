@@ -12,7 +12,7 @@ from iiad.planning.costs import compute_cut
 from iiad.planning.plan import Plan, read_plan
 from iiad.progress import print_status
 from iiad.training.batches import blocks_per_step
-from iiad.training.interruption import TimeLimit
+from iiad.training.interruption import Interruption
 from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.loop import run_stage
 from iiad.training.processes import from_first_process, join_processes
@@ -48,7 +48,7 @@ def distill(
     or folder that cannot be used or that do not belong together, and as `run_stage`; up to the first step nothing
     has been written then.
     """
-    limit, training = TimeLimit(max_minutes), recipe.training
+    interruption, training = Interruption(max_minutes), recipe.training
     join_processes()
     check_machine(training)
     plan = read_plan(plan_file)
@@ -66,7 +66,7 @@ def distill(
         from_first_process(work.stored.verify)
     run.begin(inputs)
     score = work.corpora.score
-    context = RunContext(run.path, training, work.tokenizer, run.card, score, limit, on_step)
+    context = RunContext(run.path, training, work.tokenizer, run.card, score, interruption, on_step)
     results["tokens"] = _run_stages(work, context) * blocks_per_step(training) * work.corpora.block_size
     work.student.requires_grad_(True)
     results |= _measure_results(work, plan)

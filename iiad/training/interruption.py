@@ -11,34 +11,20 @@ from iiad.errors import InputError
 
 from .processes import any_process
 
-__all__ = ["Interruption", "TimeLimit"]
-
-
-class TimeLimit:
-    """A number of minutes from now on; None for no limit. Raises InputError unless it is above 0."""
-
-    def __init__(self, max_minutes: float | None = None):
-        if max_minutes is not None and not max_minutes > 0:
-            raise InputError(f"--max-minutes: must be above 0, found {max_minutes:g}")
-        self.minutes = max_minutes
-        self.started = time.monotonic()
-
-    @property
-    def over(self) -> bool:
-        """True once they have passed."""
-        return self.minutes is not None and time.monotonic() - self.started >= 60 * self.minutes
+__all__ = ["Interruption"]
 
 
 class Interruption:
-    """Watch for SIGTERM and the end of the time inside of a `with` block.
+    """The end of a run's minutes, counted from now (None: no end), or SIGTERM inside of a `with` block.
 
-    reason: of the interruption, once `is_due` has found one.
+    reason: once `is_due` has found one. Raises InputError unless the minutes are above 0.
     """
 
-    def __init__(self, limit: TimeLimit):
-        self.limit = limit
-        self.reason = ""
-        self.terminated = False
+    def __init__(self, max_minutes: float | None = None):
+        if max_minutes is not None and not max_minutes > 0:
+            raise InputError(f"--max-minutes: expected a number above 0, got {max_minutes:g}")
+        self.minutes, self.started = max_minutes, time.monotonic()
+        self.terminated, self.reason = False, ""
         self.former: Any = None
 
     def __enter__(self) -> Self:
@@ -55,6 +41,7 @@ class Interruption:
 
     def is_due(self) -> bool:
         """True in all processes if it is time to leave in any. Collective."""
-        if any_process(self.terminated or self.limit.over):
-            self.reason = f"{self.limit.minutes:g} minutes are over" if self.limit.over else "terminated"
+        over = self.minutes is not None and time.monotonic() - self.started >= 60 * self.minutes
+        if any_process(self.terminated or over):
+            self.reason = f"{self.minutes:g} minutes are over" if over else "terminated"
         return bool(self.reason)

@@ -1,4 +1,4 @@
-"""What DDP and FSDP2 wrap: a model as hidden states and a head, with what it learns from.
+"""The module that DDP and FSDP2 wrap: a model as hidden states and a head, with its objective.
 
 Legend: B batch, T tokens, D model width, L layers, V vocabulary.
 """
@@ -23,13 +23,13 @@ __all__ = ["LanguageModelling", "Learner", "Objective", "set_recompute", "shard"
 
 
 class Objective(Protocol):
-    """What a stage minimises."""
+    """The loss of a stage."""
 
     def signal(self, batch: Batch) -> Any:
-        """What the teacher says of a batch; called before the student's forward pass, outside of what is wrapped."""
+        """Return the teacher's signal for a batch; called before the forward pass, outside of the wrapped module."""
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by name, detached, for the log. Both are means over tokens of the batch."""
+        """Return the loss and, for the log, its parts by name, detached; means over the tokens of the batch."""
 
 
 class Learner(nn.Module):

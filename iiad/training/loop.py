@@ -22,7 +22,6 @@ from iiad.progress import print_status, progress
 from .averaging import AVERAGE, AveragedWeights
 from .batches import blocks_per_step, micro_batches, seed_step
 from .checkpointing import Checkpoints, StageState
-from .interruption import Interruption
 from .learner import Learner, set_recompute, shard, unsharded
 from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_optimizer, make_schedule
 from .processes import any_process, from_first_process, gather, gather_full, mean_over_processes
@@ -121,11 +120,8 @@ class _StageRun:
     def make_steps(self) -> None:
         """The loop: from where the stage was left to its last step. Raises Unfinished where it is interrupted."""
         stage, state, settings = self.stage, self.state, self.settings
-        last_step = stage.length.max_steps
-        with (
-            progress(stage.name, last_step - state.step, "steps") as advance,
-            Interruption(self.context.limit) as interruption,
-        ):
+        last_step, interruption = stage.length.max_steps, self.context.interruption
+        with progress(stage.name, last_step - state.step, "steps") as advance, interruption:
             while state.step < last_step and not state.stopped and not interruption.reason:
                 if self.context.on_step is not None:
                     self.context.on_step(state.step + 1)
@@ -166,9 +162,8 @@ class _StageRun:
                 self.accelerator.backward(loss * (1 + 0 * loss.detach()))
             for name, part in {"loss": loss.detach(), **parts}.items():
                 means[name] = means.get(name, 0.0) + part.double() / settings.gradient_accumulation_steps
-        norm = float(
-            clip_gradient(self.model, settings.max_grad_norm)
-        )  # the one wait for the device in a step
+        # The one wait for the device in a step.
+        norm = float(clip_gradient(self.model, settings.max_grad_norm))
         if norm < float("inf"):
             state.skipped_in_a_row = 0
             state.window_steps += 1

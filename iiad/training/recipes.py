@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from iiad.artefacts import describe_problems
 from iiad.errors import InputError
 
+from .problems import Conflicts, Section, find_problems
 from .recipe_files import read_fields
 from .sections import (
-    Conflicts,
     DataSection,
     DistillationSection,
     ModelSection,
     OptimizationSection,
-    Section,
     StudentSection,
     TokenizerSection,
     TrainingSection,
@@ -33,7 +28,6 @@ __all__ = [
     "DistillRecipe",
     "TrainRecipe",
     "commands_of",
-    "find_problems",
     "load_recipe",
     "missing_inputs",
 ]
@@ -113,58 +107,6 @@ def load_recipe(
     if problems:
         raise InputError(f"{'the recipe' if path is None else path}: {'; '.join(problems)}")
     return kind.model_validate(fields)
-
-
-def find_problems(kind: type[Section], fields: Mapping[Any, Any]) -> list[str]:
-    """Return all problems of a recipe's fields, a line each; none exactly where `kind.model_validate(fields)` passes.
-
-    Unknown names come first, with a suggestion; then, in the recipe as they suggest it, all fields that are wrong in
-    themselves; and conflicts between fields, for every section whose fields are right.
-    """
-    corrected, problems = _correct_names(kind, kind, fields)
-    try:
-        kind.model_validate(corrected)
-    except ValidationError as error:
-        problems += describe_problems(error)
-    return problems
-
-
-def _correct_names(
-    recipe: type[Section], kind: type[Section], fields: Mapping[Any, Any], above: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """Return a section's fields with unknown names replaced or left out, and a line for each of them."""
-    known = {name: value for name, value in fields.items() if name in kind.model_fields}
-    problems = []
-    for name in [name for name in fields if name not in known]:
-        elsewhere = [path for path in _paths(recipe) if path.rpartition(".")[2] == name]
-        meant = elsewhere or difflib.get_close_matches(str(name), kind.model_fields, n=1)
-        hint = (
-            f"did you mean {' or '.join(meant)}?" if meant else f"there are: {', '.join(kind.model_fields)}"
-        )
-        problems.append(f"{above}{name}: no such field ({hint})")
-        if meant and not elsewhere:
-            known.setdefault(meant[0], fields[name])
-    for name, field in kind.model_fields.items():
-        section = _section_of(kind, name)
-        if section and field.is_required():
-            known.setdefault(name, {})  # so that the fields that it needs are reported
-        if section and isinstance(known.get(name), Mapping):
-            known[name], inner = _correct_names(recipe, section, known[name], f"{above}{name}.")
-            problems += inner
-    return known, problems
-
-
-def _paths(kind: type[Section], above: str = "") -> Iterator[str]:
-    """Yield the dotted path of every section and field."""
-    for name in kind.model_fields:
-        yield above + name
-        if section := _section_of(kind, name):
-            yield from _paths(section, f"{above}{name}.")
-
-
-def _section_of(kind: type[Section], name: str) -> type[Section] | None:
-    annotation = kind.model_fields[name].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def missing_inputs(recipe: TrainRecipe | DistillRecipe) -> list[str]:

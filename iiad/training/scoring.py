@@ -16,13 +16,12 @@ from torch import Tensor
 
 from iiad.data import TokenCorpus, evaluation_windows
 from iiad.errors import InputError
+from iiad.progress import print_status
 
 __all__ = [
     "PLAIN_HEADS",
-    "NaiveLosses",
     "TokenScore",
     "evaluate_model",
-    "measure_naive_losses",
     "require_knowledge",
     "score_beginning",
 ]
@@ -135,32 +134,37 @@ def _score_batch(model: Any, batch: Tensor, dtype: str, chunk_tokens: int) -> tu
     return torch.cat(losses).double(), num_right
 
 
-@dataclass(frozen=True)
-class NaiveLosses:
-    """Uniform and unigram losses of a text, mean nats per token, that a teacher must beat.
+def require_knowledge(
+    nll: float, training: np.ndarray, held: np.ndarray, vocab_size: int, where: str, override: str | None
+) -> dict[str, float]:
+    """Print and return a teacher's loss on a text and the losses that it must beat, nats per token (ours).
 
-    uniform: all tokens of the vocabulary alike, ln V. unigram: by the counts of the training text, each one more
-    than it is (Laplace), so that no token is impossible.
+    nll: the teacher's, on the text `held` that is called `where`. training: like `held`, ids (n,) below vocab_size.
+    unigram_nll is by the counts in its first 2^26 tokens, plus one (Laplace); uniform_nll is ln V.
+    override: the option that goes on with any teacher; None where it was given. Raises InputError for a teacher that
+    is no better than counts: random weights, say, or another tokenizer's.
     """
-
-    uniform: float
-    unigram: float
-
-
-def measure_naive_losses(training: np.ndarray, tokens: np.ndarray, vocab_size: int) -> NaiveLosses:
-    """Score `tokens` by the counts in the first 2^26 of `training`; both (n,) ids below vocab_size (ours)."""
     counts = _count(training[:COUNTED_TOKENS], vocab_size) + 1.0
-    nll = math.log(counts.sum()) - np.log(counts)  # (V,)
-    held = _count(tokens, vocab_size)
-    return NaiveLosses(math.log(vocab_size), float(held @ nll / held.sum()))
+    costs = math.log(counts.sum()) - np.log(counts)  # (V,)
+    of_held = _count(held, vocab_size)
+    unigram, uniform = float(of_held @ costs / of_held.sum()), math.log(vocab_size)
+    line = (
+        f"teacher: {nll:.4f} nats a token on {where}; token counts alone give {unigram:.4f}, "
+        f"a uniform guess {uniform:.4f}"
+    )
+    if override is not None and nll >= unigram:
+        raise InputError(
+            f"{line}: expected a lower loss than by counts: is it the trained model, with its own tokenizer? "
+            f"({override} goes on all the same)"
+        )
+    print_status(line)
+    return {"teacher_nll": nll, "unigram_nll": unigram, "uniform_nll": uniform}
 
 
 def _count(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """Count each id, (V,) in float64."""
-    counts = np.zeros(vocab_size)
-    for start in range(0, len(tokens), _IDS_AT_ONCE):
-        counts += np.bincount(tokens[start : start + _IDS_AT_ONCE], minlength=vocab_size)
-    return counts
+    chunks = (tokens[start : start + _IDS_AT_ONCE] for start in range(0, len(tokens), _IDS_AT_ONCE))
+    return sum((np.bincount(chunk, minlength=vocab_size) for chunk in chunks), np.zeros(vocab_size))
 
 
 def score_beginning(
@@ -169,21 +173,3 @@ def score_beginning(
     """Score a teacher on the first tokens of a text; return those tokens too."""
     windows = evaluation_windows(corpus, block_size, MEASURED_TOKENS, batch_size)
     return evaluate_model(model, windows, name="teacher", dtype=dtype), corpus.tokens[:MEASURED_TOKENS]
-
-
-def require_knowledge(nll: float, naive: NaiveLosses, where: str, override: str | None) -> str:
-    """Compare a teacher's loss with the naive ones, in one line.
-
-    where: the text it was measured on. override: the option that goes on all the same; None where it was given.
-    Raises InputError for a teacher that is no better than counts: random weights, say, or another tokenizer's.
-    """
-    line = (
-        f"teacher: {nll:.4f} nats a token on {where}; token counts alone give {naive.unigram:.4f}, "
-        f"knowing nothing {naive.uniform:.4f}"
-    )
-    if override is not None and nll >= naive.unigram:
-        raise InputError(
-            f"{line}: expected a lower loss than by counts: is it the trained model, with its own tokenizer? "
-            f"({override} goes on all the same)"
-        )
-    return line

@@ -5,30 +5,20 @@ Names are those of transformers' TrainingArguments where it has the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, field_validator
+
+from .problems import Conflicts, Section, described
 
 __all__ = [
     "STAGES",
-    "Conflicts",
     "DataSection",
     "DistillationSection",
     "ModelSection",
     "OptimizationSection",
     "Scheduler",
-    "Section",
     "StageSection",
     "StudentSection",
     "TokenizerSection",
@@ -39,45 +29,6 @@ STAGES = ("layerwise", "distill", "recover")
 """Stages of distillation, in order."""
 
 Scheduler = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
-Conflicts = Iterator[tuple[str, str]]
-"""Fields that do not fit the fields beside them, each with what is expected of it."""
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe that refuses unknown fields, NaN, infinity and values of another type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    def conflicts(self) -> Conflicts:
-        """Yield each conflict between fields; called once all fields of the section are valid in themselves."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _require_no_conflicts(self) -> Self:
-        errors = [
-            InitErrorDetails(type=_expected(what), loc=tuple(field.split(".")), input=attrgetter(field)(self))
-            for field, what in self.conflicts()
-        ]
-        if errors:
-            raise ValidationError.from_exception_data(type(self).__name__, errors)
-        return self
-
-
-def _expected(what: str) -> PydanticCustomError:
-    """An error in pydantic's own phrase."""
-    return PydanticCustomError("unexpected", "Input should be {what}", {"what": what})
-
-
-def _described(what: str) -> WrapValidator:
-    """Report any error of the field as one that says what is expected."""
-
-    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise _expected(what) from None
-
-    return WrapValidator(validate)
 
 
 class ModelSection(Section):
@@ -100,7 +51,7 @@ class ModelSection(Section):
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     tie_word_embeddings: bool = True
     num_iterations: Annotated[
-        int | list[int] | None, _described("an integer, or a list of integers, one per layer")
+        int | list[int] | None, described("an integer, or a list of integers, one per layer")
     ] = Field(None, description="iiet: r_t, one number or one per layer; default: 3")
     history: bool = Field(True, description="iiet: learned multistep history; false: the plain equation")
     relaxation: bool = Field(False, description="iiet without history: learned damping")

@@ -1,4 +1,4 @@
-"""What the training loop is given: one stage of a run, and what all stages of the run share."""
+"""Input of the training loop: one stage of a run, and the context that all stages of the run share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .batches import Blocks
-from .interruption import TimeLimit
+from .interruption import Interruption
 from .learner import LanguageModelling, Objective
 from .phases import TwoPhases
 from .scoring import TokenScore
@@ -21,11 +21,11 @@ __all__ = ["RunContext", "Stage"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of a run share.
+    """Context that the stages of a run share.
 
     folder: of the run. optimization: the recipe's section. tokenizer: saved with checkpoints. card: the model card
-    for figures by name. score: of a model on held-out text. limit: of the run's minutes. on_step: called before each
-    step with its number, from 1.
+    for figures by name. score: of a model on held-out text. interruption: ends the run early. on_step: called before
+    each step with its number, from 1.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class RunContext:
     tokenizer: Any
     card: Callable[[PreTrainedModel, dict[str, Any]], str]
     score: Callable[[Any], TokenScore] | None = None
-    limit: TimeLimit = field(default_factory=TimeLimit)
+    interruption: Interruption = field(default_factory=Interruption)
     on_step: Callable[[int], None] | None = None
 
 

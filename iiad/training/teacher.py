@@ -18,7 +18,7 @@ from iiad.progress import print_status, progress
 
 from .batches import blocks_per_step
 from .corpora import Corpora
-from .interruption import TimeLimit
+from .interruption import Interruption
 from .loop import run_stage
 from .phases import TwoPhases
 from .processes import from_first_process, join_processes
@@ -52,7 +52,7 @@ def train(
     token. Raises InputError for text, tokenizer, shape or folder that cannot be used, and as `run_stage`; up to the
     first step nothing has been written then.
     """
-    limit, training = TimeLimit(max_minutes), recipe.training
+    interruption, training = Interruption(max_minutes), recipe.training
     join_processes()
     check_machine(training)
     run = RunFolder(output_dir, "train", recipe, resume)
@@ -75,7 +75,9 @@ def train(
     run.begin({**corpora.fingerprints, **inputs})
     from_first_process(lambda: _keep_tokenizer(tokenizer, kept))
     run_stage(
-        model, stage, RunContext(run.path, training, tokenizer, run.card, corpora.score, limit, on_step)
+        model,
+        stage,
+        RunContext(run.path, training, tokenizer, run.card, corpora.score, interruption, on_step),
     )
     results: dict[str, Any] = {"tokens": training.max_steps * blocks_per_step(training) * corpora.block_size}
     if corpora.score is not None:

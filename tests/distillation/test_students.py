@@ -1,4 +1,4 @@
-"""What a student begins as, which of its parameters learn, and what comes out for a PCformer."""
+"""A student at its start, the parameters that learn, and PCformers as students."""
 
 import math
 import re

@@ -69,7 +69,7 @@ class Commands:
         return (self.folder / f"stderr-{rank}").read_text().splitlines()
 
     def found(self, rank: int = 0) -> dict[str, Any]:
-        """What a process of the last command noted of its models."""
+        """Notes of a process of the last command on its models (see _watch)."""
         return json.loads((self.folder / f"found-{rank}").read_text())
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "state.json"
 
 
 class Killed(BaseException):
-    """What a kill -9 is here: from its moment on, no file operation is done any more."""
+    """A kill -9: from its moment on, no file operation is done any more."""
 
 
 class Disk:

@@ -10,14 +10,13 @@ from functools import partial
 import pytest
 import yaml
 
-from iiad import InputError
 from iiad.checkpoints import load_model
 from iiad.distillation import distill
 from iiad.errors import Unfinished
 from iiad.training import DistillRecipe, RunRecord
 from iiad.training.checkpointing import Checkpoints
-from iiad.training.interruption import TimeLimit
-from tests.helpers import log_of
+from iiad.training.interruption import Interruption
+from tests.helpers import log_of, refused
 
 pytestmark = pytest.mark.xdist_group("commands")  # one server of processes is enough
 
@@ -191,11 +190,11 @@ def test_a_sigterm_in_the_last_step_of_a_stage_is_not_forgotten(
 def test_time_begins_with_the_limit_and_none_is_never_over(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    limit = TimeLimit(2)
+    limit = Interruption(2)
     now += 119
-    assert not limit.over
+    assert not limit.is_due()
     now += 1
-    assert limit.over
-    assert not TimeLimit(None).over
-    with pytest.raises(InputError, match="--max-minutes: must be above 0, found -3"):
-        TimeLimit(-3)
+    assert limit.is_due()
+    assert not Interruption(None).is_due()
+    with refused("--max-minutes: expected a number above 0, got -3"):
+        Interruption(-3)

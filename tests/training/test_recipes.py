@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from iiad import InputError
 from iiad.training import DistillRecipe, TrainRecipe, load_recipe
+from iiad.training.problems import find_problems
 from iiad.training.recipe_files import read_fields
-from iiad.training.recipes import find_problems
 
 TRAIN = {
     "model": {"num_layers": 5, "num_iterations": 2},
