@@ -186,16 +186,16 @@ class Journal(Generic[RecordT]):
 
         Raises InputError where the journal belongs to something else, naming the fields that differ.
         """
-        if not self.path.exists():
+        if not self.path.exists() or not self.path.stat().st_size:
             return []
         first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         try:
-            found = json.loads(first)
+            found = json.loads(first)  # written whole or not at all, so a kill leaves no part of it
         except ValueError:
-            return []  # killed before the first line was whole
-        differences = (
-            list(list_differences(found, self.heading)) if isinstance(found, dict) else ["the whole"]
-        )
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"{self.path}: cannot be resumed: expected a journal of iiad, got another file")
+        differences = list(list_differences(found, self.heading))
         if differences:
             raise InputError(f"{self.path}: cannot be resumed: {'; '.join(differences)}")
         records = []

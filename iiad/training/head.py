@@ -99,7 +99,7 @@ def head_loss(
 
 
 class _Job(NamedTuple):
-    """What `head_loss` was asked for; needs: a gradient for states, for weight."""
+    """Arguments of `head_loss`; needs: a gradient for states, for weight."""
 
     labels: Tensor
     divergence: TokenLoss | None

@@ -306,6 +306,9 @@ def test_nothing_that_is_there_is_overwritten(signals, interrupted, capture, tmp
         capture(tmp_path / "mine", resume=True)
     with pytest.raises(InputError, match="expected a folder, got a file"):
         capture(tmp_path / "mine" / "thesis.tex")
+    (interrupted / JOURNAL).write_text("{")
+    with pytest.raises(InputError, match="cannot be resumed"):
+        capture(interrupted, resume=True)
 
 
 def test_a_full_disk_is_one_line_and_leaves_only_whole_shards(capture, signals, tmp_path, monkeypatch):
