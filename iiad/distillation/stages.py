@@ -85,9 +85,9 @@ def _run_stages(work: Distillation, context: RunContext) -> int:
             continue
         stage = _make_stage(work, name, teacher, changed, context.folder)
         with learning_only(work.student, changed) if name == "layerwise" else nullcontext():
-            steps, stopped = run_stage(work.student, stage, context)
-        all_steps += steps
-        if stopped:
+            state = run_stage(work.student, stage, context)
+        all_steps += state.step
+        if state.stopped:
             break
     return all_steps
 

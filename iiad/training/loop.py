@@ -31,12 +31,12 @@ from .stage_log import StageLog
 __all__ = ["run_stage"]
 
 
-def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tuple[int, bool]:
+def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> StageState:
     """Train the model in place, from the newest whole checkpoint in the stage's folder if there is one.
 
-    Returns the steps made in all, and whether it ended early because enough is retained. Raises Unfinished, with a
-    checkpoint saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN, checkpoints
-    that cannot be saved or used, and where memory runs out.
+    Returns how far it is: to the last step, or to where enough is retained. Raises Unfinished, with a checkpoint
+    saved, after SIGTERM or when the time is over, and InputError for losses that stay NaN, checkpoints that cannot be
+    saved or used, and where memory runs out.
     """
     settings = context.optimization
     checkpoints = Checkpoints(stage.folder, settings.save_total_limit)
@@ -49,7 +49,7 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tupl
         found = "stopped early" if state.stopped else "all steps were made"
         print_status(f"{stage.name}: {found} before; not run again")
         AveragedWeights(model, settings.ema_decay, start).swap()
-        return state.step, bool(state.stopped)
+        return state
     size = (settings.per_device_train_batch_size, len(stage.blocks[0]["input_ids"]))
     with memory_explained(f"{stage.name} on {model.device}", model, *size, training=True):
         run = _StageRun(model, stage, context, checkpoints, state)
@@ -60,7 +60,7 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> tupl
             run.take_result(model)
         finally:
             run.close()
-    return state.step, bool(state.stopped)
+    return state
 
 
 class _StageRun:

@@ -2,31 +2,22 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from iiad import InputError
 from iiad.checkpoints import load_model, save_checkpoint
 from iiad.conversion.released import convert
 from iiad.data import load_tokenizer
 from iiad.training import RunRecord, TrainRecipe, train
+from tests.helpers import make_llama, refused
 
 
 @pytest.fixture(scope="module")
 def llama_folder(teacher_folder, tmp_path_factory):
     """An untrained Llama with the teacher's tokenizer, stored in bfloat16."""
     tokenizer = load_tokenizer(teacher_folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=None,
-    )
+    model = make_llama(vocab_size=len(tokenizer), num_hidden_layers=2, pad_token_id=None)
     folder = tmp_path_factory.mktemp("llama") / "model"
-    save_checkpoint(LlamaForCausalLM(config).to(torch.bfloat16), folder, tokenizer=tokenizer)
+    save_checkpoint(model.to(torch.bfloat16), folder, tokenizer=tokenizer)
     return folder
 
 
@@ -88,16 +79,14 @@ def test_a_model_trains_on_under_the_other_cache_policy_and_keeps_it(teacher_fol
     trained = AutoModelForCausalLM.from_pretrained(run)
     assert trained.config.cache_policy == "shared"
     assert trained.config.num_hidden_layers == 2
-    with pytest.raises(
-        InputError, match="cache_policy: expected exact for a form in the released code, got shared"
-    ):
+    with refused("cache_policy: expected exact for a form in the released code, got shared"):
         convert(run, tmp_path / "released")
 
 
 @pytest.mark.parametrize(
     ("source", "model", "training", "message"),
     [
-        ("llama_folder", {"cache_policy": "shared"}, {}, r"model\.cache_policy: expected none for .*, a llama"),
+        ("llama_folder", {"cache_policy": "shared"}, {}, "model.cache_policy: expected none for "),
         ("teacher_folder", {}, {"iterations_start": 0.5}, "training.iterations_start: expected 0"),
         ("teacher_folder", {"num_iterations": 9}, {}, "from 0 to 2"),
         ("teacher_folder", {"num_iterations": [1]}, {}, "num_iterations"),
@@ -106,7 +95,7 @@ def test_a_model_trains_on_under_the_other_cache_policy_and_keeps_it(teacher_fol
 def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
     source, model, training, message, trained_on, tmp_path, request
 ):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         trained_on(request.getfixturevalue(source), model, **training)
     assert not (tmp_path / "run").exists()
 
