@@ -22,6 +22,8 @@ from iiad.planning import Plan
 from iiad.training import RunRecord
 from iiad.training.recipe_files import find_recipe
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # made once, by the process that runs these tests
+
 COMMANDS = "train profile plan capture distill evaluate generate bench check convert demo env".split()
 
 

@@ -11,7 +11,7 @@ from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.planning import Plan
-from tests.helpers import Folders, make_iiet, make_llama, make_pcformer, stir, write_folders
+from tests.helpers import make_iiet, make_llama, make_pcformer, stir
 
 IN_PROCESS = tuple(claim for claim in CLAIMS if claim.name != "remote code = native")
 """All claims but the one that takes a process of its own, and seconds."""
@@ -69,11 +69,6 @@ def failed(check: Check) -> set[str]:
 
 def note(check: Check, name: str) -> str:
     return next(result.note or "" for result in check.results if result.name == name)
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory) -> Folders:
-    return write_folders(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(autouse=True)

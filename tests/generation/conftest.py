@@ -4,12 +4,6 @@ import pytest
 import torch
 
 from iiad.generation.text import load_generator
-from tests.helpers import Folders, write_folders
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory) -> Folders:
-    return write_folders(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(scope="session")
