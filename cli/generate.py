@@ -60,13 +60,7 @@ def generate(
 
     from iiad.checkpoints import require_cache_policy
     from iiad.errors import InputError
-    from iiad.generation.text import (
-        check_sampling,
-        generate_text,
-        load_drafted_generator,
-        load_generator,
-        read_prompt,
-    )
+    from iiad.generation.text import check_sampling, generate_text, load_drafted_generator, read_prompt
     from iiad.progress import print_status
 
     sampling: dict[str, Any] = {
@@ -80,18 +74,17 @@ def generate(
     check_sampling(**sampling)
     text = read_prompt(prompt, prompt_file)
     require_cache_policy([model], cache_policy)
-    where: dict[str, Any] = {"plan": plan, "device": device, "dtype": dtype}
-    proposer = None
-    if draft is not None:
-        if num_samples > 1:
-            raise InputError(f"num_samples: expected 1 with --draft, got {num_samples}")
-        loaded, tokenizer, proposer = load_drafted_generator(
-            model, draft, draft_plan=draft_plan, draft_length=draft_length, **where
-        )
-    elif draft_plan is not None or draft_length is not None:
-        raise InputError("draft plan and length: expected --draft with them, got none")
-    else:
-        loaded, tokenizer = load_generator(model, **where)
+    if draft is not None and num_samples > 1:
+        raise InputError(f"num_samples: expected 1 with --draft, got {num_samples}")
+    loaded, tokenizer, proposer = load_drafted_generator(
+        model,
+        draft,
+        draft_plan=draft_plan,
+        draft_length=draft_length,
+        plan=plan,
+        device=device,
+        dtype=dtype,
+    )
     if stream is None:
         stream = sys.stdout.isatty() and num_samples == 1
     generation = generate_text(

@@ -87,13 +87,15 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
 
 
 def check_draft_options(
-    teacher: str | Path, draft: str | Path, draft_plan: object = None, length: int | None = None
+    teacher: str | Path, draft: str | Path | None, draft_plan: object, length: int | None
 ) -> None:
     """Raise InputError for options that do not go together, or a draft of another vocabulary. Loads no model."""
+    if draft is None and (draft_plan is not None or length is not None):
+        raise InputError("draft plan and length: expected a draft with them, got none")
     if draft_plan is not None and draft != "self":
         raise InputError(f"draft plan: expected the draft self with it, got {draft}")
     _check_length(length)
-    if draft not in ("self", "auto"):
+    if draft is not None and draft not in ("self", "auto"):
         read_limits(draft)  # that there is such a model
         require_same_vocabulary(load_tokenizer(teacher), load_tokenizer(draft), teacher, draft)
 

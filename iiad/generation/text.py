@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
@@ -221,42 +220,36 @@ def load_generator(
     plan: a plan or its file. device: default CUDA where there is one. dtype: of the weights, "float32" or
     "bfloat16"; default float32 on the CPU. Raises InputError for any of them that cannot be used.
     """
-    return _load(model, plan, device, dtype)[:2]
+    return load_drafted_generator(model, None, plan=plan, device=device, dtype=dtype)[:2]
 
 
 def load_drafted_generator(
     model: str | Path,
-    draft: str | Path,
+    draft: str | Path | None,
     *,
     draft_plan: Plan | str | Path | None = None,
     draft_length: int | None = None,
     plan: Plan | str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
-) -> tuple[Any, Any, Draft]:
+) -> tuple[Any, Any, Draft | None]:
     """Load a model, its tokenizer and a draft for it, all as `load_generator`.
 
-    draft: "self", "auto", or a model folder or hub name; see `iiad.generation.drafts.load_draft`. draft_plan: for
-    "self", a plan or its file; default: no iterations. draft_length: the most tokens to draft at a time; default:
-    measured when generating. Raises InputError also for a draft of another vocabulary.
+    draft: "self", "auto", or a model folder or hub name, see `iiad.generation.drafts.load_draft`; None: no draft.
+    draft_plan: for "self", a plan or its file; default: no iterations. draft_length: the most tokens to draft at a
+    time; default: measured when generating. Raises InputError also for a draft of another vocabulary.
     """
     check_draft_options(model, draft, draft_plan, draft_length)
-    draft_plan = read_plan(draft_plan)
-    loaded, tokenizer, identity = _load(model, plan, device, dtype)
-    precision = str(loaded.dtype).removeprefix("torch.")
-    made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=precision)
-    return loaded, tokenizer, made
-
-
-def _load(
-    model: str | Path, plan: Plan | str | Path | None, device: str | None, dtype: str | None
-) -> tuple[Any, Any, ModelIdentity]:
-    plan, device = read_plan(plan), choose_device(device)
-    loaded, identity = load_identified(model, device, choose_dtype(dtype, device), cast=True)
+    plan, draft_plan, device = read_plan(plan), read_plan(draft_plan), choose_device(device)
+    dtype = choose_dtype(dtype, device)
+    loaded, identity = load_identified(model, device, dtype, cast=True)
+    tokenizer, made = load_tokenizer(model), None
     if plan is not None:
         check_plan(plan, identity)
         loaded.set_num_iterations(plan.num_iterations)
-    return loaded, load_tokenizer(model), identity
+    if draft is not None:
+        made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
+    return loaded, tokenizer, made
 
 
 def _encode(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
