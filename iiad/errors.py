@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "Unfinished", "one_line"]
+__all__ = ["InputError", "Unfinished", "one_line", "require_least"]
 
 
 class InputError(ValueError):
@@ -17,6 +17,13 @@ class Unfinished(Exception):  # noqa: N818  # nothing went wrong
 
     The command line prints the message and exits with 75 (sysexits' "try again").
     """
+
+
+def require_least(least: int, **values: int | None) -> None:
+    """Raise InputError for the first value below the least; None is not checked."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
 
 
 def one_line(error: BaseException) -> str:

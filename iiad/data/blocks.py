@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from iiad.errors import InputError
+from iiad.errors import InputError, require_least
 
 from .corpus import TokenCorpus
 
@@ -28,8 +28,7 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, corpus: TokenCorpus, block_size: int) -> None:
-        if block_size < 2:
-            raise InputError(f"block_size: expected at least 2, got {block_size}")
+        require_least(2, block_size=block_size)
         if corpus.num_tokens < block_size:
             raise InputError(
                 f"block_size: expected at most the {corpus.num_tokens} tokens of the corpus, got {block_size}"
@@ -61,11 +60,8 @@ def evaluation_windows(
     shorter than the others is a batch of its own.
     Raises InputError, on the call, for an argument that is too small and a corpus of fewer than 2 tokens.
     """
-    limits = {"block_size": (block_size, 1), "batch_size": (batch_size, 1), "max_tokens": (max_tokens, 2)}
-    limits["corpus.num_tokens"] = (corpus.num_tokens, 2)
-    for field, (found, least) in limits.items():
-        if found is not None and found < least:
-            raise InputError(f"{field}: expected at least {least}, got {found}")
+    require_least(1, block_size=block_size, batch_size=batch_size)
+    require_least(2, max_tokens=max_tokens, **{"corpus.num_tokens": corpus.num_tokens})
     return _windows(corpus.tokens[:max_tokens], block_size, batch_size)
 
 

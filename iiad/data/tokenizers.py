@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iiad.errors import InputError, one_line
+from iiad.errors import InputError, one_line, require_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -68,10 +68,8 @@ def train_tokenizer(
 
     Raises InputError for a `vocab_size` below 257, a `context_length` below 1, and `texts` without text.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise InputError(f"vocab_size: expected at least {MIN_VOCAB_SIZE}, got {vocab_size}")
-    if context_length is not None and context_length < 1:
-        raise InputError(f"context_length: expected at least 1, got {context_length}")
+    require_least(MIN_VOCAB_SIZE, vocab_size=vocab_size)
+    require_least(1, context_length=context_length)
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -13,7 +13,7 @@ import transformers
 
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
-from iiad.errors import InputError, one_line
+from iiad.errors import InputError, one_line, require_least
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan
@@ -23,7 +23,7 @@ from .check_artefact import Check, CheckResult, CheckSettings
 from .claims import NUM_SEQUENCES, Claim, Skipped, Subject, realign
 from .decoding_claims import DECODING
 from .loading_claims import LOADING
-from .timing import device_name, require_counts, require_positions
+from .timing import device_name, require_positions
 from .training_claims import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]
@@ -73,9 +73,9 @@ def check_model(
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    require_counts(4, prompt_tokens=prompt_tokens)
-    require_counts(2, new_tokens=new_tokens)
-    require_counts(0, seed=seed)
+    require_least(4, prompt_tokens=prompt_tokens)
+    require_least(2, new_tokens=new_tokens)
+    require_least(0, seed=seed)
     if plan is not None and teacher is None:
         raise InputError("plan: expected a teacher with it, got none")
     plan = read_plan(plan)

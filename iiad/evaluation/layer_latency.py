@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
-from iiad.errors import InputError
+from iiad.errors import InputError, require_least
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan, check_plan
@@ -30,7 +30,7 @@ from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
-from .timing import describe_machine, now, random_prompts, require_counts
+from .timing import describe_machine, now, random_prompts
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 
@@ -70,10 +70,10 @@ def measure_latency(
         InputError: a model without iterations, one that cannot be used, a wrong value, a plan of another model, or
             memory runs out.
     """
-    require_counts(
+    require_least(
         1, batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats
     )
-    require_counts(0, seed=seed)
+    require_least(0, seed=seed)
     device = choose_device(device)
     settings = LatencySettings(
         dtype=choose_dtype(dtype, device),

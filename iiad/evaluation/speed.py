@@ -11,7 +11,7 @@ import torch
 
 from iiad.checkpoints import choose_device, choose_dtype, label_models
 from iiad.conversion.quantization import check_kinds
-from iiad.errors import InputError
+from iiad.errors import InputError, require_least
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.costs import compare_costs
@@ -27,7 +27,6 @@ from .timing import (
     compile_step,
     describe_machine,
     require_compiler,
-    require_counts,
     require_positions,
     time_model,
 )
@@ -97,8 +96,8 @@ def bench_models(
     """
     sizes = {"batch_size": batch_size, "prompt_tokens": prompt_tokens}
     grid = {name: _grid_side(name, values) for name, values in sizes.items()}
-    require_counts(1, new_tokens=new_tokens, repeats=repeats)
-    require_counts(0, seed=seed)
+    require_least(1, new_tokens=new_tokens, repeats=repeats)
+    require_least(0, seed=seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -141,7 +140,7 @@ def _grid_side(name: str, values: int | Sequence[int]) -> list[int]:
     found = [values] if isinstance(values, int) else list(dict.fromkeys(values))
     if not found:
         raise InputError(f"{name}: expected at least one number, got none")
-    require_counts(1, **{name: min(found)})
+    require_least(1, **{name: min(found)})
     return found
 
 

@@ -1,6 +1,6 @@
 """One timed run of one model: a prompt in one forward call, then greedy decoding, eager or compiled. All ours.
 
-Beside it what evaluations share: prompts, the clock, the machine, and the bounds of their values.
+Beside it what evaluations share: prompts, the clock, the machine, and the check of positions.
 
 Legend: B sequences, T prompt tokens.
 """
@@ -31,7 +31,6 @@ __all__ = [
     "now",
     "random_prompts",
     "require_compiler",
-    "require_counts",
     "require_positions",
     "run_calls",
     "time_model",
@@ -123,13 +122,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def require_counts(least: int, **counts: int) -> None:
-    """Raise InputError for a value below the least."""
-    for name, value in counts.items():
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
 
 
 def require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
-from iiad.errors import InputError
+from iiad.errors import InputError, require_least
 from iiad.memory import memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan
@@ -178,14 +178,8 @@ def check_sampling(
     num_samples: int,
 ) -> None:
     """Raise InputError for the first value out of range. Needs no model."""
-    for name, value, least in (
-        ("max_new_tokens", max_new_tokens, 1),
-        ("num_samples", num_samples, 1),
-        ("seed", seed, 0),
-        ("top_k", 1 if top_k is None else top_k, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
+    require_least(1, max_new_tokens=max_new_tokens, num_samples=num_samples, top_k=top_k)
+    require_least(0, seed=seed)
     if temperature != 0 and not 0.01 <= temperature <= 100:
         raise InputError(f"temperature: expected 0 (greedy), or from 0.01 to 100, got {temperature}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from iiad.errors import InputError
+from iiad.errors import require_least
 from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Profile, Scores, flatten
 
@@ -94,8 +94,7 @@ def measure_stability(profile: Profile, metric: str, num_samples: int = 1000, se
 
 def _resample(profile: Profile, metric: str, num_samples: int, seed: int) -> Array | None:
     """Scores of resamples, (num_samples, N), N iterations of all layers; None where they could not differ."""
-    if num_samples < 1:
-        raise InputError(f"num_samples: expected at least 1, got {num_samples}")
+    require_least(1, num_samples=num_samples)
     own = np.array(flatten(profile.scores_of(metric)))
     origins = np.array([batch.data for batch in profile.batches])
     sizes = np.bincount(origins)
