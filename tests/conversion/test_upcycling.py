@@ -336,15 +336,6 @@ REFUSALS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """Folders of one model each of the families."""
-    folder = tmp_path_factory.mktemp("originals")
-    for family in ("llama", "mistral", "qwen2", "qwen3"):
-        make_original(family).save_pretrained(folder / family)
-    return folder
-
-
 def refused(source, destination):
     with pytest.raises(InputError) as error:
         convert(source, destination)
@@ -356,11 +347,11 @@ def refused(source, destination):
 
 
 @pytest.fixture
-def source_of(originals, tmp_path):
+def source_of(pair, tmp_path):
     """Make a folder like an original's, with fields of its configuration and tensors changed."""
 
     def make(family, tensors=None, **fields):
-        folder = shutil.copytree(originals / family, tmp_path / "source", dirs_exist_ok=True)
+        folder = shutil.copytree(pair(family)[0].config.name_or_path, tmp_path / "source", dirs_exist_ok=True)
         if tensors:
             weights = load_file(folder / "model.safetensors") | tensors
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
