@@ -227,13 +227,8 @@ class IIETModel(IIETPreTrainedModel):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
             position_ids = positions.unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        # By position: transformers 5.24 calls the fourth `cache`, older ones `past_key_values`.
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         return inputs_embeds, {
             "attention_mask": mask,
             "position_ids": position_ids,
