@@ -34,9 +34,9 @@ FAULT, BAD_INPUT, UNFINISHED, INTERRUPTED = 1, 2, 75, 130
 
 # Read when torch and transformers are imported, which the commands do; what the user has set stays.
 ENVIRONMENT = {
-    # Threads of torch sleep while they wait. By default they spin, against whatever else wants the cores: on two busy
-    # cores a training step of two threads took 15 times as long, and 12 times the CPU seconds.
-    "OMP_WAIT_POLICY": "passive",
+    # Waiting threads of torch spin briefly, then sleep: by default they spin against whatever else wants the cores.
+    # Figures in docs/performance.md, "Threads".
+    "GOMP_SPINCOUNT": "1000",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # they would stand between ours
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",

@@ -15,7 +15,7 @@ from cli import main
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = main.ENVIRONMENT["HF_HUB_DISABLE_PROGRESS_BARS"]
-os.environ["OMP_WAIT_POLICY"] = main.ENVIRONMENT["OMP_WAIT_POLICY"]
+os.environ["GOMP_SPINCOUNT"] = main.ENVIRONMENT["GOMP_SPINCOUNT"]
 
 import pytest
 import torch

@@ -94,13 +94,13 @@ def test_every_error_is_one_line_with_its_exit_code(error, code, line, iiad, mon
     assert iiad("convert", "a", "b") == (code, "", f"iiad: {line}\n")
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(("given", "found"), [(None, "1000"), ("5", "5")])
 def test_threads_that_wait_sleep_unless_the_user_wants_it_otherwise(given, found, iiad, monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
     if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.delenv("GOMP_SPINCOUNT")
     assert iiad("--help")[0] == 0
-    assert os.environ["OMP_WAIT_POLICY"] == found
+    assert os.environ["GOMP_SPINCOUNT"] == found
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
