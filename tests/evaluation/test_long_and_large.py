@@ -5,6 +5,7 @@ Legend: B sequences, T tokens of context, N query heads, K key/value heads, E he
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 
 from iiad.evaluation.activation_memory import peaks_in_turn
@@ -101,8 +102,9 @@ def test_padding_costs_a_prefill_its_mask_and_nothing_else():
         square = batch_size * num_tokens**2
         plain, padded = (measure(model, batch_size, num_tokens, padded) for padded in (False, True))
         assert padded[0] - plain[0] <= (1 + 4) * square * 1.05
-        # A step's mask is (B, 1, 1, T); transformers 5.17 makes copies of it.
-        assert padded[1] - plain[1] <= 128 * batch_size * num_tokens
+        # A step's mask is (B, 1, 1, T). transformers 5.17 took 103 bytes a token in one run; the cause is not known.
+        most = 128 if transformers.__version__.startswith("5.17") else 10
+        assert padded[1] - plain[1] <= most * batch_size * num_tokens
 
 
 def test_read_in_chunks_a_padded_prefill_grows_no_faster_than_the_context():
