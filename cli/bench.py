@@ -7,18 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device, Dtype, Overwrite, Quantize
+from .options import CachePolicy, Device, Dtype, Overwrite, Quantize, require_models, require_plan
 
 __all__ = ["bench"]
 
 
 def bench(
     models: Annotated[
-        list[str], typer.Argument(help="Model folders or hub names; the others are compared with the first.")
+        list[str],
+        typer.Argument(
+            help="Model folders or hub names; the others are compared with the first.",
+            callback=require_models,
+        ),
     ],
     plan: Annotated[
         Path | None,
-        typer.Option(help="plan.json: add the first model truncated to it; with --layers, check it too."),
+        typer.Option(
+            help="plan.json: add the first model truncated to it; with --layers, check it too.",
+            callback=require_plan,
+        ),
     ] = None,
     quantize: Quantize = None,
     compiled: Annotated[

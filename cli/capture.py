@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, TextField, all_data
+from .options import Device, TextField, all_data, require_models, require_text
 
 __all__ = ["capture"]
 
 
 def capture(
-    teacher: Annotated[str, typer.Argument(help="A model folder with its tokenizer, or a hub name.")],
+    teacher: Annotated[
+        str, typer.Argument(help="A model folder with its tokenizer, or a hub name.", callback=require_models)
+    ],
     data: Annotated[
-        list[str], typer.Option(help="Text, after the teacher: files, globs, folders or stdlib.")
+        list[str],
+        typer.Option(help="Text, after the teacher: files, globs, folders or stdlib.", callback=require_text),
     ],
     output: Annotated[
         Path, typer.Option("--output", "--output-dir", help="A new folder for signals.json and the shards.")

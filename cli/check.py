@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite
+from .options import Overwrite, require_models, require_plan
 
 __all__ = ["check"]
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Folder or hub name of any causal language model.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Folder or hub name of any causal language model.", callback=require_models),
+    ],
     teacher: Annotated[
-        str | None, typer.Option(help="The model that it was made of, to compare with.")
+        str | None,
+        typer.Option(help="The model that it was made of, to compare with.", callback=require_models),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="plan.json for the teacher, which the model should run.")
+        Path | None,
+        typer.Option(help="plan.json for the teacher, which the model should run.", callback=require_plan),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens of each prompt.")] = 24,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each sequence after its prompt.")] = 16,

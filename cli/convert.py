@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .options import require_models
+
 __all__ = ["convert"]
 
 
@@ -14,7 +16,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Checkpoint folder: of the released code, Llama, Mistral, Qwen2, Qwen3, or ours."
+            help="Checkpoint folder: of the released code, Llama, Mistral, Qwen2, Qwen3, or ours.",
+            callback=require_models,
         ),
     ],
     destination: Annotated[Path, typer.Argument(help="New folder for the converted checkpoint.")],

@@ -7,16 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import RECIPE_HELP, MaxMinutes, Resume, Settings, all_data
+from .options import RECIPE_HELP, MaxMinutes, Resume, Settings, all_data, require_models, require_plan
 
 __all__ = ["distill"]
 
 
 def distill(
-    teacher: Annotated[str, typer.Argument(help="The teacher's folder, with its tokenizer.")],
+    teacher: Annotated[
+        str, typer.Argument(help="The teacher's folder, with its tokenizer.", callback=require_models)
+    ],
     plan: Annotated[
         Path | None,
-        typer.Argument(help="plan.json from `iiad plan`; none where student.* says what changes."),
+        typer.Argument(
+            help="plan.json from `iiad plan`; none where student.* says what changes.", callback=require_plan
+        ),
     ] = None,
     *,
     output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished student.")],
@@ -42,9 +46,8 @@ def distill(
 
     Example:  iiad distill teacher plan.json --data texts/*.jsonl --output-dir student --set distillation.kl_weight=2
     """
-    from iiad.distillation import distill as run
     from iiad.errors import InputError
-    from iiad.training import DistillRecipe, load_recipe
+    from iiad.training.recipes import DistillRecipe, load_recipe, require_inputs
 
     if data is None and recipe is None:
         raise InputError("--data: expected text to learn from, here or as data.train of a --recipe, got none")
@@ -52,6 +55,9 @@ def distill(
     given = {"signals": signals, "retain": retain}
     overrides["distillation"] = {name: value for name, value in given.items() if value is not None}
     loaded = load_recipe(DistillRecipe, recipe, set_ or [], overrides)
+    require_inputs(loaded)
+    from iiad.distillation import distill as run
+
     results = run(teacher, plan, loaded, output_dir, resume, max_minutes)
     cut = "overhead" if "overhead_cut" in results else "compute"
     line = f"{output_dir}: {cut} cut {100 * results[f'{cut}_cut']:.0f} %"

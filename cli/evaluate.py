@@ -7,22 +7,41 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Overwrite, Quantize, TextField, all_data
+from .options import (
+    Device,
+    Dtype,
+    Overwrite,
+    Quantize,
+    TextField,
+    all_data,
+    require_models,
+    require_plan,
+    require_text,
+)
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Model folders or hub names; the others are compared with the first.")
+        list[str],
+        typer.Argument(
+            help="Model folders or hub names; the others are compared with the first.",
+            callback=require_models,
+        ),
     ],
     data: Annotated[
         list[str],
-        typer.Option(help="Text, after the models: files, globs, folders or stdlib (its validation split)."),
+        typer.Option(
+            help="Text, after the models: files, globs, folders or stdlib (its validation split).",
+            callback=require_text,
+        ),
     ],
     plan: Annotated[
         Path | None,
-        typer.Option(help="plan.json: add the first model truncated to it, untrained."),
+        typer.Option(
+            help="plan.json: add the first model truncated to it, untrained.", callback=require_plan
+        ),
     ] = None,
     quantize: Quantize = None,
     output: Annotated[Path | None, typer.Option(help="evaluation.json to write.")] = None,

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device, Dtype
+from .options import CachePolicy, Device, Dtype, require_models, require_plan
 
 __all__ = ["generate"]
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Model folder with its tokenizer, or hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder with its tokenizer, or hub name.", callback=require_models)
+    ],
     prompt: Annotated[
         str | None, typer.Option(help="Text to continue. Default: the beginning of a text.")
     ] = None,
@@ -33,16 +35,22 @@ def generate(
             "--stream/--no-stream", help="Print as it comes. Default: on a terminal, for one sample."
         ),
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="plan.json: run the model truncated to it.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="plan.json: run the model truncated to it.", callback=require_plan),
+    ] = None,
     draft: Annotated[
         str | None,
         typer.Option(
             metavar="FOLDER|self|auto",
+            callback=require_models,
             help="Let a model of the same tokenizer propose tokens: faster, same greedy text, same distribution of "
             "samples. self: the model's own weights without iterations; auto: at a measured plan.",
         ),
     ] = None,
-    draft_plan: Annotated[Path | None, typer.Option(help="plan.json for --draft self.")] = None,
+    draft_plan: Annotated[
+        Path | None, typer.Option(help="plan.json for --draft self.", callback=require_plan)
+    ] = None,
     draft_length: Annotated[
         int | None, typer.Option(help="Tokens to propose at a time, at most. Default: measured first.")
     ] = None,

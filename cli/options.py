@@ -1,8 +1,9 @@
-"""Options that several commands share, and `--data` with several values."""
+"""Options that several commands share, `--data` with several values, and inputs that are checked first."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -20,6 +21,9 @@ __all__ = [
     "TextField",
     "all_data",
     "gather_data",
+    "require_models",
+    "require_plan",
+    "require_text",
     "split_data",
 ]
 
@@ -47,6 +51,8 @@ Quantize = Annotated[
 ]
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+Given = TypeVar("Given")
 
 _SEPARATOR = "\0"  # no argument of a process can hold it
 
@@ -76,3 +82,34 @@ def split_data(values: list[str]) -> list[list[str]]:
 def all_data(values: list[str]) -> list[str]:
     """Return everything given to any `--data` as one data set."""
     return [name for names in split_data(values) for name in names]
+
+
+# Callbacks of options: run while the command line is read, so that what is missing is refused before torch is loaded.
+
+
+def require_models(models: Given) -> Given:
+    """Return the model folders or hub names as given. Raises InputError for a folder without a model."""
+    from iiad.checkpoints import require_model
+
+    for model in models if isinstance(models, list) else [models]:
+        if model not in (None, "self", "auto"):  # the last two: drafts
+            require_model(str(model))
+    return models
+
+
+def require_text(data: Given) -> Given:
+    """Return the values of --data as given. Raises InputError for one that names no file."""
+    from iiad.data import resolve_inputs
+
+    for name in all_data(data) if isinstance(data, list) else ():
+        if name.partition(":")[0] != "stdlib":
+            resolve_inputs([name])
+    return data
+
+
+def require_plan(plan: Given) -> Given:
+    """Return the plan's path as given. Raises InputError for a file that is no plan."""
+    from iiad.planning.plan import read_plan
+
+    read_plan(plan if isinstance(plan, Path) else None)
+    return plan

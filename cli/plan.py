@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Overwrite, split_data
+from .options import Overwrite, require_models, require_text, split_data
 
 __all__ = ["plan"]
 
@@ -75,9 +75,15 @@ def plan(
     batch_size: Annotated[int | None, _on("Sequences to count them for. Default: the table's, or 1.")] = None,
     verify: Annotated[
         str | None,
-        _verify("Folder of the teacher: run the plan, the curve's points and baselines on it, untrained."),
+        _verify(
+            "Folder of the teacher: run the plan, the curve's points and baselines on it, untrained.",
+            callback=require_models,
+        ),
     ] = None,
-    data: Annotated[list[str] | None, _verify("Text for --verify; best not the profile's.")] = None,
+    data: Annotated[
+        list[str] | None,
+        _verify("Text for --verify; best not the profile's.", callback=require_text),
+    ] = None,
     text_field: Annotated[str, _verify("jsonl field or parquet column with the text.")] = "text",
     max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.", min=2)] = None,
     seed: Annotated[int, _verify("Seed of the random baselines.", min=0)] = 0,

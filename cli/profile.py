@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Overwrite, TextField, split_data
+from .options import Device, Dtype, Overwrite, TextField, require_models, require_text, split_data
 
 __all__ = ["profile"]
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="Teacher: a model folder with its tokenizer, or a hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Teacher: a model folder with its tokenizer, or a hub name.", callback=require_models
+        ),
+    ],
     data: Annotated[
         list[str],
         typer.Option(
-            help="Calibration text: files, globs, folders or stdlib. Repeat for further data sets, kept apart."
+            help="Calibration text: files, globs, folders or stdlib. Repeat for further data sets, kept apart.",
+            callback=require_text,
         ),
     ],
     output: Annotated[Path, typer.Option(help="Profile to write (JSON).")],

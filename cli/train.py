@@ -23,9 +23,12 @@ def train(
 
     Example:  iiad train demo --output-dir teacher --set training.max_steps=500
     """
-    from iiad.training import TrainRecipe, load_recipe
+    from iiad.training.recipes import TrainRecipe, load_recipe, require_inputs
+
+    loaded = load_recipe(TrainRecipe, recipe, set_ or [])
+    require_inputs(loaded)
     from iiad.training import train as run
 
-    results = run(load_recipe(TrainRecipe, recipe, set_ or []), output_dir, resume, max_minutes)
+    results = run(loaded, output_dir, resume, max_minutes)
     print(f"{output_dir}: trained on {results['tokens']:,} tokens", end="")
     print(f", validation {results['validation_nll']:.4f} nats a token" if "validation_nll" in results else "")

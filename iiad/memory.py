@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .progress import BINARY_UNITS, format_size
 
 __all__ = [
     "cache_bytes",
     "describe_run",
-    "format_size",
     "free_bytes",
     "is_out_of_memory",
     "memory_explained",
@@ -43,7 +43,6 @@ _TRAINING_REMEDIES = (
     "training.gradient_checkpointing=evaluation",
     "bf16",
 )
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -142,18 +141,10 @@ def describe_run(model: Any, batch_size: int, num_tokens: int, cached: bool = Tr
     return ", ".join(parts)
 
 
-def format_size(size: float) -> str:
-    """Return a number of bytes in binary units: "512 B", "1.5 GiB", "300 KiB"."""
-    for unit, scale in _UNITS.items():
-        if size < 1000 * scale or unit == "GiB":
-            return f"{size / scale:.{0 if unit == 'B' or size >= 100 * scale else 1}f} {unit}"
-    raise AssertionError
-
-
 def _asked(error: BaseException) -> str:
     """Return the size in the message as ", asked for 4.0 GiB more", or nothing."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMG]iB)", str(error))
     if found is None:
         return ""
     number, unit = found.groups()
-    return f", asked for {format_size(float(number) * _UNITS.get(unit, 1))} more"
+    return f", asked for {format_size(float(number) * BINARY_UNITS.get(unit, 1))} more"

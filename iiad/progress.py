@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a rich bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with rate and time left: a rich bar on a terminal, a plain line now and then elsewhere; sizes in words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-__all__ = ["Progress", "console", "print_status", "progress", "report_progress"]
+__all__ = [
+    "BINARY_UNITS",
+    "Progress",
+    "console",
+    "format_size",
+    "print_status",
+    "progress",
+    "report_progress",
+]
 
 # On stderr, so that stdout holds nothing but results; of several processes, from the first one alone.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 SECONDS_BETWEEN_LINES = 15.0
+
+BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 Progress = bool | Callable[[int, int], None]
 """True to show progress, False not to, or a function called with the bytes done and the bytes in all."""
@@ -107,3 +117,11 @@ def _line_printer(description: str, total: float, unit: str) -> Callable[..., No
             print_status(f"{description}: {', '.join(filter(None, parts))}")
 
     return advance
+
+
+def format_size(size: float) -> str:
+    """Return a number of bytes in binary units: "512 B", "1.5 GiB", "300 KiB"."""
+    for unit, scale in BINARY_UNITS.items():
+        if size < 1000 * scale or unit == "GiB":
+            return f"{size / scale:.{0 if unit == 'B' or size >= 100 * scale else 1}f} {unit}"
+    raise AssertionError

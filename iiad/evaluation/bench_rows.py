@@ -18,10 +18,10 @@ from iiad.checkpoints import DTYPES, load_identified
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
-from iiad.memory import cache_bytes, describe_run, format_size, free_bytes, memory_explained, weight_bytes
+from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.plan import identify_rows
-from iiad.progress import print_status
+from iiad.progress import format_size, print_status
 
 from .activation_memory import peaks_in_turn
 from .timing import new_cache, random_prompts, run_calls

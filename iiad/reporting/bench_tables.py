@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iiad.evaluation.bench_artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Breakdown, Phase, Spread
-from iiad.memory import format_size
+from iiad.progress import format_size
 
 from .tables import format_number, format_share, record_tables, stacked_tables
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import RenderableType
 
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult
-from iiad.memory import format_size
+from iiad.progress import format_size
 
 from .tables import format_share, record_tables, report
 

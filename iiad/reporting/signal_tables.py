@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from iiad.distillation.signal_record import SignalRecord
-from iiad.memory import format_size
+from iiad.progress import format_size
 
 from .tables import format_share
 

@@ -30,6 +30,7 @@ __all__ = [
     "commands_of",
     "load_recipe",
     "missing_inputs",
+    "require_inputs",
 ]
 
 
@@ -71,6 +72,8 @@ class DistillRecipe(Section):
             yield f"training.{field}", what
 
 
+_AT_HUB = "; will be looked up at huggingface.co"
+
 Recipe = TypeVar("Recipe", TrainRecipe, DistillRecipe)
 
 COMMANDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
@@ -109,6 +112,13 @@ def load_recipe(
     return kind.model_validate(fields)
 
 
+def require_inputs(recipe: TrainRecipe | DistillRecipe) -> None:
+    """Raise InputError for the first input of the recipe that is neither here nor can be looked up at the hub."""
+    for line in missing_inputs(recipe):
+        if not line.endswith(_AT_HUB):
+            raise InputError(line)
+
+
 def missing_inputs(recipe: TrainRecipe | DistillRecipe) -> list[str]:
     """Return a line for each input of the recipe that is not on this machine; nothing is opened."""
     lines = [
@@ -125,8 +135,7 @@ def missing_inputs(recipe: TrainRecipe | DistillRecipe) -> list[str]:
     for field, folder in folders.items():
         if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
             hub_name = isinstance(recipe, TrainRecipe) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", folder)
-            fallback = "; will be looked up at huggingface.co" if hub_name else ""
-            lines.append(f"{field}: no folder {folder} here{fallback}")
+            lines.append(f"{field}: no folder {folder} here{_AT_HUB if hub_name else ''}")
     return lines
 
 

@@ -60,7 +60,7 @@ def test_a_bare_call_shows_the_commands(iiad):
         (["generate", "missing", "--prompt", "a"], "missing: no such model folder"),
         (["generate", "owner/missing", "--prompt", "a"], "owner/missing: cannot be loaded"),
         (["evaluate", "missing", "--data", "stdlib"], "missing: no such model folder"),
-        (["distill", "t", "p.json", "--output-dir", "x"], "--data: expected text"),
+        (["distill", "owner/t", "--output-dir", "x"], "--data: expected text"),
         (["convert", "missing", "there"], "missing: no such model folder"),
     ],
 )
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, iiad, tmp_pat
 )
 def test_every_error_is_one_line_with_its_exit_code(error, code, line, iiad, monkeypatch):
     monkeypatch.setattr(released, "convert", Mock(side_effect=error))
-    assert iiad("convert", "a", "b") == (code, "", f"iiad: {line}\n")
+    assert iiad("convert", "owner/a", "b") == (code, "", f"iiad: {line}\n")
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, "1000"), ("5", "5")])
@@ -234,3 +234,54 @@ def test_a_damaged_artefact_is_named_with_what_is_wrong(iiad, pipeline, tmp_path
         assert code == 2
         assert message in err
         assert len(err.strip().splitlines()) == 1
+
+
+MISSING = """
+import sys
+from iiad_cli import main
+
+codes = []
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["iiad", *line.split()]
+    try:
+        main.run()
+    except SystemExit as end:
+        codes.append(end.code)
+assert set(codes) == {2}, codes
+assert "torch" not in sys.modules
+"""
+NO_MODEL = "gone: no such model folder"
+NO_TEXT = "inputs: expected a file, folder or pattern that matches one, got 'gone'"
+
+
+def test_missing_models_texts_and_plans_are_refused_before_torch_is_imported(teacher_folder, pipeline):
+    teacher, plan = teacher_folder, pipeline / "plan.json"
+    lines = {
+        "profile gone --data stdlib --output p.json": NO_MODEL,
+        f"profile {teacher} --data gone --output p.json": NO_TEXT,
+        "capture gone --data stdlib --output s": NO_MODEL,
+        f"capture {teacher} --data gone --output s": NO_TEXT,
+        f"evaluate {teacher} gone --data stdlib": NO_MODEL,
+        f"evaluate {teacher} --data stdlib gone": NO_TEXT,
+        f"evaluate {teacher} --data stdlib --plan gone": "gone: no such file",
+        "generate gone --prompt a": NO_MODEL,
+        f"generate {teacher} --draft gone --prompt a": NO_MODEL,
+        f"bench {teacher} gone": NO_MODEL,
+        f"bench {teacher} --plan gone": "gone: no such file",
+        "check gone": NO_MODEL,
+        f"check {teacher} --teacher gone": NO_MODEL,
+        "convert gone there": NO_MODEL,
+        f"distill gone {plan} --data stdlib --output-dir s": NO_MODEL,
+        f"distill {teacher} gone --data stdlib --output-dir s": "gone: no such file",
+        f"distill {teacher} {plan} --data gone --output-dir s": "data.train: no file gone here",
+        f"distill {teacher} {plan} --data stdlib --signals gone --output-dir s": "signals: no folder gone here",
+        f"plan {pipeline / 'profile.json'} --curve --verify gone --data stdlib": NO_MODEL,
+        "train demo --set data.train=gone --output-dir t": "data.train: no file gone here",
+        "train documentation --set data.train=stdlib --set data.validation=stdlib --set tokenizer.path=/gone "
+        "--set tokenizer.vocab_size=null --output-dir t": "tokenizer.path: no folder /gone here",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", MISSING], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    for (line, words), said in zip(lines.items(), found.stderr.splitlines(), strict=True):
+        assert words in said, line

@@ -59,7 +59,9 @@ def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_
     ],
 )
 def test_bad_options_are_one_line(options, message, iiad, tmp_path):
-    code, out, err = iiad("capture", "missing", "--data", "stdlib", "--output", tmp_path / "run", *options)
+    code, out, err = iiad(
+        "capture", "owner/missing", "--data", "stdlib", "--output", tmp_path / "run", *options
+    )
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iiad import InputError, checkpoints
-from iiad.checkpoints import save_checkpoint
+from iiad.checkpoints import loading, save_checkpoint
 from iiad.evaluation import (
     bench_models,
     bench_rows,
@@ -19,7 +19,8 @@ from iiad.evaluation import (
     timing,
 )
 from iiad.evaluation.checks import CLAIMS
-from iiad.memory import cache_bytes, format_size, is_out_of_memory, memory_explained, weight_bytes
+from iiad.memory import cache_bytes, is_out_of_memory, memory_explained, weight_bytes
+from iiad.progress import format_size
 from tests.helpers import make_iiet, make_llama, make_pcformer, refused
 
 IMPOSSIBLE = 1 << 50  # bytes: more than any machine's address space lets a process have
@@ -151,7 +152,7 @@ def test_an_evaluation_that_runs_out_of_memory_says_the_sizes_and_what_helps(
     [("float32", "fewer or smaller models or bfloat16"), ("bfloat16", "fewer or smaller models")],
 )
 def test_a_model_that_cannot_be_loaded_is_told_by_whatever_loads_it(folders, monkeypatch, dtype, helps):
-    monkeypatch.setattr(checkpoints, "load_model", fill)
+    monkeypatch.setattr(loading, "load_model", fill)
     with refused(f"loading {folders.teacher} on cpu: out of memory, asked for ", f"what helps: {helps}"):
         checkpoints.load_identified(folders.teacher, "cpu", dtype, cast=True)
 

@@ -179,12 +179,12 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verify", "model"], "verify: expected --verify and --data together"),
-        (["--data", "text.txt"], "verify: expected --verify and --data together"),
+        (["--verify", "owner/model"], "verify: expected --verify and --data together"),
+        (["--data", "stdlib"], "verify: expected --verify and --data together"),
         (["--verification", "v.json"], "verify: expected --verify with --verification"),
         (["--max-tokens", "64"], "verify: expected --verify with .*--max-tokens"),
         (["--text-field", "body"], "verify: expected --verify with .*--text-field"),
-        (["--verify", "nowhere", "--data", "nothing.txt"], "nothing.txt"),
+        (["--verify", "owner/nowhere", "--data", "nothing.txt"], "nothing.txt"),
         (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
     ],
 )

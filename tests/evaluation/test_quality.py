@@ -8,8 +8,8 @@ import torch
 from iiad.checkpoints import identify_model, label_models, load_identified, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
-from iiad.memory import format_size
 from iiad.planning import Plan
+from iiad.progress import format_size
 from iiad.reporting.evaluation_tables import evaluation_table
 from iiad.reporting.tables import format_share, stacked_tables
 from iiad.training.scoring import evaluate_model

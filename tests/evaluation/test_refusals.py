@@ -3,6 +3,7 @@
 import pytest
 
 from iiad import InputError, checkpoints
+from iiad.checkpoints import loading
 from iiad.data import load_tokenizer
 from iiad.evaluation import bench_models, check_model, evaluate_models, measure_latency
 from tests.helpers import make_iiet
@@ -84,7 +85,7 @@ CASES = {
     ("run", "options", "words"), [(run, *case) for run, cases in CASES.items() for case in cases]
 )
 def test_bad_values_are_refused_before_a_model_is_loaded(folders, monkeypatch, run, options, words):
-    monkeypatch.setattr(checkpoints, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     named = {
         name: getattr(folders, value) for name, value in options.items() if value in ("llama", "teacher")
     }

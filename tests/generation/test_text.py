@@ -208,7 +208,7 @@ def test_several_samples_are_told_apart(folders, iiad):
 @pytest.mark.parametrize(
     ("model", "draft", "options", "words"),
     [
-        ("nowhere/at/all", None, ("--temperature", -1), "temperature: expected 0"),  # before the model
+        ("owner/nowhere", None, ("--temperature", -1), "temperature: expected 0"),  # before the model
         ("teacher", "other_tokenizer", (), "draft: expected the vocabulary of"),
         ("teacher", "nowhere", (), "nowhere: no such model folder"),
         ("teacher", "self", ("--draft-length", 0), "draft length: expected at least 1, got 0"),

@@ -103,8 +103,11 @@ def test_what_cannot_be_profiled_is_one_line_and_leaves_no_file(arguments, model
     ],
 )
 def test_files_of_an_earlier_run_are_refused_before_a_model_is_loaded(name, message, run, tmp_path):
-    (tmp_path / name).write_text("precious")
-    code, _, errors = run(model="missing")
+    hollow = tmp_path / "hollow"
+    hollow.mkdir()
+    for file, text in {name: "precious", "hollow/config.json": "{}", "hollow/model.safetensors": ""}.items():
+        (tmp_path / file).write_text(text)
+    code, _, errors = run(model=hollow)
     assert code == 2
     assert message in errors
     assert (tmp_path / name).read_text() == "precious"

@@ -35,7 +35,7 @@ require_light("planning")
 
 from iiad.data import load_tokenizer  # reads the configuration of the folder's model
 assert load_tokenizer(folder).vocab_size > 255
-assert "iiad.checkpoints" not in sys.modules, "it registers the models by itself"
+assert "iiad.checkpoints.loading" not in sys.modules, "it registers the models by itself"
 """
 
 

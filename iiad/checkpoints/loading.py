@@ -1,4 +1,4 @@
-"""Model folders: read, check, load, identify, save; devices and precisions to load them in."""
+"""Models of folders and hub names: load, check, identify, save; devices and precisions to load them in."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import iiad.models  # noqa: F401  registers them with the Auto classes
+from iiad.artefacts import ModelIdentity, ModelShape
+from iiad.errors import InputError, one_line
+from iiad.files import atomic_folder
+from iiad.memory import memory_explained
 
-from .artefacts import ModelIdentity, ModelShape
-from .errors import InputError, one_line
-from .files import atomic_folder, read_json
-from .memory import memory_explained
+from .folders import require_model, weight_files
 
 __all__ = [
     "DTYPES",
@@ -32,7 +33,6 @@ __all__ = [
     "load_identified",
     "load_model",
     "model_fingerprint",
-    "read_config",
     "read_limits",
     "read_weights",
     "require_cache_policy",
@@ -75,47 +75,10 @@ def choose_dtype(dtype: str | None, device: str) -> str:
     return dtype
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read a model folder's config.json. Raises InputError where there is none that can be read."""
-    path = Path(folder) / "config.json"
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such model folder")
-    if not path.exists():
-        raise InputError(f"{folder}: expected a model folder, got one with no config.json")
-    return read_json(path)
-
-
-def _weight_files(folder: str | Path) -> list[Path]:
-    """Safetensors files of a model folder, sorted: those that transformers reads, else all there are.
-
-    Some folders hold the same weights a second time under other names (`consolidated.safetensors`).
-    Raises InputError for none, for pickles alone, or for an index that names a file which is not there.
-    """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if folder / "model.safetensors" in files:
-        return [folder / "model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: cannot be read as an index of weights: {one_line(error)}") from None
-        for name in names:
-            if folder / name not in files:
-                raise InputError(f"{index}: names {name}, which is not there")
-        return [folder / name for name in names]
-    if not files:
-        pickles = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
-        got = f"a pickle ({pickles[0]}), which can run code when loaded" if pickles else "no weights"
-        raise InputError(f"{folder}: expected weights in *.safetensors, got {got}")
-    return files
-
-
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """Read every tensor of a model folder by name, on the CPU. Raises InputError for a file that cannot be read."""
     weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             weights |= load_file(path)
         except (SafetensorError, OSError) as error:
@@ -123,17 +86,9 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _require_present(model: str | Path) -> None:
-    """Raise InputError unless this is a model folder, or a hub name: owner/name, where no folder `owner` is here."""
-    name = str(model)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).parent.exists():
-        read_config(model)
-        _weight_files(model)
-
-
 def _read_full_config(model: str | Path) -> Any:
     """Read the configuration of a folder or hub name, defaults included. Raises InputError."""
-    _require_present(model)
+    require_model(model)
     try:
         return AutoConfig.from_pretrained(str(model))
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
@@ -177,7 +132,7 @@ def load_model(
     Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
     infinity among the weights, a plan that the model cannot run, no such device.
     """
-    _require_present(model)
+    require_model(model)
     device = choose_device(device)
     plan = {} if num_iterations is None else {"num_iterations": num_iterations}
     try:
