@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device, Dtype, Overwrite, Quantize, require_models, require_plan
+from .options import (
+    CachePolicy,
+    Device,
+    Dtype,
+    Overwrite,
+    Quantize,
+    claim_outputs,
+    require_models,
+    require_plan,
+)
 
 __all__ = ["bench"]
 
@@ -81,16 +90,14 @@ def bench(
     """
     from rich.console import Console
 
+    claim_outputs([*models, plan, evaluation], files={"output": output}, overwrite=overwrite)
     from iiad.checkpoints import require_cache_policy
     from iiad.evaluation import bench_models, measure_latency
-    from iiad.files import require_new_file
     from iiad.progress import print_status
     from iiad.reporting.bench_tables import bench_table
     from iiad.reporting.latency_tables import latency_table
     from iiad.reporting.pictures import draw_bench, require_pictures
 
-    if output is not None:
-        require_new_file(output, overwrite)
     if plot is not None:
         require_pictures(plot)
     grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}

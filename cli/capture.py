@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, TextField, all_data, require_models, require_text
+from .options import Device, TextField, all_data, claim_outputs, require_models, require_text
 
 __all__ = ["capture"]
 
@@ -63,6 +63,7 @@ def capture(
     """
     import time
 
+    claim_outputs([teacher], all_data(data), folders={"output": output})
     from iiad.distillation.capture import capture_signals
     from iiad.reporting.signal_tables import signals_line
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite, require_models, require_plan
+from .options import Overwrite, claim_outputs, require_models, require_plan
 
 __all__ = ["check"]
 
@@ -50,10 +50,7 @@ def check(
     """
     from rich.console import Console
 
-    from iiad.files import require_new_file
-
-    if output is not None:
-        require_new_file(output, overwrite)
+    claim_outputs([model, teacher, plan], files={"output": output}, overwrite=overwrite)
     from iiad.evaluation.checks import check_model
     from iiad.reporting.check_tables import check_table
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import require_models
+from .options import claim_outputs, require_models
 
 __all__ = ["convert"]
 
@@ -36,6 +36,7 @@ def convert(
 
     Example:  iiad convert released/iiet-55m teacher --iterations 3
     """
+    claim_outputs([source], folders={"destination": destination})
     from iiad.conversion.released import convert as run
 
     print(run(source, destination, iterations))

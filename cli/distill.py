@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import RECIPE_HELP, MaxMinutes, Resume, Settings, all_data, require_models, require_plan
+from .options import (
+    RECIPE_HELP,
+    MaxMinutes,
+    Resume,
+    Settings,
+    all_data,
+    claim_outputs,
+    require_models,
+    require_plan,
+)
 
 __all__ = ["distill"]
 
@@ -47,6 +56,7 @@ def distill(
     Example:  iiad distill teacher plan.json --data texts/*.jsonl --output-dir student --set distillation.kl_weight=2
     """
     from iiad.errors import InputError
+    from iiad.training.recipe_files import find_recipe
     from iiad.training.recipes import DistillRecipe, load_recipe, require_inputs
 
     if data is None and recipe is None:
@@ -55,6 +65,10 @@ def distill(
     given = {"signals": signals, "retain": retain}
     overrides["distillation"] = {name: value for name, value in given.items() if value is not None}
     loaded = load_recipe(DistillRecipe, recipe, set_ or [], overrides)
+    texts = [*loaded.data.train, *loaded.data.validation]
+    inputs = [teacher, plan, recipe and find_recipe(recipe), loaded.distillation.signals]
+    inputs += [loaded.student.init] if loaded.student.init not in ("teacher", "random") else []
+    claim_outputs(inputs, texts, folders={"output_dir": output_dir})
     require_inputs(loaded)
     from iiad.distillation import distill as run
 

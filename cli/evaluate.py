@@ -14,6 +14,7 @@ from .options import (
     Quantize,
     TextField,
     all_data,
+    claim_outputs,
     require_models,
     require_plan,
     require_text,
@@ -61,10 +62,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from iiad.files import require_new_file
-
-    if output is not None:
-        require_new_file(output, overwrite)
+    claim_outputs([*models, plan], all_data(data), files={"output": output}, overwrite=overwrite)
     from iiad.evaluation import evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
 

@@ -20,7 +20,7 @@ from .distill import distill
 from .env import env
 from .evaluate import evaluate
 from .generate import generate
-from .options import gather_data
+from .options import gather_data, locks
 from .plan import plan
 from .profile import profile
 from .show import show
@@ -83,7 +83,8 @@ def run() -> None:
     hide_load_remarks()
     try:
         # Not standalone: errors become lines here. Ctrl-C is code 130 then.
-        code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""
+        with locks:
+            code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""
     except BrokenPipeError:
         # The reader went away (`| head`), and the rest cannot be flushed at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+
+from iiad.files import lock_file, require_apart, require_new_file
 
 __all__ = [
     "RECIPE_HELP",
@@ -20,7 +24,9 @@ __all__ = [
     "Settings",
     "TextField",
     "all_data",
+    "claim_outputs",
     "gather_data",
+    "locks",
     "require_models",
     "require_plan",
     "require_text",
@@ -55,6 +61,28 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Given = TypeVar("Given")
 
 _SEPARATOR = "\0"  # no argument of a process can hold it
+
+locks = ExitStack()
+"""Locks of the outputs of the command that runs; released when it ends."""
+
+
+def claim_outputs(
+    inputs: Iterable[str | Path | None],
+    texts: Iterable[str] = (),
+    *,
+    files: Mapping[str, Path | None] | None = None,
+    folders: Mapping[str, Path | None] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Require outputs apart from the inputs, and files that are new unless they may be replaced; lock the files.
+
+    inputs, texts, files, folders: as `require_apart` takes them. Raises InputError.
+    """
+    require_apart(inputs, texts, files, folders)
+    for path in (files or {}).values():
+        if path is not None:
+            locks.enter_context(lock_file(path))
+            require_new_file(path, overwrite)
 
 
 def gather_data(arguments: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Overwrite, require_models, require_text, split_data
+from .options import Overwrite, all_data, claim_outputs, require_models, require_text, split_data
 
 __all__ = ["plan"]
 
@@ -112,16 +112,12 @@ def plan(
 
     from iiad import planning
     from iiad.errors import InputError
-    from iiad.files import require_new_file
     from iiad.influence.profile import Profile
     from iiad.progress import print_status
     from iiad.reporting.plan_tables import CurveReport, PlanReport, draw_trade_off
 
-    if output is not None and output == verification:
-        raise InputError(f"verification: expected another file than the plan's, got {verification}")
-    for file in (output, verification):
-        if file is not None:
-            require_new_file(file, overwrite)
+    files = {"output": output, "verification": verification}
+    claim_outputs([profile, latency, verify], all_data(data or []), files=files, overwrite=overwrite)
     if (verify is None) != (data is None):
         raise InputError("verify: expected --verify and --data together, got one of them")
     if verify is None and (verification is not None or max_tokens is not None or text_field != "text"):

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Overwrite, TextField, require_models, require_text, split_data
+from .options import (
+    Device,
+    Dtype,
+    Overwrite,
+    TextField,
+    all_data,
+    claim_outputs,
+    require_models,
+    require_text,
+    split_data,
+)
 
 __all__ = ["profile"]
 
@@ -73,12 +83,11 @@ def profile(
     from rich.console import Console
 
     from iiad.errors import InputError
-    from iiad.files import require_new_file
 
     for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
         if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"{name}: expected a number from 0, got {value}")
-    require_new_file(output, overwrite)
+    claim_outputs([model], all_data(data), files={"output": output}, overwrite=overwrite)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 

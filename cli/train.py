@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MaxMinutes, Recipe, Resume, Settings
+from .options import MaxMinutes, Recipe, Resume, Settings, claim_outputs
 
 __all__ = ["train"]
 
@@ -23,9 +23,13 @@ def train(
 
     Example:  iiad train demo --output-dir teacher --set training.max_steps=500
     """
+    from iiad.training.recipe_files import find_recipe
     from iiad.training.recipes import TrainRecipe, load_recipe, require_inputs
 
     loaded = load_recipe(TrainRecipe, recipe, set_ or [])
+    inputs = [find_recipe(recipe), loaded.model.path, loaded.tokenizer.path]
+    texts = [*loaded.data.train, *loaded.data.validation]
+    claim_outputs(inputs, texts, folders={"output_dir": output_dir})
     require_inputs(loaded)
     from iiad.training import train as run
 

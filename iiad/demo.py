@@ -17,6 +17,7 @@ from .artefacts import Artefact
 from .distillation import distill
 from .errors import InputError
 from .evaluation import Bench, Evaluation, bench_models, evaluate_models
+from .files import lock_folder
 from .influence import Profile, measure_influence
 from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
 from .progress import print_status
@@ -72,8 +73,12 @@ def run_demo(output_dir: str | Path, show: Callable[[Artefact], None], size: Dem
 
     show: called with profile and plan as soon as they exist. Raises InputError for a folder that holds other files.
     """
-    started, size = time.monotonic(), size or DemoSize()
-    folder = _open_folder(Path(output_dir))
+    with lock_folder(output_dir):
+        return _run_stages(_require_own(Path(output_dir)), show, size or DemoSize())
+
+
+def _run_stages(folder: Path, show: Callable[[Artefact], None], size: DemoSize) -> Demo:
+    started = time.monotonic()
     teacher, student, plan_file = folder / "teacher", folder / "student", folder / "plan.json"
     dtype = _choose_dtype(folder)
     bf16 = f"training.bf16={str(dtype == 'bfloat16').lower()}"
@@ -161,17 +166,11 @@ def _choose_dtype(folder: Path) -> str:
     return "bfloat16" if bf16_is_faster() else "float32"
 
 
-def _open_folder(folder: Path) -> Path:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in names if name not in OUTPUTS and not name.startswith(".")]
-    if other:
-        raise InputError(f"{folder}: holds other files than a demo's ({other[0]}); name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
+def _require_own(folder: Path) -> Path:
+    """Return the folder. Raises InputError for one that holds anything but a demo's outputs."""
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name not in OUTPUTS and not name.startswith("."):
+            raise InputError(f"{folder}: holds other files than a demo's ({name}); name another folder")
     return folder
 
 

@@ -1,17 +1,20 @@
-"""Write files and folders whole or not at all; hash and lock them. The only place that does.
+"""Write files and folders whole or not at all; hash and lock them; keep outputs off inputs. The only place that does.
 
-Needs neither torch nor transformers.
+Needs neither torch nor transformers. Every new file gets the mode that the umask leaves.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,14 +25,18 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "file_sha256",
+    "lock_file",
     "lock_folder",
     "read_json",
+    "require_apart",
     "require_new_file",
     "require_new_folder",
     "write_text",
 ]
 
 READ_BYTES = 1 << 20
+LARGEST_RESULT = 1 << 28
+"""Bytes; a larger file is none of our results."""
 
 
 @contextmanager
@@ -40,19 +47,17 @@ def atomic_file(path: str | Path, advice: str = "") -> Iterator[IO[bytes]]:
     advice: ends the message. Raises InputError where the file cannot be written, a full disk for one.
     """
     path = Path(path)
-    stage = None
+    stage = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, stage = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-        with open(descriptor, "wb") as file:
+        with open(stage, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(stage, 0o644)
         os.replace(stage, path)
     except BaseException as error:
-        if stage is not None:
-            Path(stage).unlink(missing_ok=True)
+        with suppress(OSError):
+            stage.unlink()
         if isinstance(error, OSError):
             raise InputError(
                 f"{path}: cannot be written: {error.strerror or one_line(error)}{advice}"
@@ -85,13 +90,15 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
     Raises InputError where something cannot be written, a full disk for one; nothing is left behind then.
     """
     destination = Path(destination)
-    stage = None
+    stage = destination.absolute().with_name(f".{destination.name}-{secrets.token_hex(4)}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+        stage.mkdir()
         yield stage
-        stage.chmod(0o755)
+        mode = stage.stat().st_mode & 0o666
         for path in [*stage.rglob("*"), stage]:
+            if path.is_file():
+                path.chmod(mode)  # safetensors keeps its files from others, whatever the umask
             _flush(path)
         if destination.is_dir():
             destination.rmdir()  # empty, or this raises
@@ -101,8 +108,7 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise InputError(f"{destination}: cannot be written: {one_line(error)}") from error
     finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -140,36 +146,130 @@ def file_sha256(path: str | Path) -> str:
 
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Keep other processes that lock the folder out of it while the block runs; make it if need be.
+    """Keep other processes that lock the folder out of it while the block runs.
 
-    Raises InputError where another process holds the lock, or the folder cannot be made.
+    The folder is made if need be, and removed if the block leaves nothing in it. Raises InputError, which names the
+    holder, where another process holds the lock, or the folder cannot be made. A killed process holds no lock.
     """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder}: expected a folder, got a file")
+    with _lock(Path(folder) / ".lock", folder):
+        yield
+
+
+@contextmanager
+def lock_file(path: str | Path) -> Iterator[None]:
+    """Keep other processes that lock this file, which need not exist, from it; as `lock_folder` does for a folder."""
+    with _lock(Path(path).parent / f".{Path(path).name}.lock", path):
+        yield
+
+
+_held: set[str] = (
+    set()
+)  # in this process, where a command and the function that it calls may lock the same output
+
+
+@contextmanager
+def _lock(lock: Path, output: str | Path) -> Iterator[None]:
+    """Hold the lock file; output: what an error calls it."""
+    key = os.path.realpath(lock)
+    if key in _held:
+        yield
+        return
+    made = [folder for folder in lock.parents if not folder.exists()]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _hold(lock, output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from None
+    _held.add(key)
+    try:
+        yield
+    finally:
+        _held.remove(key)
+        with suppress(OSError):  # folders that are not empty stay
+            lock.unlink()
+            for folder in made:
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _hold(lock: Path, output: str | Path) -> int:
+    """Open and lock a file that says who holds it; return its descriptor."""
     import fcntl  # not on Windows, where artefacts can still be read
 
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
-    try:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: is being written by another process") from None
+            holder = " ".join(os.read(descriptor, 200).decode(errors="replace").split())
+            os.close(descriptor)
+            raise InputError(f"{output}: is being written by {holder or 'another process'}") from None
         except OSError:  # a file system without locks
             pass
-        yield
-    finally:
-        os.close(descriptor)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                break
+        os.close(descriptor)  # its holder has just removed it
+    who = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, who.encode())
+    return descriptor
+
+
+def require_apart(
+    inputs: Iterable[str | Path | None],
+    texts: Iterable[str] = (),
+    files: Mapping[str, str | Path | None] | None = None,
+    folders: Mapping[str, str | Path | None] | None = None,
+) -> None:
+    """Raise InputError for an output that is an input, by whatever link, or that would replace or contain one.
+
+    inputs: models, artefacts and other files; what is not here, a name of the hub, is passed over. texts: names as
+    `resolve_inputs` takes them; a folder is read with all below it, so no output folder may lie there. files,
+    folders: the outputs, by option. In an input folder a file may replace a result of ours alone.
+    """
+    given = [(path, "an input", False) for path in inputs if path is not None and os.path.exists(path)]
+    for text in texts:
+        if text.partition(":")[0] != "stdlib":
+            name = os.path.expanduser(text)
+            found = [name] if os.path.exists(name) else glob.iglob(name, recursive=True)
+            given += [(each, "an input", True) for each in found]
+    outputs = [(field, path, False) for field, path in (files or {}).items() if path is not None]
+    outputs += [(field, path, True) for field, path in (folders or {}).items() if path is not None]
+    for field, output, is_folder in outputs:
+        ours = Path(os.path.realpath(output))
+        replaces = ours.is_file() and not _is_result(ours)
+        for path, role, is_text in given:
+            theirs = Path(os.path.realpath(path))
+            same = ours == theirs or (ours.exists() and theirs.exists() and ours.samefile(theirs))
+            inside = theirs in ours.parents and (is_text if is_folder else replaces)
+            if same or inside or ours in theirs.parents:
+                raise InputError(f"{field}: expected another path than {path}, which is {role}, got {output}")
+        given.append((output, "an output", False))
+
+
+def _is_result(path: Path) -> bool:
+    """Return whether a file is an artefact that stands by itself: no record of a folder."""
+    try:
+        return path.stat().st_size < LARGEST_RESULT and read_json(path).get("kind") not in (
+            None,
+            "run",
+            "signals",
+        )
+    except InputError:
+        return False
 
 
 def require_new_file(path: str | Path, overwrite: bool = False) -> Path:
     """Return the path if a new file can be written there. Raises InputError otherwise."""
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; name another file, or pass --overwrite")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a device'}")
+    if os.path.lexists(path) and not overwrite:
+        what = "exists already" if path.exists() else "is a link to nothing"
+        raise InputError(f"{path}: {what}; name another file, or pass --overwrite")
     _require_writable(path)
     return path
 
@@ -177,6 +277,8 @@ def require_new_file(path: str | Path, overwrite: bool = False) -> Path:
 def require_new_folder(folder: str | Path) -> Path:
     """Return the folder if it can be written and holds nothing. Raises InputError otherwise."""
     folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{folder}: is a link to nothing; name another folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists already and is not empty; nothing was overwritten")
     _require_writable(folder)

@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -278,6 +280,21 @@ def printed(renderable, width=110, encoding="utf-8", **options):
     Console(file=stream, width=width, **options).print(renderable)
     stream.flush()
     return raw.getvalue().decode(encoding)
+
+
+@contextmanager
+def held_by_another(lock: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Have another process, which is given, hold `lock_folder` or `lock_file` of a path inside of the block."""
+    script = (
+        f"import sys\nfrom iiad.files import {lock}\nwith {lock}(sys.argv[1]): print(flush=True), input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], **pipes) as process:
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager

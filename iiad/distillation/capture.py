@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,36 +81,38 @@ def capture_signals(
     """
     device = choose_device(device)
     _require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
-    folder = _require_folder(Path(output_dir), resume)
-    context, vocab_size = read_limits(teacher_folder)
-    T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
-    _require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
-    _require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
-    _require(
-        "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
-    )
-    blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir)
-    num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
-    teacher, identity = load_identified(teacher_folder, device, dtype, cast=False)
-    _require_layers(hidden_layers, identity)
-    record = SignalRecord(
-        teacher=identity,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        data=DataIdentity(
-            names=list(inputs), fingerprint=blocks.corpus.fingerprint, num_tokens=num_blocks * T
-        ),
-        layout=_layout(teacher.config, T, top_k, sorted(hidden_layers), compression, blocks_per_shard),
-        num_blocks=num_blocks,
-        temperature=temperature,
-        dtype=dtype,
-    )
-    outputs = TeacherOutputs(teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens)
-    where = f"capturing {label_models([teacher_folder])[0]} on {device}"
-    with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
-        score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
-        override = "--no-check-teacher" if check_teacher else None
-        require_knowledge(score.nll, blocks.corpus.tokens, held, vocab_size, "the text", override)
-        with lock_folder(folder):
+    with lock_folder(output_dir):
+        folder = _require_folder(Path(output_dir), resume)
+        context, vocab_size = read_limits(teacher_folder)
+        T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
+        _require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
+        _require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
+        _require(
+            "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
+        )
+        blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir)
+        num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
+        teacher, identity = load_identified(teacher_folder, device, dtype, cast=False)
+        _require_layers(hidden_layers, identity)
+        record = SignalRecord(
+            teacher=identity,
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+            data=DataIdentity(
+                names=list(inputs), fingerprint=blocks.corpus.fingerprint, num_tokens=num_blocks * T
+            ),
+            layout=_layout(teacher.config, T, top_k, sorted(hidden_layers), compression, blocks_per_shard),
+            num_blocks=num_blocks,
+            temperature=temperature,
+            dtype=dtype,
+        )
+        outputs = TeacherOutputs(
+            teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens
+        )
+        where = f"capturing {label_models([teacher_folder])[0]} on {device}"
+        with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
+            score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
+            override = "--no-check-teacher" if check_teacher else None
+            require_knowledge(score.nll, blocks.corpus.tokens, held, vocab_size, "the text", override)
             return _capture_shards(outputs, blocks, folder, record, batch_size, device)
 
 
@@ -239,8 +240,6 @@ def _require_folder(folder: Path, resume: bool) -> Path:
 
     That is: finished signals, unfinished ones without `resume`, other files. Nothing is written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder, got a file")
     if (folder / RECORD).exists():
         raise InputError(f"{folder}: holds finished signals; nothing was changed; name another folder")
     if (folder / JOURNAL).exists():
@@ -249,12 +248,9 @@ def _require_folder(folder: Path, resume: bool) -> Path:
                 f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
             )
         return folder
-    # What a kill can leave before the journal is there begins with a dot.
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    # The lock, and what a kill can leave before the journal is there, begin with a dot.
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{folder}: {there} cannot be written to")
     if resume:
         print_status(f"{folder}: nothing to resume; starting afresh")
     return folder

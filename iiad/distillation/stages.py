@@ -15,7 +15,7 @@ from iiad.training.batches import blocks_per_step
 from iiad.training.interruption import Interruption
 from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.loop import run_stage
-from iiad.training.processes import from_first_process, join_processes
+from iiad.training.processes import from_first_process, join_processes, lock_run
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import check_machine
 from iiad.training.runs import RunFolder
@@ -53,25 +53,26 @@ def distill(
     check_machine(training)
     plan = read_plan(plan_file)
     given = {"teacher": str(teacher_folder), "plan": None if plan_file is None else str(plan_file)}
-    run = RunFolder(output_dir, "distill", recipe, resume, given)
-    work = Distillation(teacher_folder, plan, recipe)
-    inputs = {**work.corpora.fingerprints, "teacher": work.identity.fingerprint}
-    if plan_file is not None:
-        inputs["plan"] = file_sha256(plan_file)
-    if work.stored is not None:
-        inputs["signals"] = work.stored.record.fingerprint
-    results: dict[str, Any] = {**work.check_teacher()}
-    if work.stored is not None and not run.record.inputs:  # once a run: it reads them all
-        print_status(f"{recipe.distillation.signals}: comparing hashes")
-        from_first_process(work.stored.verify)
-    run.begin(inputs)
-    score = work.corpora.score
-    context = RunContext(run.path, training, work.tokenizer, run.card, score, interruption, on_step)
-    results["tokens"] = _run_stages(work, context) * blocks_per_step(training) * work.corpora.block_size
-    work.student.requires_grad_(True)
-    results |= _measure_results(work, plan)
-    run.finish(work.student, work.tokenizer, results)
-    return results
+    with lock_run(output_dir):
+        run = RunFolder(output_dir, "distill", recipe, resume, given)
+        work = Distillation(teacher_folder, plan, recipe)
+        inputs = {**work.corpora.fingerprints, "teacher": work.identity.fingerprint}
+        if plan_file is not None:
+            inputs["plan"] = file_sha256(plan_file)
+        if work.stored is not None:
+            inputs["signals"] = work.stored.record.fingerprint
+        results: dict[str, Any] = {**work.check_teacher()}
+        if work.stored is not None and not run.record.inputs:  # once a run: it reads them all
+            print_status(f"{recipe.distillation.signals}: comparing hashes")
+            from_first_process(work.stored.verify)
+        run.begin(inputs)
+        score = work.corpora.score
+        context = RunContext(run.path, training, work.tokenizer, run.card, score, interruption, on_step)
+        results["tokens"] = _run_stages(work, context) * blocks_per_step(training) * work.corpora.block_size
+        work.student.requires_grad_(True)
+        results |= _measure_results(work, plan)
+        run.finish(work.student, work.tokenizer, results)
+        return results
 
 
 def _run_stages(work: Distillation, context: RunContext) -> int:

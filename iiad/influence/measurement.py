@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
+from iiad.files import lock_file
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.progress import print_status, progress
@@ -80,8 +82,8 @@ def measure_influence(
         Default: nothing is written.
     resume: continue from the finished batches of an interrupted call, if there are any.
 
-    Raises InputError for a model without iterations, where a model, a file or a value cannot be used, and where
-    memory runs out; finished batches can be resumed.
+    Raises InputError for a model without iterations, where a model, a file or a value cannot be used, where another
+    process writes this output, and where memory runs out; finished batches can be resumed.
     """
     chosen = list(dict.fromkeys(metrics or METRICS))
     require_metrics(chosen)
@@ -100,17 +102,20 @@ def measure_influence(
     require_iterations(teacher)
     sets = draw_calibration(model, data, settings, text_field, cache_dir)
     identities = [part.identity for part in sets]
-    journal = None if output is None else _open_journal(output, identity, identities, settings, chosen)
-    if journal is not None and not resume:
-        journal.remove()
     where = f"profiling {label_models([model])[0]} on {device}"
     remedies = ["a smaller batch", "shorter blocks", "bfloat16"]
-    with memory_explained(where, teacher, batch_size, block_size, cached=False, remedies=remedies):
+    with (
+        nullcontext() if output is None else lock_file(output),
+        memory_explained(where, teacher, batch_size, block_size, cached=False, remedies=remedies),
+    ):
+        journal = None if output is None else _open_journal(output, identity, identities, settings, chosen)
+        if journal is not None and not resume:
+            journal.remove()
         records = _measure(teacher, identity, sets, chosen, batch_size, memory, journal)
-    profile = Profile.of(records, identity, identities, settings)
-    if output is not None and journal is not None:
-        profile.save(output)
-        journal.remove()
+        profile = Profile.of(records, identity, identities, settings)
+        if output is not None and journal is not None:
+            profile.save(output)
+            journal.remove()
     return profile
 
 

@@ -6,7 +6,8 @@ With one process every function here is its trivial case.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from iiad.files import lock_folder
 
 __all__ = [
     "any_process",
@@ -23,6 +26,7 @@ __all__ = [
     "gather",
     "gather_full",
     "join_processes",
+    "lock_run",
     "mean_over_processes",
     "place_like",
 ]
@@ -62,6 +66,14 @@ def from_first_process(make: Callable[[], Made]) -> Made:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+@contextmanager
+def lock_run(folder: str | Path) -> Iterator[None]:
+    """Have the first process lock a run's folder while the block runs. Raises InputError, in all, if it cannot."""
+    with ExitStack() as held:
+        from_first_process(lambda: held.enter_context(lock_folder(folder)))
+        yield
 
 
 def any_process(flag: bool) -> bool:

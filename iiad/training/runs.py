@@ -80,16 +80,12 @@ class RunFolder:
 
     def _find_run(self, resume: bool) -> RunRecord | None:
         """Read the record of the unfinished run to go on with; None for a new or empty folder."""
-        if not self.path.exists():
+        if not (self.path / RECORD).exists():
+            # The lock, and what a kill can leave before the record is there, begin with a dot.
+            if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+                raise InputError(f"{self.path}: expected a new folder, got one with files that are no run's")
             if resume:
                 print_status(f"{self.path}: nothing to resume; starting afresh")
-            return None
-        if not self.path.is_dir():
-            raise InputError(f"{self.path}: expected a folder, got a file")
-        if not (self.path / RECORD).exists():
-            # What a kill can leave before the record is there begins with a dot.
-            if any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise InputError(f"{self.path}: expected a new folder, got one with files that are no run's")
             return None
         record = RunRecord.load(self.path / RECORD)
         if record.finished:

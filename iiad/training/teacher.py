@@ -21,7 +21,7 @@ from .corpora import Corpora
 from .interruption import Interruption
 from .loop import run_stage
 from .phases import TwoPhases
-from .processes import from_first_process, join_processes
+from .processes import from_first_process, join_processes, lock_run
 from .recipes import TrainRecipe
 from .requirements import check_machine, set_attention
 from .runs import RunFolder
@@ -55,35 +55,38 @@ def train(
     interruption, training = Interruption(max_minutes), recipe.training
     join_processes()
     check_machine(training)
-    run = RunFolder(output_dir, "train", recipe, resume)
-    set_seed(training.seed)
-    kept = run.path / "tokenizer"
-    tokenizer = _prepare_tokenizer(recipe, kept)
-    model, inputs = _start_model(recipe.model, tokenizer)
-    set_attention(model, training)
-    corpora = Corpora(recipe, tokenizer, model.config)
-    phases = _plan_phases(recipe, model)
-    stage = Stage(
-        name="train",
-        folder=run.path,
-        blocks=corpora.blocks,
-        length=training,
-        seed=training.seed,
-        phases=phases,
-        unused=phases is not None or _has_unused(model.config),
-    )
-    run.begin({**corpora.fingerprints, **inputs})
-    from_first_process(lambda: _keep_tokenizer(tokenizer, kept))
-    run_stage(
-        model,
-        stage,
-        RunContext(run.path, training, tokenizer, run.card, corpora.score, interruption, on_step),
-    )
-    results: dict[str, Any] = {"tokens": training.max_steps * blocks_per_step(training) * corpora.block_size}
-    if corpora.score is not None:
-        results["validation_nll"] = corpora.score(model).nll
-    run.finish(model, tokenizer, results)
-    return results
+    with lock_run(output_dir):
+        run = RunFolder(output_dir, "train", recipe, resume)
+        set_seed(training.seed)
+        kept = run.path / "tokenizer"
+        tokenizer = _prepare_tokenizer(recipe, kept)
+        model, inputs = _start_model(recipe.model, tokenizer)
+        set_attention(model, training)
+        corpora = Corpora(recipe, tokenizer, model.config)
+        phases = _plan_phases(recipe, model)
+        stage = Stage(
+            name="train",
+            folder=run.path,
+            blocks=corpora.blocks,
+            length=training,
+            seed=training.seed,
+            phases=phases,
+            unused=phases is not None or _has_unused(model.config),
+        )
+        run.begin({**corpora.fingerprints, **inputs})
+        from_first_process(lambda: _keep_tokenizer(tokenizer, kept))
+        run_stage(
+            model,
+            stage,
+            RunContext(run.path, training, tokenizer, run.card, corpora.score, interruption, on_step),
+        )
+        results: dict[str, Any] = {
+            "tokens": training.max_steps * blocks_per_step(training) * corpora.block_size
+        }
+        if corpora.score is not None:
+            results["validation_nll"] = corpora.score(model).nll
+        run.finish(model, tokenizer, results)
+        return results
 
 
 def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:

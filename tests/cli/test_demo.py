@@ -75,7 +75,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match=r"thesis\.tex"):
         run_demo(tmp_path, interrupt)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="expected a folder, got a file"):
         run_demo(tmp_path / "thesis.tex", interrupt)
 
 

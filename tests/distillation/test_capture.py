@@ -15,8 +15,8 @@ from iiad.checkpoints import identify_model, load_model
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
 from iiad.distillation.stored_signals import StoredSignals
 from iiad.distillation.teacher_outputs import TeacherOutputs
-from iiad.files import lock_folder
 from iiad.models.layers import IterativeLayer
+from tests.helpers import held_by_another, refused
 
 from .conftest import BLOCKS_PER_SHARD, LAYERS, NUM_BLOCKS, T, files_of
 
@@ -246,7 +246,7 @@ def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupt
 
 
 def test_one_capture_at_a_time_and_another_batch_size_may_go_on(interrupted, capture):
-    with lock_folder(interrupted), pytest.raises(InputError, match="is being written by another process"):
+    with held_by_another("lock_folder", interrupted), refused("is being written by process"):
         capture(interrupted, resume=True)
     capture(interrupted, resume=True, batch_size=2)
     StoredSignals.open(interrupted).verify()

@@ -87,7 +87,8 @@ def _serve() -> None:
         print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children], flush=True)
 
 
-def _fork(processes: int, **request: Any) -> list[int]:
+def _fork(processes: int, joined: bool = True, **request: Any) -> list[int]:
+    """joined: as ranks of one command; False: each by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -95,7 +96,7 @@ def _fork(processes: int, **request: Any) -> list[int]:
     for rank in range(processes):
         children.append(os.fork())
         if children[-1] == 0:
-            if processes > 1:
+            if processes > 1 and joined:
                 ranks = {
                     "RANK": rank,
                     "LOCAL_RANK": rank,

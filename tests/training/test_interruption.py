@@ -125,6 +125,19 @@ def test_a_run_of_many_troubles_ends_as_the_unbroken_one(arguments, troubles, un
     assert_ends_like(unbroken, run)
 
 
+def test_of_two_runs_that_start_at_once_one_is_refused_and_one_ends_as_the_unbroken_one(
+    arguments, unbroken, commands, tmp_path
+):
+    run = tmp_path / "run"
+    pids = commands.start(*arguments, "--output-dir", run, processes=2, joined=False)
+    codes = commands.read()
+    assert sorted(codes) == [0, 2]
+    winner = codes.index(0)
+    [line] = [line for line in commands.errors(1 - winner) if line.startswith("iiad: ")]
+    assert line.startswith(f"iiad: {run}: is being written by process {pids[winner]} on ")
+    assert_ends_like(unbroken, run)
+
+
 @pytest.mark.slow
 def test_kills_at_any_moment_leave_whole_checkpoints_and_do_not_change_the_end(
     arguments, unbroken, commands, tmp_path
