@@ -17,6 +17,7 @@ from .options import (
     require_models,
     require_plan,
 )
+from .output import print_result
 
 __all__ = ["bench"]
 
@@ -88,8 +89,6 @@ def bench(
 
     Example:  iiad bench teacher --layers --prompt-tokens 512 --output latency.json
     """
-    from rich.console import Console
-
     claim_outputs([*models, plan, evaluation], files={"output": output}, overwrite=overwrite)
     from iiad.checkpoints import require_cache_policy
     from iiad.evaluation import bench_models, measure_latency
@@ -107,19 +106,18 @@ def bench(
     require_cache_policy(models, cache_policy)
     shared: dict[str, Any] = {"plan": plan, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
     shared |= {"device": device, "dtype": dtype}
-    console = Console()
     if layers:
         table = measure_latency(models[0], **shared, **{name: value for name, (value,) in grid.items()})
         if output is not None:
             table.save(output)
-        console.print(latency_table(table, console.width))
+        print_result(table, lambda width: latency_table(table, width))
         return
     made = bench_models(
         models, quantize=quantize or [], compiled=compiled, evaluation=evaluation, **shared, **grid
     )
     if output is not None:
         made.save(output)
-    console.print(bench_table(made, console.width))
+    print_result(made, lambda width: bench_table(made, width))
     for path in draw_bench(made, plot) if plot is not None else ():
         print_status(f"drawn: {path}")
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Device, TextField, all_data, claim_outputs, require_models, require_text
+from .output import print_result
 
 __all__ = ["capture"]
 
@@ -86,7 +87,8 @@ def capture(
         blocks_per_shard=blocks_per_shard,
         check_teacher=check_teacher,
     )
-    print(f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s")
+    line = f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s"
+    print_result(record, lambda width: line)
 
 
 def _layers(text: str | None) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Overwrite, claim_outputs, require_models, require_plan
+from .output import print_result
 
 __all__ = ["check"]
 
@@ -48,8 +49,6 @@ def check(
 
     Example:  iiad check student --teacher teacher --plan plan.json --output check.json
     """
-    from rich.console import Console
-
     claim_outputs([model, teacher, plan], files={"output": output}, overwrite=overwrite)
     from iiad.evaluation.checks import check_model
     from iiad.reporting.check_tables import check_table
@@ -67,6 +66,6 @@ def check(
     )
     if output is not None:
         made.save(output)
-    Console().print(check_table(made))
+    print_result(made, lambda width: check_table(made))
     if not made.passed:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import claim_outputs, require_models
+from .output import print_result
 
 __all__ = ["convert"]
 
@@ -39,4 +40,5 @@ def convert(
     claim_outputs([source], folders={"destination": destination})
     from iiad.conversion.released import convert as run
 
-    print(run(source, destination, iterations))
+    line = run(source, destination, iterations)
+    print_result({"destination": destination, "converted": line}, lambda width: line)

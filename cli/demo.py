@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .output import print_result
+
 if TYPE_CHECKING:
     from iiad.artefacts import Artefact
 
@@ -22,24 +24,24 @@ def demo(
 
     Example:  iiad demo --output-dir demo-output
     """
-    from rich.console import Console
-
     from iiad.demo import run_demo
     from iiad.influence import Profile
     from iiad.planning import Plan
     from iiad.planning.trust import assess_trust
+    from iiad.progress import print_status
     from iiad.reporting.demo_tables import demo_report, next_steps
     from iiad.reporting.plan_tables import PlanReport
     from iiad.reporting.profile_tables import InfluenceReport
 
-    console = Console()
-
     def show(artefact: Artefact) -> None:
         if isinstance(artefact, Plan):
-            console.print(PlanReport(artefact, artefact.costs()))
+            print_result(artefact, lambda width: PlanReport(artefact, artefact.costs()))
         elif isinstance(artefact, Profile):
-            console.print(InfluenceReport(artefact, assess_trust(artefact)))
+            print_result(artefact, lambda width: InfluenceReport(artefact, assess_trust(artefact)))
 
     made = run_demo(output_dir, show)
-    console.print(demo_report(made.evaluation, made.bench, made.tokens, console.width))
-    print(next_steps(made.folder, made.minutes))
+    print_result(
+        {"evaluation": made.evaluation, "bench": made.bench, "tokens": made.tokens},
+        lambda width: demo_report(made.evaluation, made.bench, made.tokens, width),
+    )
+    print_status(next_steps(made.folder, made.minutes))

@@ -17,6 +17,7 @@ from .options import (
     require_models,
     require_plan,
 )
+from .output import print_result
 
 __all__ = ["distill"]
 
@@ -80,4 +81,4 @@ def distill(
         line += f" (teacher {results['teacher_validation_nll']:.4f})"
     if results.get("retained") is not None:
         line += f", accuracy retained {100 * results['retained']:.2f} %"
-    print(line)
+    print_result({"output_dir": output_dir, **results}, lambda width: line)

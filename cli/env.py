@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .output import print_result
+
 __all__ = ["env"]
 
 PACKAGES = "iiad torch transformers accelerate tokenizers numpy scipy pydantic lm-eval".split()
@@ -31,5 +33,4 @@ def env() -> None:
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}",
         "gpu": ", ".join(gpus) or "none",
     }
-    for name, value in rows.items():
-        print(f"{name:13}{value}")
+    print_result(rows, lambda width: "\n".join(f"{name:13}{value}" for name, value in rows.items()))

@@ -19,6 +19,7 @@ from .options import (
     require_plan,
     require_text,
 )
+from .output import print_result
 
 __all__ = ["evaluate"]
 
@@ -60,8 +61,6 @@ def evaluate(
 
     Example:  iiad evaluate teacher student --data valid.jsonl --plan plan.json --output evaluation.json
     """
-    from rich.console import Console
-
     claim_outputs([*models, plan], all_data(data), files={"output": output}, overwrite=overwrite)
     from iiad.evaluation import evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
@@ -80,5 +79,4 @@ def evaluate(
     )
     if output is not None:
         evaluation.save(output)
-    console = Console()
-    console.print(evaluation_table(evaluation, console.width))
+    print_result(evaluation, lambda width: evaluation_table(evaluation, width))

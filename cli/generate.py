@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import CachePolicy, Device, Dtype, require_models, require_plan
+from .output import is_json, print_result
 
 __all__ = ["generate"]
 
@@ -95,6 +97,7 @@ def generate(
     )
     if stream is None:
         stream = sys.stdout.isatty() and num_samples == 1
+    stream = stream and not is_json()
     generation = generate_text(
         loaded,
         tokenizer,
@@ -103,11 +106,17 @@ def generate(
         draft=proposer,
         **sampling,
     )
-    for number, sample in enumerate([] if stream else generation.texts, 1):
-        if num_samples > 1:
-            print(f"--- sample {number} of {num_samples} ---")
-        print(sample)
+    if not stream:
+        print_result(generation, lambda width: "\n".join(_with_numbers(generation.texts)))
     print_status(f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s")
     for found in (generation.speculation, generation.choice):
         if found is not None:
             print_status(str(found))
+
+
+def _with_numbers(texts: list[str]) -> Iterator[str]:
+    """Yield each text, of several behind a line with its number."""
+    for number, text in enumerate(texts, 1):
+        if len(texts) > 1:
+            yield f"--- sample {number} of {len(texts)} ---"
+        yield text

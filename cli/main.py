@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from iiad import __version__
 from iiad.conversion.quantization import hide_load_remarks
 from iiad.errors import InputError, Unfinished
 
@@ -21,6 +22,7 @@ from .env import env
 from .evaluate import evaluate
 from .generate import generate
 from .options import gather_data, locks
+from .output import with_output_options
 from .plan import plan
 from .profile import profile
 from .show import show
@@ -48,7 +50,6 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="iiad",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,9 +59,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"iiad {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Options of all commands come first: `iiad --debug train ...`."""
     if debug:
@@ -73,7 +83,7 @@ COMMANDS = (
 )
 # fmt: on
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(with_output_options(command))
 
 
 def run() -> None:

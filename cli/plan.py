@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import Overwrite, all_data, claim_outputs, require_models, require_text, split_data
+from .output import print_result
 
 __all__ = ["plan"]
 
@@ -108,8 +109,6 @@ def plan(
 
     Example:  iiad plan profile.json --curve --verify teacher --data valid.jsonl
     """
-    from rich.console import Console
-
     from iiad import planning
     from iiad.errors import InputError
     from iiad.influence.profile import Profile
@@ -152,15 +151,17 @@ def plan(
     elif output is not None:
         raise InputError("output: expected a threshold or a target with it, got --curve alone")
 
-    console = Console()
     curves = planning.trade_off(measured, metric, normalize or "none", bounds)
     if curve:
-        console.print(CurveReport(curves, table, targets.phase))
+        print_result(
+            {"kind": "curve", **vars(curves)}, lambda width: CurveReport(curves, table, targets.phase)
+        )
     if made is not None:
         costs, kept = made.costs(context, batch_size, table), None
         if threshold is not None:
             kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
-        console.print(PlanReport(made, costs, kept, table))
+        report = PlanReport(made, costs, kept, table)
+        print_result(made, lambda width: report)
     if plot is not None:
         draw_trade_off(curves, plot)
     if verify is not None:
@@ -180,7 +181,7 @@ def plan(
         )
         if verification is not None:
             found.save(verification)
-        console.print(VerificationReport(found))
+        print_result(found, lambda width: VerificationReport(found))
         if plot is not None:
             draw_predictions(found, plot)
     if made is not None and output is not None:  # last, so that nothing is written where something was wrong

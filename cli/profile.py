@@ -18,6 +18,7 @@ from .options import (
     require_text,
     split_data,
 )
+from .output import print_result
 
 __all__ = ["profile"]
 
@@ -80,8 +81,6 @@ def profile(
 
     Example:  iiad profile teacher --data stdlib --output profile.json
     """
-    from rich.console import Console
-
     from iiad.errors import InputError
 
     for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
@@ -113,7 +112,7 @@ def profile(
         output=output,
         resume=resume,
     )
-    Console().print(InfluenceReport(measured, assess_trust(measured, threshold, seed)))
+    print_result(measured, lambda width: InfluenceReport(measured, assess_trust(measured, threshold, seed)))
     if plot is not None:
         from iiad.progress import print_status
         from iiad.reporting.pictures import draw_influence

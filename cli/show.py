@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .output import print_result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,15 +25,12 @@ def show(
 
     Example:  iiad show profile.json plan.json
     """
-    from rich.console import Console
-
-    console = Console()
-    for report in [_report(file, console.width) for file in files]:
-        console.print(report)
+    for artefact, show_artefact in [_load(file) for file in files]:
+        print_result(artefact, show_artefact)
 
 
-def _report(path: Path, width: int) -> RenderableType:
-    """Load a file as the artefact that it names, and report it. Raises InputError for a file of another kind."""
+def _load(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
+    """Load a file as the artefact that it names; return it and its report. Raises InputError for another kind."""
     from iiad.distillation.signal_record import SignalRecord
     from iiad.errors import InputError
     from iiad.evaluation import Bench, Check, Evaluation
@@ -48,18 +48,18 @@ def _report(path: Path, width: int) -> RenderableType:
     from iiad.reporting.verification_tables import VerificationReport
 
     reports: dict[Any, Any] = {
-        Profile: lambda profile: InfluenceReport(profile, assess_trust(profile)),
-        Plan: lambda plan: PlanReport(plan, plan.costs()),
-        Verification: VerificationReport,
-        LatencyTable: lambda table: latency_table(table, width),
-        Evaluation: lambda evaluation: evaluation_table(evaluation, width),
-        Bench: lambda bench: bench_table(bench, width),
-        Check: check_table,
-        SignalRecord: signals_summary,
+        Profile: lambda profile, width: InfluenceReport(profile, assess_trust(profile)),
+        Plan: lambda plan, width: PlanReport(plan, plan.costs()),
+        Verification: lambda verification, width: VerificationReport(verification),
+        LatencyTable: latency_table,
+        Evaluation: evaluation_table,
+        Bench: bench_table,
+        Check: lambda check, width: check_table(check),
+        SignalRecord: lambda record, width: signals_summary(record),
     }
     kinds = {kind.model_fields["kind"].default: kind for kind in reports}
     name = read_json(path).get("kind")
     if name not in kinds:
         raise InputError(f"{path}: kind: expected {', '.join(sorted(kinds))}, got {name!r}")
-    kind = kinds[name]
-    return reports[kind](kind.load(path))
+    artefact = kinds[name].load(path)
+    return artefact, lambda width: reports[kinds[name]](artefact, width)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import MaxMinutes, Recipe, Resume, Settings, claim_outputs
+from .output import print_result
 
 __all__ = ["train"]
 
@@ -34,5 +35,7 @@ def train(
     from iiad.training import train as run
 
     results = run(loaded, output_dir, resume, max_minutes)
-    print(f"{output_dir}: trained on {results['tokens']:,} tokens", end="")
-    print(f", validation {results['validation_nll']:.4f} nats a token" if "validation_nll" in results else "")
+    line = f"{output_dir}: trained on {results['tokens']:,} tokens"
+    if "validation_nll" in results:
+        line += f", validation {results['validation_nll']:.4f} nats a token"
+    print_result({"output_dir": output_dir, **results}, lambda width: line)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import Recipe, Settings
+from .output import is_json, print_result
 
 __all__ = ["validate"]
 
@@ -25,6 +26,7 @@ def validate(
     Example:  iiad validate 55m --set training.max_steps=1000
     """
     from iiad.errors import InputError
+    from iiad.progress import print_status
     from iiad.training.estimates import summarize_recipe
     from iiad.training.problems import find_problems
     from iiad.training.recipe_files import read_fields
@@ -37,15 +39,18 @@ def validate(
     problems = {name: find_problems(COMMANDS[name], fields) for name in COMMANDS}
     command = own[0] if len(own) == 1 else min(problems, key=lambda name: len(problems[name]))
     if len(own) != 1:
-        typer.echo(f"note: sections do not tell train from distill; checked for {command} (--kind)", err=True)
+        print_status(f"note: sections do not tell train from distill; checked for {command} (--kind)")
     if found := problems[command]:
+        if is_json():
+            print_result({"command": command, "problems": found}, lambda width: "")
         typer.echo(f"{recipe}: {len(found)} problem{'s' if len(found) > 1 else ''}", err=True)
         for problem in found:
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2)
     checked = COMMANDS[command].model_validate(fields)
-    print(f"{recipe}: a valid recipe for `iiad {command}`")
-    for name, text in summarize_recipe(checked).items():
-        print(f"  {name:12} {text}")
-    for note in missing_inputs(checked):
-        print(f"note: {note}")
+    summary, notes = summarize_recipe(checked), missing_inputs(checked)
+    lines = [f"{recipe}: a valid recipe for `iiad {command}`"]
+    lines += [f"  {name:12} {text}" for name, text in summary.items()]
+    lines += [f"note: {note}" for note in notes]
+    made = {"command": command, "problems": [], "summary": summary, "notes": notes}
+    print_result(made, lambda width: "\n".join(lines))
