@@ -70,6 +70,11 @@ def make_pcformer(**fields: object) -> PCformerForCausalLM:
     return make_model(PCformerForCausalLM, PCformerConfig(**{**SHAPE, **fields}))
 
 
+def given_cache(options: dict[str, Any]) -> Any:
+    """The cache among a forward call's keyword arguments, by the name of any transformers."""
+    return options.get("cache", options.get("past_key_values"))
+
+
 @torch.no_grad()
 def greedy(model: Any, tokens: torch.Tensor, num_new: int) -> torch.Tensor:
     """The tokens (B, T) and num_new more, each by a full forward without a cache."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from iiad.errors import InputError
+from iiad.models.compatibility import cache_argument
 
 from .check_artefact import CheckSettings
 from .claims import LOGITS, TOKENS, Claim, Skipped, Subject, worst
@@ -142,7 +143,7 @@ def _run(
     mask: (B, T), 0 at padding, as generate() would give it. step: makes all calls but the first.
     """
     takes_positions = "position_ids" in inspect.signature(subject.model.forward).parameters
-    forward = subject.model
+    forward, cached = subject.model, {cache_argument(subject.model): cache, "use_cache": True}
     logits, start = [], 0
     for size in sizes:
         end = start + size
@@ -150,7 +151,7 @@ def _run(
         if mask is not None and takes_positions:
             given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end]
         tokens = subject.tokens[:, start:end]
-        logits.append(forward(input_ids=tokens, past_key_values=cache, use_cache=True, **given).logits)
+        logits.append(forward(input_ids=tokens, **cached, **given).logits)
         start, forward = end, step or forward
     return torch.cat(logits, 1)
 
@@ -177,8 +178,8 @@ def _left_padding(subject: Subject) -> Tensor:
 
 
 def _require_cache(subject: Subject) -> None:
-    if "past_key_values" not in inspect.signature(subject.model.forward).parameters:
-        raise Skipped(f"the forward of {type(subject.model).__name__} takes no past_key_values")
+    if not cache_argument(subject.model):
+        raise Skipped(f"the forward of {type(subject.model).__name__} takes no cache")
 
 
 def _dynamic_cache(subject: Subject) -> DynamicCache:

@@ -21,6 +21,7 @@ from transformers import DynamicCache, StaticCache
 
 from iiad.checkpoints import read_limits
 from iiad.errors import InputError
+from iiad.models.compatibility import cache_argument
 
 __all__ = [
     "Timing",
@@ -100,12 +101,13 @@ def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None)
     Endless, and in the caller's grad mode.
     """
     takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    only_last = {"logits_to_keep": 1} if takes_keep else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if takes_keep else {}
+    options |= {cache_argument(model): cache, "use_cache": True}
     inputs, forward = prompts, model
     while True:
         if step is not None and prompts.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used
-        logits = forward(input_ids=inputs, past_key_values=cache, use_cache=True, **only_last).logits
+        logits = forward(input_ids=inputs, **options).logits
         inputs, forward = logits[:, -1:].argmax(-1), step or model  # (B, 1)
         del logits
         yield inputs

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from iiad.errors import InputError
+from iiad.models.compatibility import cache_argument
 
 __all__ = ["Chooser", "Reader", "Speculation", "Speculator", "speculate", "until_end", "verify"]
 
@@ -34,9 +35,8 @@ class Reader:
 
         Raises InputError for one with states that cannot be taken back (Mamba, linear attention).
         """
-        parameters = inspect.signature(model.forward).parameters
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        if "past_key_values" not in parameters or not kinds <= _CAN_ROLL_BACK:
+        if not cache_argument(model) or not kinds <= _CAN_ROLL_BACK:
             found = ", ".join(sorted(kinds - _CAN_ROLL_BACK)) or "no keys and values"
             raise InputError(
                 "draft: expected models whose cache is keys and values of every layer, which can be taken back, "
@@ -47,13 +47,14 @@ class Reader:
         # keeps to the window all the same.
         self.cache = DynamicCache()
         self.length = 0
-        self._only_last = "logits_to_keep" in parameters
+        self._options = {cache_argument(model): self.cache, "use_cache": True}
+        self._only_last = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def read(self, tokens: Tensor, keep: int = 1) -> Tensor:
         """Read the next tokens (1, n) -> float32 logits (keep, V) after each of the last `keep` of them."""
         self.length += tokens.shape[1]
-        options = {"logits_to_keep": keep} if self._only_last else {}
-        outputs = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, **options)
+        only_last = {"logits_to_keep": keep} if self._only_last else {}
+        outputs = self.model(input_ids=tokens, **self._options, **only_last)
         return outputs.logits[0, -keep:].float()
 
     def rollback(self, length: int) -> None:

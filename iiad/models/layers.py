@@ -86,13 +86,18 @@ class SlottedAttention(LlamaAttention):
         hidden_states: Tensor,
         slot: EvaluationSlot,
         position_embeddings: tuple[Tensor, Tensor],
-        past_key_values: Any = None,
-        **_: Any,
+        past_key_values: Any,
+        attention_options: dict[str, Any],
     ) -> KeysAndValues:
-        """Keys and values of hidden_states (B, T, D), after those that the cache has in the slot."""
+        """Keys and values of hidden_states (B, T, D), after those that the cache has in the slot.
+
+        attention_options: for the attention function; a paged cache changes them.
+        """
         key = _rotate(self.k_norm(self._heads(self.k_proj(hidden_states))), position_embeddings)
         value = self._heads(self.v_proj(hidden_states)).transpose(1, 2)
-        return (key, value) if past_key_values is None else past_key_values.update(key, value, slot.layer_idx)
+        if past_key_values is None:
+            return key, value
+        return past_key_values.update(key, value, slot.layer_idx, kwargs=attention_options)
 
     def forward(
         self,
@@ -109,7 +114,9 @@ class SlottedAttention(LlamaAttention):
         shared: keys and values to attend to instead of the evaluation's own.
         """
         query = _rotate(self.q_norm(self._heads(self.q_proj(hidden_states))), position_embeddings)
-        key, value = shared or self.keys_and_values(hidden_states, slot, position_embeddings, past_key_values)
+        key, value = shared or self.keys_and_values(
+            hidden_states, slot, position_embeddings, past_key_values, kwargs
+        )
         if "flash" in (self.config._attn_implementation or ""):
             # It needs 16 bits, and would look for the type in a Linear inside its module: the slot has none.
             dtype = self._weight_dtype(query.dtype)
@@ -209,14 +216,12 @@ class IterativeLayer(GradientCheckpointingLayer):
         evaluations and compute each again in the backward pass. context: that of `IIETModel.prepare`.
         """
         slots, shared = iter(self.slots), None
-        if recompute_evaluations:
-            context["past_key_values"] = None  # it would be written to again
         if self.config.cache_policy == "shared":
             slots = repeat(self.slots[0])
             # Every predictor evaluates the block first at the layer's input.
-            shared = self.self_attn.keys_and_values(
-                self.input_layernorm(hidden_states), self.slots[0], **context
-            )
+            angles, cache = context["position_embeddings"], context["past_key_values"]
+            point = self.input_layernorm(hidden_states)
+            shared = self.self_attn.keys_and_values(point, self.slots[0], angles, cache, context)
 
         def step(rule: Any, *states: Tensor) -> Tensor:
             block = partial(self.evaluate, slot=next(slots), shared=shared, **context)

@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compatibility import CACHE, accept_cache
 from .configuration_iiet import IIETConfig
 from .layers import EvaluationSlot, IterativeLayer, SlottedAttention
 from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
@@ -44,7 +45,7 @@ class IIETPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["IterativeLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -181,11 +182,13 @@ class IIETModel(IIETPreTrainedModel):
         self, layer: int, hidden_states: Tensor, history: tuple[Tensor, ...], **kwargs: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x_t (B, T, D) and the history before a layer (from 0) -> x_{t+1} and the history after it."""
-        if self.training and self.recompute == "evaluation":
-            kwargs["recompute_evaluations"] = True
+        if self.training and self.gradient_checkpointing and torch.is_grad_enabled():
+            kwargs["past_key_values"] = None  # it would be written to again
+            kwargs["recompute_evaluations"] = self.recompute == "evaluation"
         hidden_states, state = self.layers[layer](hidden_states, self.first_iterate, *history, **kwargs)
         return hidden_states, (*history, state) if self.layers[layer].corrector.uses_history else history
 
+    @accept_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -203,9 +206,7 @@ class IIETModel(IIETPreTrainedModel):
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
         hidden_states = self.run_layers(inputs_embeds, (inputs_embeds,), **context, **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states, past_key_values=context["past_key_values"]
-        )
+        return BaseModelOutputWithPast(hidden_states, context["past_key_values"])  # by position: see CACHE
 
     def prepare(
         self,
@@ -227,7 +228,7 @@ class IIETModel(IIETPreTrainedModel):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
             position_ids = positions.unsqueeze(0)
-        # By position: transformers 5.24 calls the fourth `cache`, older ones `past_key_values`.
+        # By position, as the name of the fourth is that of CACHE.
         mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         return inputs_embeds, {
             "attention_mask": mask,
@@ -251,6 +252,7 @@ class IIETForCausalLM(IIETPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -284,10 +286,5 @@ class IIETForCausalLM(IIETPreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        cache = getattr(outputs, CACHE)
+        return CausalLMOutputWithPast(loss, logits, cache, outputs.hidden_states, outputs.attentions)

@@ -29,6 +29,7 @@ from iiad import InputError
 from iiad.checkpoints import identify_model, load_model, model_fingerprint, read_weights, save_checkpoint
 from iiad.conversion.released import convert
 from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models.compatibility import cache_argument
 from iiad.training.scoring import evaluate_model
 from tests.helpers import SHAPE, make_iiet, stir
 
@@ -118,7 +119,8 @@ def test_cached_decoding_of_a_left_padded_batch_is_the_originals_bit_for_bit(fam
         cache, logits = DynamicCache(config=model.config), []
         for part in (slice(0, 9), slice(9, 10), slice(10, 16), slice(16, 22)):
             inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
-            logits.append(model(padded[:, part], **inputs, past_key_values=cache, use_cache=True).logits)
+            inputs |= {cache_argument(model): cache, "use_cache": True}
+            logits.append(model(padded[:, part], **inputs).logits)
         return torch.cat(logits, 1), model(padded, attention_mask=mask, position_ids=positions).logits
 
     assert all(map(torch.equal, run(converted), run(original)))

@@ -14,7 +14,7 @@ from iiad.evaluation.timing import Timing, compile_step, random_prompts, time_mo
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import bench_table, explain_losses
 from iiad.reporting.pictures import draw_bench
-from tests.helpers import BUDGET, load_spoilt, make_iiet, make_llama, printed, refused
+from tests.helpers import BUDGET, load_spoilt, make_iiet, printed, refused
 
 QUICK = {"prompt_tokens": 8, "new_tokens": 3, "repeats": 1, "device": "cpu"}
 LABELS = ["teacher", "teacher, truncated", "teacher, int8", "llama"]
@@ -104,7 +104,7 @@ def test_the_timed_loop_decodes_what_the_uncached_model_would(variant, tokens):
 
 
 def test_a_model_whose_forward_keeps_all_logits_is_timed_too(tokens):
-    model = make_llama()
+    model = make_iiet(num_iterations=1)
     wanted, forward = time_model(model, tokens, 3), model.forward
     model.forward = lambda input_ids, past_key_values, use_cache: forward(
         input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache

@@ -190,7 +190,7 @@ def test_a_model_without_a_cache_is_checked_for_the_rest(model_folder, monkeypat
     monkeypatch.setattr(LlamaForCausalLM, "forward", uncached)
     check = quick_check(model_folder("llama"))
     assert not failed(check)
-    assert "takes no past_key_values" in note(check, "cached = uncached: logits")
+    assert "takes no cache" in note(check, "cached = uncached: logits")
     assert outcomes(check)["accumulated = whole batch"] == "passed"
 
 

@@ -13,6 +13,7 @@ from iiad.evaluation.claims import Claim
 from iiad.evaluation.loading_claims import remote_logits
 from iiad.models import IIETForCausalLM, IIETModel
 from iiad.models.layers import IterativeLayer
+from tests.helpers import given_cache
 
 from .conftest import failed, note, outcomes, quick_check
 
@@ -52,7 +53,7 @@ class LastSlotRead:
     def __init__(self, cache, last):
         self.cache, self.last = cache, last
 
-    def update(self, key, value, slot):
+    def update(self, key, value, slot, **_):
         past = self.cache.layers[self.last]
         num_past = int(past.get_seq_length())
         own = [states.clone() for states in self.cache.update(key, value, slot)]
@@ -77,7 +78,7 @@ def write_to_one_slot(assign, model):
 
 def roll_cached_logits(forward, model, input_ids=None, **kwargs):
     out = forward(model, input_ids, **kwargs)
-    if kwargs.get("past_key_values") is not None and input_ids.shape[1] == 1:
+    if given_cache(kwargs) is not None and input_ids.shape[1] == 1:
         out.logits = out.logits.roll(1, -1)
     return out
 

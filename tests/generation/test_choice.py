@@ -8,7 +8,7 @@ import torch
 from iiad.generation.draft_choice import Probe, choose_draft, expected_tokens
 from iiad.generation.drafts import Draft, candidate_plans, self_draft
 from iiad.generation.speculation import Chooser
-from tests.helpers import make_iiet, make_llama
+from tests.helpers import given_cache, make_iiet, make_llama
 
 PROMPT = torch.tensor([[5, 9, 11, 30]])
 
@@ -24,7 +24,7 @@ class Clock:
 
         def tick(model, args, kwargs):
             num_tokens = kwargs["input_ids"].shape[1]
-            self.seen.append((kwargs["past_key_values"].get_seq_length(), num_tokens))
+            self.seen.append((given_cache(kwargs).get_seq_length(), num_tokens))
             self.time += costs(model, num_tokens)
 
         for model in models:

@@ -148,7 +148,7 @@ def test_not_one_token_too_many_where_the_limit_lies_within_a_draft(num_new):
 @pytest.mark.parametrize(
     ("layer_types", "forward", "got"),
     [
-        (None, lambda input_ids, **cache: None, "no keys and values"),
+        (None, lambda input_ids, **options: None, "no keys and values"),
         (["full_attention", "linear_attention"], lambda input_ids, past_key_values: None, "linear_attention"),
     ],
 )

@@ -53,6 +53,16 @@ def test_chunked_prefill_equals_the_full_forward(variant, tokens):
     torch.testing.assert_close(torch.cat(parts, 1), variant(tokens).logits, rtol=0, atol=ATOL)
 
 
+def test_forward_takes_the_cache_by_either_name_but_not_by_both(variant, tokens):
+    for model in (variant, variant.model):
+        for name in ("cache", "past_key_values"):
+            cache = DynamicCache(config=variant.config)
+            parts = [model(part, **{name: cache}, use_cache=True)[0] for part in tokens.split(9, dim=1)]
+            torch.testing.assert_close(torch.cat(parts, 1), model(tokens)[0], rtol=0, atol=ATOL)
+        with pytest.raises(ValueError, match="cache: expected this or past_key_values, got both"):
+            model(tokens, cache=cache, past_key_values=cache)
+
+
 def test_left_padding_changes_no_logit(variant, tokens):
     tokens, padding = tokens[:, :5], torch.zeros(2, 3, dtype=torch.long)
     padded = torch.cat([padding, tokens], 1)

@@ -7,6 +7,7 @@ import torch
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
+from iiad.models.compatibility import CACHE
 from tests.helpers import greedy, make_iiet, make_pcformer
 
 NEW = 6
@@ -94,7 +95,7 @@ def test_streaming_hands_out_every_token_in_turn(model, wanted):
 
 def test_a_cache_that_the_caller_built_is_used(model, wanted):
     cache = StaticCache(config=model.config, max_cache_len=32)
-    assert torch.equal(generate(model, past_key_values=cache, disable_compile=True), wanted)
+    assert torch.equal(generate(model, **{CACHE: cache}, disable_compile=True), wanted)
     assert len(cache.layers) == model.config.num_hidden_layers
     assert cache.get_seq_length() == PROMPT.shape[1] + NEW - 1
 
@@ -102,7 +103,7 @@ def test_a_cache_that_the_caller_built_is_used(model, wanted):
 def test_a_cache_carries_over_from_one_call_to_the_next(model, wanted):
     half = {"max_new_tokens": NEW // 2, "min_new_tokens": NEW // 2}
     first = generate(model, return_dict_in_generate=True, **half)
-    found = generate(model, first.sequences, past_key_values=first.past_key_values, **half)
+    found = generate(model, first.sequences, **{CACHE: first[CACHE]}, **half)
     assert torch.equal(found, wanted)
 
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iiad.evaluation.activation_memory import saved_bytes
 from iiad.models import IIETConfig, IIETModel
+from iiad.models.compatibility import CACHE
 from iiad.models.layers import RMSNorm
 from tests.helpers import VARIANTS, make_iiet
 
@@ -122,8 +123,11 @@ def test_the_switch_is_transformers_own_and_not_in_the_configuration(tokens):
         model.set_recompute(unit)
         assert model.recompute == model.model.recompute == unit
     assert model.config.to_dict() == before
-    assert model.train()(tokens, use_cache=True).past_key_values is None
-    assert model.eval()(tokens, use_cache=True).past_key_values is not None
+    assert model.train()(tokens, use_cache=True).get(CACHE) is None
+    cache = DynamicCache(config=model.config)
+    model(tokens, labels=tokens, cache=cache).loss.backward()
+    assert cache.get_seq_length() == 0  # else the backward pass would write to it again
+    assert model.eval()(tokens, use_cache=True).get(CACHE) is not None
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
     assert model.recompute == "layer"
