@@ -13,6 +13,8 @@ from .options import (
     Dtype,
     Overwrite,
     Quantize,
+    Seed,
+    TrustRemoteCode,
     claim_outputs,
     require_models,
     require_plan,
@@ -68,10 +70,11 @@ def bench(
         int, typer.Option(help="Decoding steps, one token each; with --layers all after the prompt.")
     ] = 64,
     repeats: Annotated[int, typer.Option(help="Measured rounds over all models, or plans.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    seed: Seed = 0,
     cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
     output: Annotated[Path | None, typer.Option(help="Write bench.json, or latency.json, there.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw speedup and memory (PNG, SVG) into this folder.")

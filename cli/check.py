@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite, claim_outputs, require_models, require_plan
+from .options import (
+    Overwrite,
+    Seed,
+    claim_outputs,
+    require_models,
+    require_plan,
+)
 from .output import print_result
 
 __all__ = ["check"]
@@ -28,7 +34,7 @@ def check(
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens of each prompt.")] = 24,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each sequence after its prompt.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the tokens.")] = 0,
+    seed: Seed = 0,
     compile_: Annotated[
         bool,
         typer.Option(

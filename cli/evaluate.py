@@ -13,6 +13,7 @@ from .options import (
     Overwrite,
     Quantize,
     TextField,
+    TrustRemoteCode,
     all_data,
     claim_outputs,
     require_models,
@@ -55,6 +56,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="Read at most this many tokens of the text.")] = None,
     device: Device = None,
     dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure perplexity, bits per byte, accuracy and cost of models on a text.

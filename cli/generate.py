@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CachePolicy, Device, Dtype, require_models, require_plan
+from .options import (
+    CachePolicy,
+    Device,
+    Dtype,
+    Seed,
+    TrustRemoteCode,
+    require_models,
+    require_plan,
+)
 from .output import is_json, print_result
 
 __all__ = ["generate"]
@@ -29,7 +37,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Seed = 0,
     num_samples: Annotated[int, typer.Option(help="Texts to make, when sampling.")] = 1,
     stream: Annotated[
         bool | None,
@@ -59,6 +67,7 @@ def generate(
     cache_policy: CachePolicy = None,
     device: Device = None,
     dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Continue a text: prompt and new text go to stdout, the speed to stderr.
 

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from iiad.errors import require_seed
 from iiad.files import lock_file, require_apart, require_new_file
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Resume",
+    "Seed",
     "Settings",
     "TextField",
+    "TrustRemoteCode",
     "all_data",
     "claim_outputs",
     "gather_data",
@@ -54,6 +57,27 @@ Dtype = Annotated[
 Quantize = Annotated[
     list[str] | None,
     typer.Option(help="int8 or int4: add the first model with the weights of its blocks so. Repeatable."),
+]
+
+
+def _enter_trust(context: typer.Context, trusted: bool) -> bool:
+    """Trust remote code, if so asked, until the command ends."""
+    from iiad.folders import trust_remote_code
+
+    context.with_resource(trust_remote_code(trusted))
+    return trusted
+
+
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn at random.", callback=require_seed)]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        callback=_enter_trust,
+        is_eager=True,  # before the callbacks that look at models
+        help="Run the Python code that a model's folder or repository brings or names (auto_map). It can do all that "
+        "you can: use it only for models whose code you have read.",
+    ),
 ]
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -117,7 +141,7 @@ def all_data(values: list[str]) -> list[str]:
 
 def require_models(models: Given) -> Given:
     """Return the model folders or hub names as given. Raises InputError for a folder without a model."""
-    from iiad.checkpoints import require_model
+    from iiad.folders import require_model
 
     for model in models if isinstance(models, list) else [models]:
         if model not in (None, "self", "auto"):  # the last two: drafts

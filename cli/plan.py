@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Overwrite, all_data, claim_outputs, require_models, require_text, split_data
+from iiad.errors import require_seed
+
+from .options import (
+    Overwrite,
+    all_data,
+    claim_outputs,
+    require_models,
+    require_text,
+    split_data,
+)
 from .output import print_result
 
 __all__ = ["plan"]
@@ -87,7 +96,7 @@ def plan(
     ] = None,
     text_field: Annotated[str, _verify("jsonl field or parquet column with the text.")] = "text",
     max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.", min=2)] = None,
-    seed: Annotated[int, _verify("Seed of the random baselines.", min=0)] = 0,
+    seed: Annotated[int, _verify("Seed of the random baselines.", callback=require_seed)] = 0,
     verification: Annotated[Path | None, _verify("Write what --verify measured (JSON).")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Folder for pictures of curve and verification (PNG, SVG).")

@@ -11,6 +11,7 @@ from .options import (
     Device,
     Dtype,
     Overwrite,
+    Seed,
     TextField,
     all_data,
     claim_outputs,
@@ -51,7 +52,7 @@ def profile(
     max_tokens: Annotated[
         int, typer.Option(min=2, help="Tokens to draw of each data set, in whole blocks.")
     ] = 65536,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of the bootstrap.")] = 0,
+    seed: Seed = 0,
     threshold: Annotated[
         float | None,
         typer.Option(

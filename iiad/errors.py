@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "Unfinished", "one_line", "require_least"]
+import re
+import reprlib
+
+__all__ = ["InputError", "Unfinished", "one_line", "require_least", "require_seed", "shorten"]
+
+_MAX_SEED = 2**31 - 1
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class InputError(ValueError):
@@ -26,7 +34,19 @@ def require_least(least: int, **values: int | None) -> None:
             raise InputError(f"{name}: expected at least {least}, got {value}")
 
 
+def require_seed(seed: int) -> int:
+    """Return the seed. Raises InputError for one that not every random generator takes."""
+    if not 0 <= seed <= _MAX_SEED:
+        raise InputError(f"seed: expected from 0 to {_MAX_SEED}, got {seed}")
+    return seed
+
+
+def shorten(value: object) -> str:
+    """Return a value's repr for a message, in one line and its middle left out where it is long or deep."""
+    return _SHORT.repr(value)
+
+
 def one_line(error: BaseException) -> str:
     """Return another library's error in one line, without what transformers' strict configurations wrap it in."""
-    text = str(error).rpartition("\n    ValueError: ")[2] if "validation error" in str(error) else str(error)
+    text = re.split(r"alidation error for .*\n    \w+: ", str(error))[-1]
     return " ".join(text.split()) or type(error).__name__

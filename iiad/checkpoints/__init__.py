@@ -1,12 +1,10 @@
-"""Model folders: found and read without torch (folders); loaded, identified and saved (loading)."""
+"""Models of folders and hub names: loaded, identified and saved. What finds and checks folders: iiad/folders.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from iiad import lazy_names
-
-from .folders import read_config, require_model, weight_files
 
 if TYPE_CHECKING:
     from .loading import (
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
         copy_companions,
         identify_model,
         label_models,
+        load_config,
         load_identified,
         load_model,
         model_fingerprint,
@@ -33,17 +32,15 @@ __all__ = [
     "copy_companions",
     "identify_model",
     "label_models",
+    "load_config",
     "load_identified",
     "load_model",
     "model_fingerprint",
-    "read_config",
     "read_limits",
     "read_weights",
     "require_cache_policy",
     "require_finite",
-    "require_model",
     "save_checkpoint",
-    "weight_files",
 ]
 
 __getattr__ = lazy_names(__name__, {"loading": __all__})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import iiad.models  # noqa: F401  registers them with the Auto classes
 from iiad.artefacts import ModelIdentity, ModelShape
-from iiad.errors import InputError, one_line
-from iiad.files import atomic_folder
+from iiad.errors import InputError, shorten
+from iiad.files import atomic_folder, read_json, write_text
+from iiad.folders import explain_loading, find_folder, has_trust, read_config, weight_files, weight_shapes
 from iiad.memory import memory_explained
-
-from .folders import require_model, weight_files
 
 __all__ = [
     "DTYPES",
@@ -30,6 +31,7 @@ __all__ = [
     "copy_companions",
     "identify_model",
     "label_models",
+    "load_config",
     "load_identified",
     "load_model",
     "model_fingerprint",
@@ -39,6 +41,9 @@ __all__ = [
     "require_finite",
     "save_checkpoint",
 ]
+
+_SLACK = 1 << 24
+"""Elements beyond the weights that a model may have, in buffers."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -86,13 +91,22 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_full_config(model: str | Path) -> Any:
-    """Read the configuration of a folder or hub name, defaults included. Raises InputError."""
-    require_model(model)
+def load_config(model: str | Path, **fields: Any) -> Any:
+    """Load the configuration of a folder or hub name, defaults included, some fields replaced. Raises InputError."""
+    folder = find_folder(model)
+    for name in read_config(folder):
+        if callable(getattr(PreTrainedConfig, name, None)):  # the value would take the method's place
+            raise InputError(f"{model}: config.json: expected fields of a configuration, got {shorten(name)}")
     try:
-        return AutoConfig.from_pretrained(str(model))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=has_trust(), **fields)
     except Exception as error:  # transformers raises many kinds; each is the user's folder or name
-        raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
+        raise InputError(f"{model}: config.json cannot be used: {explain_loading(error)}") from error
+    for name in fields:
+        if not hasattr(config, name):
+            raise InputError(f"{model}: expected a model with {name}, got a {config.model_type}")
+    if not has_trust() and hasattr(config, "auto_map"):
+        del config.auto_map  # else a model that is saved again would name it too
+    return config
 
 
 def read_limits(model: str | Path) -> tuple[int, int]:
@@ -100,11 +114,12 @@ def read_limits(model: str | Path) -> tuple[int, int]:
 
     Raises InputError: no such model, or a configuration that does not say.
     """
-    config = _read_full_config(model)
-    try:
-        return int(config.max_position_embeddings), int(config.vocab_size)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{model}: its configuration cannot be used: {one_line(error)}") from error
+    config = load_config(model)
+    limits = {name: getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size")}
+    for name, limit in limits.items():
+        if not isinstance(limit, int) or limit < 1:
+            raise InputError(f"{model}: config.json: {name}: expected a number from 1, got {shorten(limit)}")
+    return config.max_position_embeddings, config.vocab_size
 
 
 def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> None:
@@ -115,7 +130,7 @@ def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> No
     if policy not in (None, "exact", "shared"):
         raise InputError(f"cache_policy: expected exact or shared, got {policy!r}")
     for model in models if policy else ():
-        trained = getattr(_read_full_config(model), "cache_policy", "exact")
+        trained = getattr(load_config(model), "cache_policy", "exact")
         if trained != policy:
             raise InputError(
                 f"cache_policy: expected {trained!r}, for which the weights of {model} were trained, or a student "
@@ -132,24 +147,25 @@ def load_model(
     Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
     infinity among the weights, a plan that the model cannot run, no such device.
     """
-    require_model(model)
     device = choose_device(device)
-    plan = {} if num_iterations is None else {"num_iterations": num_iterations}
+    config = load_config(model, **({} if num_iterations is None else {"num_iterations": num_iterations}))
+    folder = find_folder(model)
     try:
+        if not has_trust():
+            _require_fitting(model, config, weight_shapes(folder))
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            str(model),
+            folder,
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **plan,
+            trust_remote_code=has_trust(),
         )
+    except InputError:
+        raise
     except Exception as error:  # transformers raises many kinds; each is the user's folder, name or plan
-        raise InputError(f"{model}: cannot be loaded: {one_line(error)}") from error
-    if getattr(loaded.config, "quantization_config", None) is not None:
-        raise InputError(
-            f"{model}: expected whole weights, which bench and evaluate can --quantize, got quantized ones"
-        )
+        raise InputError(f"{model}: cannot be loaded: {explain_loading(error)}") from error
     for name, found, wanted in sorted(info["mismatched_keys"]):
         raise InputError(f"{model}: tensor {name}: expected shape {tuple(wanted)}, got {tuple(found)}")
     for name in sorted(info["missing_keys"]):
@@ -158,6 +174,18 @@ def load_model(
         raise InputError(f"{model}: tensor {name} is not part of the model that config.json describes")
     require_finite(loaded.state_dict(), model)
     return loaded.to(device).eval()
+
+
+def _require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError for a configuration of far more parameters than the weights hold, before memory is taken."""
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(tensor.numel() for tensor in chain(built.parameters(), built.buffers()))
+    held = sum(math.prod(shape) for shape in shapes.values())
+    if described > 2 * held + _SLACK:
+        raise InputError(
+            f"{model}: config.json: expected a model of the {held} weights, got one of {described}"
+        )
 
 
 def load_identified(
@@ -283,3 +311,7 @@ def copy_companions(source: Path, destination: Path) -> None:
             new = pattern == "generation_config.json" or not (destination / origin.name).exists()
             if origin.is_file() and new:
                 shutil.copyfile(origin, destination / origin.name)
+    settings = destination / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in (fields := read_json(settings)):
+        del fields["auto_map"]  # else who trusts our code would run another's
+        write_text(settings, json.dumps(fields, indent=2) + "\n")

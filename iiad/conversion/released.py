@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iiad.checkpoints import copy_companions, load_model, read_config, read_weights, save_checkpoint
+from iiad.checkpoints import copy_companions, load_model, read_weights, save_checkpoint
 from iiad.errors import InputError
 from iiad.files import atomic_folder, require_new_folder
+from iiad.folders import read_config
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 
 from .upcycling import SHARED_FIELDS, upcycle

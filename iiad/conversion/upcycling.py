@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from iiad.checkpoints import read_config, save_checkpoint
-from iiad.errors import InputError, one_line
+from iiad.checkpoints import load_config, save_checkpoint
+from iiad.errors import InputError
+from iiad.folders import read_config
 from iiad.models import IIETForCausalLM
 
 from .weights import assign_weights, build_model
@@ -92,16 +93,9 @@ def upcycle(
 def _read_original(source: str | Path) -> Any:
     """Read the source's config with its family's defaults. Raises InputError unless our block can be its block."""
     written = read_config(source)
-    if (Path(source) / "adapter_config.json").exists():
-        raise InputError(
-            f"{source}: expected whole weights, got an adapter (adapter_config.json): merge it first"
-        )
     for problem in _unknown_fields(written):
         raise InputError(f"{source}: config.json: {problem}")
-    try:
-        original = AutoConfig.from_pretrained(source)
-    except Exception as error:  # transformers raises many kinds; each is about this config.json
-        raise InputError(f"{source}: config.json cannot be used: {one_line(error)}") from error
+    original = load_config(source)
     for problem in _other_attention(original):
         raise InputError(f"{source}: config.json: {problem}")
     return original
@@ -123,8 +117,6 @@ def _unknown_fields(written: dict[str, Any]) -> Iterator[str]:
         accepted = f"{', '.join(FAMILIES)}, or a released IIET or PCformer"
         yield f"model_type: expected {accepted}, got {family!r}"
         return
-    if written.get("quantization_config"):
-        yield "quantization_config: expected plain float32, bfloat16 or float16, got quantized weights"
     if written.get("auto_map"):
         yield "auto_map: expected transformers' own model, got code, which may compute anything"
     for name in written.get("architectures") or ():

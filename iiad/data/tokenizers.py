@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iiad.errors import InputError, one_line, require_least
+from iiad.errors import InputError, require_least
+from iiad.folders import check_tokenizer_files, explain_loading, find_folder, has_trust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,22 +30,23 @@ _PATTERN = "|".join([_WORD, _NUMBER, _SIGNS, _LINE_ENDS, _INDENT, _SPACE])
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a Hugging Face folder or, if no such folder exists, of a model on the hub.
+    """Load the tokenizer of a Hugging Face folder or of a model on the hub (`iiad.folders.find_folder`).
 
-    Raises InputError where there is none, it needs code from its folder, is not backed by the `tokenizers` library,
-    or has no end-of-text token.
+    Raises InputError where there is none, it needs code that is not trusted (`iiad.folders.trust_remote_code`), it is
+    not backed by the `tokenizers` library, or it has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
     import iiad.models  # noqa: F401  AutoTokenizer reads the model's configuration
 
-    name = os.path.expanduser(path)
-    if not os.path.isdir(name) and (Path(path).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise InputError(f"tokenizer: expected a folder or hub name, got {path}: no such folder")
+    folder = find_folder(path)
+    check_tokenizer_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=has_trust())
     except Exception as error:  # the loader raises whatever its many parsers raise
-        raise InputError(f"tokenizer: {path} cannot be loaded: {one_line(error)}") from error
+        raise InputError(f"tokenizer: {path} cannot be loaded: {explain_loading(error)}") from error
+    if not has_trust():
+        tokenizer.init_kwargs.pop("auto_map", None)  # else a tokenizer that is saved again would name it too
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"tokenizer: expected one with a tokenizer.json, got {type(tokenizer).__name__} of {path}"

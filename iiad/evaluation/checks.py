@@ -13,7 +13,7 @@ import transformers
 
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
-from iiad.errors import InputError, one_line, require_least
+from iiad.errors import InputError, one_line, require_least, require_seed
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan
@@ -75,7 +75,7 @@ def check_model(
     dtype = choose_dtype(dtype, device)
     require_least(4, prompt_tokens=prompt_tokens)
     require_least(2, new_tokens=new_tokens)
-    require_least(0, seed=seed)
+    require_seed(seed)
     if plan is not None and teacher is None:
         raise InputError("plan: expected a teacher with it, got none")
     plan = read_plan(plan)

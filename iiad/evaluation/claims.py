@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES
+from iiad.folders import find_folder
 from iiad.planning import Plan
 
 from .check_artefact import CheckSettings
@@ -126,7 +127,11 @@ class Subject:
     def load_again(self, name: str | Path | None = None, **fields: Any) -> Any:
         """Load its model, or a folder, by transformers' own means, with some fields of the configuration changed."""
         model = AutoModelForCausalLM.from_pretrained(
-            str(name or self.identity.name), dtype=DTYPES[self.settings.dtype], use_safetensors=True, **fields
+            find_folder(name or self.identity.name),
+            dtype=DTYPES[self.settings.dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **fields,
         )
         return realign(model).to(self.settings.device).eval()
 

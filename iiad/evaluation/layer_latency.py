@@ -19,10 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache
+from transformers import DynamicCache
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
-from iiad.errors import InputError, require_least
+from iiad.checkpoints import (
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_config,
+    load_identified,
+    read_limits,
+)
+from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan, check_plan
@@ -73,7 +80,7 @@ def measure_latency(
     require_least(
         1, batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats
     )
-    require_least(0, seed=seed)
+    require_seed(seed)
     device = choose_device(device)
     settings = LatencySettings(
         dtype=choose_dtype(dtype, device),
@@ -106,7 +113,7 @@ def measure_latency(
 
 def _require_iterations(model: str | Path) -> None:
     """Raise InputError for a model without iterations, before its weights are read."""
-    config = AutoConfig.from_pretrained(str(model))
+    config = load_config(model)
     if not any(getattr(config, "iterations", [])):
         raise InputError(
             f"{model}: expected an iiet or pcformer with an iteration in at least one layer, got type "

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.configuration_utils import PreTrainedConfig
 
-from iiad.checkpoints import read_config
+from iiad.folders import read_config
 
 from .claims import (
     CONTENT,
@@ -69,9 +69,9 @@ def remote_logits(subject: Subject, script: Path = SCRIPT) -> float:
     Logits of AutoModelForCausalLM and last hidden states of AutoModel, each against those of this process.
     script: run in that process; see `remote_loading`.
     """
-    known = read_config(subject.saved).get("auto_map") or {}
-    if not known and not type(subject.model).__module__.startswith("iiad."):
+    if not type(subject.model).__module__.startswith("iiad."):  # else its code is not ours to run
         raise Skipped(f"{type(subject.model).__name__} comes with transformers")
+    known = read_config(subject.saved).get("auto_map") or {}
     missing = [name for name in AUTO_CLASSES if name not in known]
     if missing:
         raise ValueError(f"auto_map of the saved config.json: expected {', '.join(missing)}, got none")

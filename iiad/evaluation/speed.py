@@ -11,7 +11,7 @@ import torch
 
 from iiad.checkpoints import choose_device, choose_dtype, label_models
 from iiad.conversion.quantization import check_kinds
-from iiad.errors import InputError, require_least
+from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
 from iiad.planning.costs import compare_costs
@@ -97,7 +97,7 @@ def bench_models(
     sizes = {"batch_size": batch_size, "prompt_tokens": prompt_tokens}
     grid = {name: _grid_side(name, values) for name, values in sizes.items()}
     require_least(1, new_tokens=new_tokens, repeats=repeats)
-    require_least(0, seed=seed)
+    require_seed(seed)
     labels = label_models(models)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
-from iiad.errors import InputError, require_least
+from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan
@@ -179,7 +179,7 @@ def check_sampling(
 ) -> None:
     """Raise InputError for the first value out of range. Needs no model."""
     require_least(1, max_new_tokens=max_new_tokens, num_samples=num_samples, top_k=top_k)
-    require_least(0, seed=seed)
+    require_seed(seed)
     if temperature != 0 and not 0.01 <= temperature <= 100:
         raise InputError(f"temperature: expected 0 (greedy), or from 0.01 to 100, got {temperature}")
     if top_p is not None and not 0 < top_p <= 1:

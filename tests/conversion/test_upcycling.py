@@ -315,7 +315,7 @@ REFUSALS = [
     ("llama", {"model_type": "gemma2"}, "model_type: expected llama, mistral, qwen2, qwen3, or"),
     ("llama", {"model_type": None}, "got None"),
     ("llama", {"model_type": "gpt2"}, "got 'gpt2'"),
-    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: expected plain"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: expected none"),
     ("llama", {"auto_map": {"AutoModel": "m.M"}}, "auto_map: expected transformers' own model, got code"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "got LlamaForSequenceClassification"),
     ("llama", {"pretraining_tp": 2}, "pretraining_tp: expected none or 1, got 2"),

@@ -35,7 +35,7 @@ COUNTS = [
     ({"prompt_tokens": 0}, "prompt_tokens: expected at least 1, got 0"),
     ({"new_tokens": 0}, "new_tokens: expected at least 1, got 0"),
     ({"repeats": 0}, "repeats: expected at least 1, got 0"),
-    ({"seed": -1}, "seed: expected at least 0, got -1"),
+    ({"seed": -1}, "seed: expected from 0 to 2147483647, got -1"),
 ]
 KINDS = [
     ({"quantize": ["int2"]}, "quantize: expected int8 or int4, got 'int2'"),
@@ -76,7 +76,7 @@ CASES = {
         ({"prompt_tokens": 3}, "prompt_tokens: expected at least 4, got 3"),
         ({"new_tokens": 1}, "new_tokens: expected at least 2, got 1"),
         ({"new_tokens": 500}, POSITIONS),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": -1}, "seed: expected from 0 to 2147483647, got -1"),
     ],
 }
 
@@ -116,7 +116,7 @@ def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
         ("check {student} --teacher missing", "missing: no such model folder"),
         ("check {teacher} --teacher {student} --plan {plan}", "plan: expected one for teacher"),
         ("check {student} --teacher {llama}", "teacher: expected a model with iterations, got"),
-        ("check {teacher} --seed -1", "seed: expected at least 0, got -1"),
+        ("check {teacher} --seed -1", "seed: expected from 0 to 2147483647, got -1"),
         ("check {teacher} --output .", ".: is a folder; name a file"),
         ("check", "Missing argument"),
         ("bench {llama} --prompt-tokens 8192", POSITIONS),

@@ -132,7 +132,7 @@ NO_ROOM = "prompt: expected at most 128 tokens with the new ones"
     [
         ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
         ({"num_samples": 0}, "num_samples: expected at least 1, got 0"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": -1}, "seed: expected from 0 to 2147483647, got -1"),
         ({"temperature": -1.0}, "temperature: expected 0 (greedy), or from 0.01 to 100, got -1.0"),
         ({"temperature": float("nan")}, "got nan"),
         ({"temperature": 1e-9}, "got 1e-09"),
