@@ -117,7 +117,7 @@ def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
         ("check {teacher} --teacher {student} --plan {plan}", "plan: expected one for teacher"),
         ("check {student} --teacher {llama}", "teacher: expected a model with iterations, got"),
         ("check {teacher} --seed -1", "seed: expected from 0 to 2147483647, got -1"),
-        ("check {teacher} --output .", ".: is a folder; name a file"),
+        ("check {teacher} --output .", ".: expected a file, got a folder"),
         ("check", "Missing argument"),
         ("bench {llama} --prompt-tokens 8192", POSITIONS),
         ("bench {llama} --batch-size 0", "batch_size: expected at least 1, got 0"),
