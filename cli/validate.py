@@ -30,7 +30,7 @@ def validate(
     from iiad.training.estimates import summarize_recipe
     from iiad.training.problems import find_problems
     from iiad.training.recipe_files import read_fields
-    from iiad.training.recipes import COMMANDS, commands_of, missing_inputs
+    from iiad.training.recipes import COMMANDS, commands_of, missing_inputs, shortened_fields
 
     if kind not in (None, *COMMANDS):
         raise InputError(f"--kind: expected one of {', '.join(COMMANDS)}, got {kind}")
@@ -48,7 +48,7 @@ def validate(
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2)
     checked = COMMANDS[command].model_validate(fields)
-    summary, notes = summarize_recipe(checked), missing_inputs(checked)
+    summary, notes = summarize_recipe(checked), shortened_fields(checked) + missing_inputs(checked)
     lines = [f"{recipe}: a valid recipe for `iiad {command}`"]
     lines += [f"  {name:12} {text}" for name, text in summary.items()]
     lines += [f"note: {note}" for note in notes]

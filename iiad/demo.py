@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from .artefacts import Artefact
 from .distillation import distill
 from .errors import InputError
@@ -22,8 +20,9 @@ from .influence import Profile, measure_influence
 from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
 from .progress import print_status
 from .training import DistillRecipe, RunRecord, TrainRecipe, load_recipe, train
+from .training.precision import decide_bf16
 
-__all__ = ["Demo", "DemoSize", "bf16_is_faster", "run_demo"]
+__all__ = ["Demo", "DemoSize", "run_demo"]
 
 MODELS = {
     "transformer": ["model.solver=transformer"],
@@ -80,9 +79,9 @@ def run_demo(output_dir: str | Path, show: Callable[[Artefact], None], size: Dem
 def _run_stages(folder: Path, show: Callable[[Artefact], None], size: DemoSize) -> Demo:
     started = time.monotonic()
     teacher, student, plan_file = folder / "teacher", folder / "student", folder / "plan.json"
-    dtype = _choose_dtype(folder)
-    bf16 = f"training.bf16={str(dtype == 'bfloat16').lower()}"
-    print_status(f"output folder: {folder}; matrix products in {dtype}, the faster type on this machine")
+    print_status(f"output folder: {folder}")
+    fast = decide_bf16("auto", folder / next(iter(MODELS)))  # once, for all models
+    bf16 = f"training.bf16={str(fast).lower()}"
 
     tokens = {}
     for number, (name, changes) in enumerate(MODELS.items(), 1):
@@ -122,7 +121,7 @@ def _run_stages(folder: Path, show: Callable[[Artefact], None], size: DemoSize) 
             plan=plan,
             block_size=lesson.data.block_size,
             max_tokens=size.evaluation_tokens,
-            dtype=dtype,
+            dtype="bfloat16" if fast else "float32",
         ),
     )
     _begin(8, "measure their decoding speed, interleaved")
@@ -139,31 +138,6 @@ def _run_stages(folder: Path, show: Callable[[Artefact], None], size: DemoSize) 
     )
     minutes = (time.monotonic() - started) / 60
     return Demo(folder, profile, plan, explanation, evaluation, bench, tokens, minutes)
-
-
-def bf16_is_faster() -> bool:
-    """Return whether matrix products are faster in bfloat16 than in float32 here; takes some 50 ms to measure."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(512, 512, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            (matrix @ matrix)[0, 0].item()
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    return seconds(torch.bfloat16) < seconds(torch.float32)
-
-
-def _choose_dtype(folder: Path) -> str:
-    """The type that the demo in this folder began with, else the faster one."""
-    record = folder / next(iter(MODELS)) / "run.json"
-    if record.exists():
-        training: Any = RunRecord.load(record).settings["training"]
-        return "bfloat16" if training["bf16"] else "float32"
-    return "bfloat16" if bf16_is_faster() else "float32"
 
 
 def _require_own(folder: Path) -> Path:

@@ -113,7 +113,7 @@ class Distillation:
                 teachers["distill"] = StoredTeacher(self.stored, self.layers)
         if stages:
             sharded = training.fsdp and PartialState().num_processes > 1
-            live = LiveTeacher(self.teacher, self.layers, training.bf16, sharded)
+            live = LiveTeacher(self.teacher, self.layers, training.autocast, sharded)
             teachers |= dict.fromkeys(stages, live)
         self.teacher = None
         return teachers

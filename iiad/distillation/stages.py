@@ -17,7 +17,7 @@ from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.loop import run_stage
 from iiad.training.processes import from_first_process, join_processes, lock_run
 from iiad.training.recipes import DistillRecipe
-from iiad.training.requirements import check_machine
+from iiad.training.requirements import fit_recipe
 from iiad.training.runs import RunFolder
 from iiad.training.sections import STAGES
 from iiad.training.stage import RunContext, Stage
@@ -48,9 +48,10 @@ def distill(
     or folder that cannot be used or that do not belong together, and as `run_stage`; up to the first step nothing
     has been written then.
     """
-    interruption, training = Interruption(max_minutes), recipe.training
+    interruption = Interruption(max_minutes)
     join_processes()
-    check_machine(training)
+    recipe = fit_recipe(recipe, output_dir)
+    training = recipe.training
     plan = read_plan(plan_file)
     given = {"teacher": str(teacher_folder), "plan": None if plan_file is None else str(plan_file)}
     with lock_run(output_dir):

@@ -37,7 +37,7 @@ class Corpora:
         _require_fit(data, tokenizer, config)
         self.block_size = data.block_tokens(config.max_position_embeddings)
         self.batch_size = optimization.per_device_train_batch_size
-        self.dtype = "bfloat16" if optimization.bf16 else "float32"
+        self.dtype = "bfloat16" if optimization.autocast else "float32"
         self.training = _pack(data, "train", tokenizer)
         self.blocks = TokenBlocks(self.training, self.block_size)
         require_step("data.train", len(self.blocks), optimization)

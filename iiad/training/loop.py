@@ -93,7 +93,7 @@ class _StageRun:
         self.model = copy.deepcopy(model.to("cpu")) if sharded else model
         set_recompute(self.model, settings.gradient_checkpointing)
         backend = settings.torch_compile_backend if settings.torch_compile else None
-        self.learner = Learner(self.model, stage.objective, settings.bf16, backend).train()
+        self.learner = Learner(self.model, stage.objective, settings.autocast, backend).train()
         if sharded:
             shard(self.learner)
         self.wrapped = self.learner if sharded else self.accelerator.prepare(self.learner)

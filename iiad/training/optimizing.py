@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from .processes import gather, gather_full, place_like
-from .sections import OptimizationSection, StageSection, TrainingSection
+from .sections import OptimizationSection, StageSection, TrainingSection, count_warmup
 
 __all__ = ["clip_gradient", "gather_optimizer", "load_optimizer", "make_optimizer", "make_schedule"]
 
@@ -35,14 +35,14 @@ def make_schedule(
     name: str = length.lr_scheduler_type or optimization.lr_scheduler_type
     options: dict[str, Any] = {}
     if name == "warmup_stable_decay":
-        left = length.max_steps - length.warmup_steps
+        left = length.max_steps - count_warmup(length)
         decay = min(optimization.decay_steps or max(1, length.max_steps // 10), left)
         options = {"num_decay_steps": decay, "min_lr_ratio": least}
     elif least and name == "cosine":
         name, options = "cosine_with_min_lr", {"min_lr_rate": least}
     elif least and name == "linear":
         name, options = "polynomial", {"power": 1.0, "lr_end": least * length.learning_rate}
-    return get_scheduler(name, optimizer, length.warmup_steps, length.max_steps, options)
+    return get_scheduler(name, optimizer, count_warmup(length), length.max_steps, options)
 
 
 def clip_gradient(model: nn.Module, max_norm: float) -> Tensor:

@@ -18,9 +18,11 @@ from .sections import (
     DistillationSection,
     ModelSection,
     OptimizationSection,
+    StageSection,
     StudentSection,
     TokenizerSection,
     TrainingSection,
+    count_warmup,
 )
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "load_recipe",
     "missing_inputs",
     "require_inputs",
+    "shortened_fields",
 ]
 
 
@@ -64,10 +67,8 @@ class DistillRecipe(Section):
                 yield "data.validation", "text to measure distillation.retain on"
             if self.training.eval_steps is None:
                 yield "training.eval_steps", "a number, to measure distillation.retain"
-        schedules = [
-            (stage.lr_scheduler_type or self.training.lr_scheduler_type, stage.max_steps - stage.warmup_steps)
-            for stage in self.distillation.stages().values()
-        ]
+        stages = self.distillation.stages().values()
+        schedules = {stage.lr_scheduler_type or self.training.lr_scheduler_type for stage in stages}
         for field, what in self.training.schedule_conflicts(schedules):
             yield f"training.{field}", what
 
@@ -110,6 +111,28 @@ def load_recipe(
     if problems:
         raise InputError(f"{'the recipe' if path is None else path}: {'; '.join(problems)}")
     return kind.model_validate(fields)
+
+
+def shortened_fields(recipe: TrainRecipe | DistillRecipe) -> list[str]:
+    """Return a line for each warm-up and decay that is longer than its stage and will be cut."""
+    lines = []
+    own = recipe.training
+    stages: Mapping[str, TrainingSection | StageSection]
+    if isinstance(recipe, TrainRecipe):
+        stages = {"training": recipe.training}
+    else:
+        stages = {f"distillation.{name}": stage for name, stage in recipe.distillation.stages().items()}
+    for name, stage in stages.items():
+        warmup = count_warmup(stage)
+        if stage.warmup_steps > stage.max_steps:
+            lines.append(f"{name}.warmup_steps: {stage.warmup_steps} cut to max_steps, {warmup}")
+        left = stage.max_steps - warmup
+        decays = (stage.lr_scheduler_type or own.lr_scheduler_type) == "warmup_stable_decay"
+        if decays and (own.decay_steps or 0) > left:
+            lines.append(
+                f"training.decay_steps: {own.decay_steps} cut to {left}, {name}.max_steps less its warm-up"
+            )
+    return lines
 
 
 def require_inputs(recipe: TrainRecipe | DistillRecipe) -> None:

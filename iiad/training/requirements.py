@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from accelerate import PartialState
 from accelerate.tracking import get_available_trackers
@@ -10,13 +12,27 @@ from transformers import PreTrainedModel
 from iiad.errors import InputError, one_line
 from iiad.progress import print_status
 
+from .precision import decide_bf16
+from .recipes import Recipe, shortened_fields
 from .sections import OptimizationSection
 
-__all__ = ["check_machine", "set_attention"]
+__all__ = ["fit_recipe", "set_attention"]
 
 
-def check_machine(optimization: OptimizationSection) -> None:
-    """Raise InputError for bf16, a tracker or a compiler that this machine does not have; note an idle fsdp."""
+def fit_recipe(recipe: Recipe, folder: str | Path) -> Recipe:
+    """Return the recipe with bf16 decided for this machine and for the run in the folder. Collective.
+
+    Notes what is cut short or idle. Raises InputError for bf16, a tracker or a compiler that is not here.
+    """
+    bf16 = decide_bf16(recipe.training.bf16, Path(folder))
+    fitted = recipe.model_copy(update={"training": recipe.training.model_copy(update={"bf16": bf16})})
+    for line in shortened_fields(fitted):
+        print_status(line)
+    _check_machine(fitted.training)
+    return fitted
+
+
+def _check_machine(optimization: OptimizationSection) -> None:
     if optimization.fsdp and PartialState().num_processes == 1:
         print_status("training.fsdp: there is one process, so nothing is sharded")
     if optimization.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():

@@ -5,7 +5,7 @@ Names are those of transformers' TrainingArguments where it has the field.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -23,12 +23,19 @@ __all__ = [
     "StudentSection",
     "TokenizerSection",
     "TrainingSection",
+    "count_warmup",
 ]
 
 STAGES = ("layerwise", "distill", "recover")
 """Stages of distillation, in order."""
 
 Scheduler = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
+
+Warmup = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
+    described("a number of steps, or a share of max_steps below 1"),
+    Field(description="steps, or a share of max_steps below 1; never more than max_steps"),
+]
 
 
 class ModelSection(Section):
@@ -152,10 +159,12 @@ class OptimizationSection(Section):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay per step of an average of the weights; the average is the result"
     )
-    bf16: bool = Field(False, description="autocast to bfloat16, on CPU as on GPU")
-    gradient_checkpointing: Literal[False, True, "layer", "evaluation"] = Field(
-        False, description="recompute each layer (true, layer) or each evaluation in the backward pass"
+    bf16: Annotated[bool | Literal["auto"], described("true, false or auto")] = Field(
+        False, description="autocast to bfloat16, on CPU as on GPU; auto: where it is faster than float32"
     )
+    gradient_checkpointing: Annotated[
+        bool | Literal["layer", "evaluation"], described("true, false, layer or evaluation")
+    ] = Field(False, description="recompute each layer (true, layer) or each evaluation in the backward pass")
     torch_compile: bool = Field(False, description="compile the model, not its head and loss")
     torch_compile_backend: str = Field("inductor", min_length=1)
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = Field(
@@ -180,20 +189,18 @@ class OptimizationSection(Section):
         """Blocks of one optimizer step in one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
-    def schedule_conflicts(self, schedules: Iterable[tuple[Scheduler, int]]) -> Conflicts:
-        """Yield what conflicts with the schedules that run: kind, and steps after the warm-up."""
-        rooms = dict(sorted(schedules, reverse=True))  # the shortest of each kind is kept
-        decaying = rooms.get("warmup_stable_decay")
-        if self.decay_steps is not None and rooms:
-            if decaying is None:
-                found = ", ".join(sorted(rooms))
-                yield (
-                    "decay_steps",
-                    f"none with lr_scheduler_type {found}; only warmup_stable_decay uses it",
-                )
-            elif self.decay_steps > decaying:
-                yield "decay_steps", f"at most max_steps less warmup_steps ({decaying})"
-        if self.min_lr_ratio and set(rooms) == {"constant_with_warmup"}:
+    @property
+    def autocast(self) -> bool:
+        """True for bfloat16, once bf16 is decided."""
+        assert self.bf16 != "auto", "decide_bf16 comes first"
+        return self.bf16
+
+    def schedule_conflicts(self, schedules: Set[Scheduler]) -> Conflicts:
+        """Yield what conflicts with the schedules that run."""
+        if self.decay_steps is not None and schedules and "warmup_stable_decay" not in schedules:
+            found = ", ".join(sorted(schedules))
+            yield "decay_steps", f"none with lr_scheduler_type {found}; only warmup_stable_decay uses it"
+        if self.min_lr_ratio and schedules == {"constant_with_warmup"}:
             yield "min_lr_ratio", "0 with lr_scheduler_type constant_with_warmup, which has no end"
 
 
@@ -202,13 +209,8 @@ class StageSection(Section):
 
     max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
     learning_rate: float = Field(1e-4, gt=0, lt=10)
-    warmup_steps: int = Field(50, ge=0)
+    warmup_steps: Warmup = 50
     lr_scheduler_type: Scheduler | None = Field(None, description="default: training.lr_scheduler_type")
-
-    def conflicts(self) -> Conflicts:
-        """Warm-up within the steps."""
-        if 0 < self.max_steps < self.warmup_steps:
-            yield "warmup_steps", f"at most max_steps ({self.max_steps})"
 
 
 class TrainingSection(OptimizationSection):
@@ -216,7 +218,7 @@ class TrainingSection(OptimizationSection):
 
     max_steps: int = Field(ge=1, description="optimizer steps")
     learning_rate: float = Field(3e-4, gt=0, lt=10)
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: Warmup = 100
     iterations_start: float = Field(
         0.75, ge=0, le=1, description="share of the steps before iterations start (paper: 0.75)"
     )
@@ -225,11 +227,15 @@ class TrainingSection(OptimizationSection):
     )
 
     def conflicts(self) -> Conflicts:
-        """Warm-up and decay within the steps."""
-        if self.warmup_steps > self.max_steps:
-            yield "warmup_steps", f"at most max_steps ({self.max_steps})"
-        else:
-            yield from self.schedule_conflicts([(self.lr_scheduler_type, self.max_steps - self.warmup_steps)])
+        """Fields that fit the schedule."""
+        yield from self.schedule_conflicts({self.lr_scheduler_type})
+
+
+def count_warmup(length: TrainingSection | StageSection) -> int:
+    """Return the steps of the warm-up, at most all steps."""
+    asked = length.warmup_steps
+    steps = round(asked * length.max_steps) if isinstance(asked, float) else asked
+    return min(steps, length.max_steps)
 
 
 class StudentSection(Section):

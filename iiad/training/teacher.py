@@ -23,7 +23,7 @@ from .loop import run_stage
 from .phases import TwoPhases
 from .processes import from_first_process, join_processes, lock_run
 from .recipes import TrainRecipe
-from .requirements import check_machine, set_attention
+from .requirements import fit_recipe, set_attention
 from .runs import RunFolder
 from .sections import ModelSection
 from .stage import RunContext, Stage
@@ -52,9 +52,10 @@ def train(
     token. Raises InputError for text, tokenizer, shape or folder that cannot be used, and as `run_stage`; up to the
     first step nothing has been written then.
     """
-    interruption, training = Interruption(max_minutes), recipe.training
+    interruption = Interruption(max_minutes)
     join_processes()
-    check_machine(training)
+    recipe = fit_recipe(recipe, output_dir)
+    training = recipe.training
     with lock_run(output_dir):
         run = RunFolder(output_dir, "train", recipe, resume)
         set_seed(training.seed)

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from iiad import InputError
-from iiad.demo import DemoSize, bf16_is_faster, run_demo
+from iiad.demo import DemoSize, run_demo
 from iiad.reporting.demo_tables import demo_report, next_steps
 
 TINY = (
@@ -77,7 +77,3 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         run_demo(tmp_path, interrupt)
     with pytest.raises(InputError, match="expected a folder, got a file"):
         run_demo(tmp_path / "thesis.tex", interrupt)
-
-
-def test_the_faster_precision_is_measured():
-    assert bf16_is_faster() in (True, False)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from iiad.training import DistillRecipe, TrainRecipe, load_recipe
 from iiad.training.problems import find_problems
 from iiad.training.recipe_files import read_fields
+from iiad.training.recipes import shortened_fields
 from tests.helpers import refused
 
 TRAIN = {
@@ -39,12 +40,13 @@ TRAIN_PROBLEMS = [
     ({"data.train": []}, "data.train: expected at least 1 item, got []"),
     ({"data.validation": 3}, "data.validation: expected a valid list, got 3"),
     ({"training.max_steps": 1.5}, "training.max_steps: expected a valid integer, got 1.5"),
-    ({"training.warmup_steps": True}, "training.warmup_steps: expected a valid integer, got True"),
+    ({"training.warmup_steps": True}, "training.warmup_steps: expected a number of steps, or a share"),
     ({"training.learning_rate": float("nan")}, "training.learning_rate: expected "),
     ({"training.weight_decay": True}, "training.weight_decay: expected a valid number, got True"),
     ({"training.adam_beta1": "0.9"}, "training.adam_beta1: expected a valid number, got '0.9'"),
-    ({"training.bf16": "yes"}, "training.bf16: expected a valid boolean, got 'yes'"),
-    ({"training.gradient_checkpointing": "lyer"}, "training.gradient_checkpointing: expected False, True, 'layer'"),
+    ({"training.bf16": "yes"}, "training.bf16: expected true, false or auto, got 'yes'"),
+    ({"training.gradient_checkpointing": "lyer"}, "training.gradient_checkpointing: expected true, false, layer or"),
+    ({"training.torch_compile": 1}, "training.torch_compile: expected a valid boolean, got 1"),
     ({"training.report_to": [1]}, "training.report_to.0: expected a valid string, got 1"),
     ({"training.seed": -1}, "training.seed: expected greater than or equal to 0"),
     ({"training.block_size": 3}, "training.block_size: no such field (did you mean data.block_size?)"),
@@ -73,12 +75,7 @@ TRAIN_CONFLICTS = [
     ({"model.relaxation": True}, "model.relaxation: expected false with history, got True"),
     ({"tokenizer.path": "a"}, "tokenizer.vocab_size: expected none beside path, got 300"),
     ({"data.block_size": 9999}, "data.block_size: expected at most model.max_position_embeddings (2048), got 9999"),
-    ({"training.warmup_steps": 300}, "training.warmup_steps: expected at most max_steps (200), got 300"),
     ({"training.decay_steps": 3}, "training.decay_steps: expected none with lr_scheduler_type cosine; only"),
-    (
-        {"training.lr_scheduler_type": "warmup_stable_decay", "training.decay_steps": 101},
-        "training.decay_steps: expected at most max_steps less warmup_steps (100), got 101",
-    ),
     (
         {"training.lr_scheduler_type": "constant_with_warmup", "training.min_lr_ratio": 0.1},
         "training.min_lr_ratio: expected 0 with lr_scheduler_type constant_with_warmup, which has no end, got 0.1",
@@ -86,7 +83,6 @@ TRAIN_CONFLICTS = [
 ]  # fmt: skip
 STABLE = {f"{STAGE}.lr_scheduler_type": "warmup_stable_decay"}
 DISTILL_CONFLICTS = [
-    ({f"{STAGE}.warmup_steps": 101}, f"{STAGE}.warmup_steps: expected at most max_steps (100), got 101"),
     ({f"{STAGE}.max_steps": 0, "distillation.recover.max_steps": 0}, f"{STAGE}.max_steps: expected above 0 in at"),
     (
         {"distillation.ce_weight": 0, "distillation.kl_weight": 0},
@@ -96,10 +92,6 @@ DISTILL_CONFLICTS = [
     ({"student.start_norm": "update", "student.init": "random"}, "student.start_norm: expected start with init"),
     ({"distillation.retain": 0.5, "data.validation": "x"}, "training.eval_steps: expected a number, to measure"),
     ({"distillation.retain": 0.5, "training.eval_steps": 5}, "data.validation: expected text to measure"),
-    (
-        {"training.decay_steps": 51, **STABLE},
-        "training.decay_steps: expected at most max_steps less warmup_steps (50), got 51",
-    ),
     (
         {"training.decay_steps": 51, "training.lr_scheduler_type": "warmup_stable_decay", f"{STAGE}.max_steps": 500},
         None,
@@ -170,9 +162,9 @@ def test_a_conflict_between_fields_is_one_line_that_names_the_field(kind, base, 
 
 
 def test_conflicts_of_several_sections_stand_beside_wrong_fields_of_others():
-    changes = {"model.head_dim": 5, "model.relaxation": True, "training.warmup_steps": 300, "data.train": []}
+    changes = {"model.head_dim": 5, "model.relaxation": True, "training.decay_steps": 3, "data.train": []}
     found = find_problems(TrainRecipe, plant(TRAIN, changes))
-    fields = ["model.head_dim", "model.relaxation", "data.train", "training.warmup_steps"]
+    fields = ["model.head_dim", "model.relaxation", "data.train", "training.decay_steps"]
     assert [line.partition(":")[0] for line in found] == fields
 
 
@@ -275,7 +267,10 @@ def test_settings_beat_the_file_and_the_file_beats_the_defaults(load):
         ("training.max_steps=[1", "expected YAML after =, got [1; put it in quotes"),
         ("training.max_steps.x=1", "expected a section before the last dot, got field max_steps"),
         ("training.max_steps=010", "training.max_steps: expected a valid integer, got '010'"),
-        ("training.warmup_steps=1:30", "training.warmup_steps: expected a valid integer, got '1:30'"),
+        (
+            "training.warmup_steps=1:30",
+            "training.warmup_steps: expected a number of steps, or a share of max_steps",
+        ),
         ("training.learning_rate=.nan", "training.learning_rate: expected a finite number, got nan"),
         ("training.learning_rate=-1e-3", "training.learning_rate: expected greater than 0, got -0.001"),
         ("training.adam_epsilon=0x1", "training.adam_epsilon: expected a valid number, got '0x1'"),
@@ -328,3 +323,31 @@ def test_a_recipe_of_the_other_command_is_one_short_line(load):
     for kind, field in ((TrainRecipe, "student"), (DistillRecipe, "tokenizer")):
         with refused(f"{field}: no such field"):
             load({**TRAIN, "student": {}}, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "setting", "lines"),
+    [
+        ("demo", TrainRecipe, "training.max_steps=5", ["training.warmup_steps: 30 cut to max_steps, 5"]),
+        ("demo", TrainRecipe, "training.max_steps=30", []),
+        ("55m", TrainRecipe, "training.max_steps=2", ["training.warmup_steps: 100 cut to max_steps, 2"]),
+        (
+            "distill-55m",
+            DistillRecipe,
+            "distillation.distill.max_steps=10",
+            ["distillation.distill.warmup_steps: 100 cut to max_steps, 10"],
+        ),
+        ("distill-55m", DistillRecipe, "distillation.distill.max_steps=0", []),
+        ("demo-distill", DistillRecipe, "distillation.distill.max_steps=3", []),  # its warm-up is a share
+    ],
+)
+def test_fewer_steps_than_the_warm_up_cut_it_and_say_so(name, kind, setting, lines):
+    assert shortened_fields(load_recipe(kind, name, [setting])) == lines
+
+
+def test_fewer_steps_than_the_decay_cut_it_and_say_so():
+    stable = ["training.lr_scheduler_type=warmup_stable_decay", "training.decay_steps=300"]
+    recipe = load_recipe(TrainRecipe, "demo", [*stable, "training.max_steps=50"])
+    assert shortened_fields(recipe) == [
+        "training.decay_steps: 300 cut to 20, training.max_steps less its warm-up"
+    ]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from iiad.training import TrainRecipe, train
 from iiad.training.optimizing import make_optimizer, make_schedule
-from iiad.training.sections import TrainingSection
+from iiad.training.sections import TrainingSection, count_warmup
 from tests.helpers import half_done, log_of
 
 STEPS, WARMUP, PEAK, LEAST = 12, 3, 0.01, 0.1
@@ -17,7 +17,8 @@ NO_DROPOUT = {"attention_dropout": 0.0}
 
 def rates(**settings):
     """The learning rate of each step."""
-    section = TrainingSection(max_steps=STEPS, warmup_steps=WARMUP, learning_rate=PEAK, **settings)
+    fields = {"max_steps": STEPS, "warmup_steps": WARMUP, "learning_rate": PEAK, **settings}
+    section = TrainingSection(**fields)
     optimizer = make_optimizer(torch.nn.Linear(1, 1), section, PEAK)
     schedule = make_schedule(optimizer, section, section)
     found = []
@@ -61,6 +62,21 @@ def test_learning_rates_follow_their_schedule(shape, settings):
         first = LEAST if settings["lr_scheduler_type"] == "warmup_stable_decay" else 0.0
         wanted = first + (1 - first) * step / WARMUP if step < WARMUP else shape(done)
         assert rate == pytest.approx(PEAK * wanted), f"step {step + 1}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"), [(0, 0), (3, 3), (12, 12), (13, 12), (10**20, 12), (0.0, 0), (0.25, 3), (0.99, 12)]
+)
+def test_a_warm_up_is_steps_or_a_share_of_them_and_never_longer_than_the_stage(asked, steps):
+    section = TrainingSection(max_steps=STEPS, warmup_steps=asked)
+    assert count_warmup(section) == steps
+    assert rates(warmup_steps=asked) == rates(warmup_steps=steps)
+
+
+@pytest.mark.parametrize("decay", [9, 10, 1000])
+def test_a_decay_is_never_longer_than_what_the_warm_up_leaves(decay):
+    stable = {"lr_scheduler_type": "warmup_stable_decay"}
+    assert rates(decay_steps=decay, **stable) == rates(decay_steps=STEPS - WARMUP, **stable)
 
 
 @pytest.mark.parametrize(

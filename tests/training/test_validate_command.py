@@ -22,14 +22,15 @@ def validate(iiad, monkeypatch, tmp_path):
 
 
 def test_each_problem_has_a_line_of_its_own(validate):
-    settings = ["model.num_layers=0", "training.warmup_steps=99999", "training.lerning_rate=1"]
+    settings = ["model.num_layers=0", "training.decay_steps=9", "training.lerning_rate=1"]
     code, out, err = validate("55m", *(word for setting in settings for word in ("--set", setting)))
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "55m: 3 problems",
         "  training.lerning_rate: no such field (did you mean learning_rate?)",
         "  model.num_layers: expected greater than or equal to 1, got 0",
-        "  training.warmup_steps: expected at most max_steps (30517), got 99999",
+        "  training.decay_steps: expected none with lr_scheduler_type cosine; "
+        "only warmup_stable_decay uses it, got 9",
     ]
     assert "55m: 1 problem\n" in validate("55m", "--set", "model.num_layers=0")[2]
 
