@@ -185,7 +185,7 @@ def test_steps_with_a_bad_loss_or_gradient_are_skipped_counted_and_shown(trained
             {"attn_implementation": "flash_attention_2"},
             "training.attn_implementation: expected one that runs here, got 'flash_attention_2'",
         ),
-        ({"tokenizer": {"path": "/nowhere"}}, "no such folder"),
+        ({"tokenizer": {"path": "/nowhere"}}, "no such model folder"),
         ({"data": {"validation": "short.txt"}}, "short.txt"),
     ],
 )
