@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from .errors import InputError, one_line
 
 __all__ = [
@@ -105,7 +107,11 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
         os.replace(stage, destination)
     except InputError:
         raise
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # the latter two by torch, safetensors on a full disk
         raise InputError(f"{destination}: cannot be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -53,6 +53,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     if tokenizer.eos_token_id is None:
         raise InputError(f"tokenizer: expected an eos_token, to stand between documents, got none in {path}")
+    for field in ("is_local", "local_files_only"):  # of this loading: would be saved with the tokenizer
+        tokenizer.init_kwargs.pop(field, None)
     return tokenizer
 
 

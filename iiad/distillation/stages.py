@@ -68,7 +68,9 @@ def distill(
             from_first_process(work.stored.verify)
         run.begin(inputs)
         score = work.corpora.score
-        context = RunContext(run.path, training, work.tokenizer, run.card, score, interruption, on_step)
+        context = RunContext(
+            run.path, run.record.identity, training, work.tokenizer, run.card, score, interruption, on_step
+        )
         results["tokens"] = _run_stages(work, context) * blocks_per_step(training) * work.corpora.block_size
         work.student.requires_grad_(True)
         results |= _measure_results(work, plan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from iiad.checkpoints import read_weights
-from iiad.errors import InputError, Unfinished
-from iiad.memory import memory_explained
+from iiad.errors import InputError, Unfinished, one_line
+from iiad.memory import is_out_of_memory, memory_explained
 from iiad.progress import print_status, progress
 
 from .averaging import AVERAGE, AveragedWeights
@@ -39,12 +41,13 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> Stag
     saved or used, and where memory runs out.
     """
     settings = context.optimization
-    checkpoints = Checkpoints(stage.folder, settings.save_total_limit)
+    checkpoints = Checkpoints(stage.folder, settings.save_total_limit, f"{context.run} {stage.name}")
     start = from_first_process(checkpoints.newest_whole)
-    state = StageState()
+    state = StageState(run=checkpoints.run)
     if start is not None:
-        state = StageState.load(start)
-        model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
+        with _going_on_from(start):
+            state = StageState.load(start)
+            model.load_state_dict(read_weights(start), strict=False)  # without a tied head, which follows
     if state.step == stage.length.max_steps or state.stopped:
         found = "stopped early" if state.stopped else "all steps were made"
         print_status(f"{stage.name}: {found} before; not run again")
@@ -55,12 +58,24 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> Stag
         run = _StageRun(model, stage, context, checkpoints, state)
         try:
             if start is not None:
-                run.load(start)
+                with _going_on_from(start):
+                    run.load(start)
             run.make_steps()
             run.take_result(model)
         finally:
             run.close()
     return state
+
+
+@contextmanager
+def _going_on_from(checkpoint: Path) -> Iterator[None]:
+    """Raise InputError for whatever the libraries raise of files that are whole and no checkpoint's."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        raise InputError(f"{checkpoint}: expected a checkpoint of this run, got {one_line(error)}") from error
 
 
 class _StageRun:
@@ -102,7 +117,7 @@ class _StageRun:
         self.average = AveragedWeights(self.model, settings.ema_decay)
         self.window: dict[str, Tensor] = {}  # StageState's, where the losses are
         tokens = blocks_per_step(settings) * len(stage.blocks[0]["input_ids"])
-        self.log = StageLog(context.folder / "log.jsonl", stage.name, state.step, tokens, self.accelerator)
+        self.log = StageLog(context.folder / "log.jsonl", stage.name, state, tokens, self.accelerator)
         name = f"{context.folder.name} {stage.name}"
         fields = {key: value for key, value in settings if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("iiad", fields, {"wandb": {"name": name}})

@@ -14,13 +14,12 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from pydantic import Field, JsonValue
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from iiad.artefacts import Artefact, list_differences
 from iiad.checkpoints import require_finite
 from iiad.errors import InputError, one_line
-from iiad.files import write_text
+from iiad.files import atomic_folder, write_text
 from iiad.progress import print_status
 
 from .batches import blocks_per_step
@@ -54,6 +53,11 @@ class RunRecord(Artefact):
     finished: bool = False
     results: dict[str, JsonValue] = {}
 
+    @property
+    def identity(self) -> str:
+        """Hash of what the run's checkpoints follow from, by which they know it."""
+        return self.model_copy(update={"finished": False, "results": {}}).fingerprint
+
 
 class RunFolder:
     """Output folder of one run. Nothing is written before `begin`; of several processes, the first one writes.
@@ -83,7 +87,9 @@ class RunFolder:
         if not (self.path / RECORD).exists():
             # The lock, and what a kill can leave before the record is there, begin with a dot.
             if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise InputError(f"{self.path}: expected a new folder, got one with files that are no run's")
+                raise InputError(
+                    f"{self.path}: expected a new folder, got one with files that are no run's and no {RECORD}"
+                )
             if resume:
                 print_status(f"{self.path}: nothing to resume; starting afresh")
             return None
@@ -132,20 +138,21 @@ class RunFolder:
         from_first_process(lambda: self._finish(model, tokenizer, results))
 
     def _finish(self, model: PreTrainedModel, tokenizer: Any, results: dict[str, Any]) -> None:
-        stage = self.path / ".final"
-        shutil.rmtree(stage, ignore_errors=True)
+        final = self.path / ".final"
+        for leftover in (final, *self.path.glob(f".{final.name}-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            if model.generation_config is not None:
-                model.generation_config.pad_token_id = tokenizer.pad_token_id
-            model.save_pretrained(stage)
-            tokenizer.save_pretrained(stage)
-            (stage / "README.md").write_text(self.card(model, results), encoding="utf-8")
+            with atomic_folder(final) as stage:
+                if model.generation_config is not None:
+                    model.generation_config.pad_token_id = tokenizer.pad_token_id
+                model.save_pretrained(stage)
+                tokenizer.save_pretrained(stage)
+                (stage / "README.md").write_text(self.card(model, results), encoding="utf-8")
             # config.json last: without it a folder is no model to anybody.
-            for file in sorted(stage.iterdir(), key=lambda file: file.name == "config.json"):
+            for file in sorted(final.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, self.path / file.name)
-            stage.rmdir()
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library's own for a full disk
-            shutil.rmtree(stage, ignore_errors=True)
+            final.rmdir()
+        except (OSError, InputError) as error:
             raise InputError(
                 f"{self.path}: the finished model cannot be written ({one_line(error)}); "
                 "its checkpoints are whole: make room and continue with --resume"

@@ -23,12 +23,13 @@ __all__ = ["RunContext", "Stage"]
 class RunContext:
     """Context that the stages of a run share.
 
-    folder: of the run. optimization: the recipe's section. tokenizer: saved with checkpoints. card: the model card
-    for figures by name. score: of a model on held-out text. interruption: ends the run early. on_step: called before
-    each step with its number, from 1.
+    folder: of the run. run: its identity. optimization: the recipe's section. tokenizer: saved with checkpoints.
+    card: the model card for figures by name. score: of a model on held-out text. interruption: ends the run early.
+    on_step: called before each step with its number, from 1.
     """
 
     folder: Path
+    run: str
     optimization: OptimizationSection
     tokenizer: Any
     card: Callable[[PreTrainedModel, dict[str, Any]], str]

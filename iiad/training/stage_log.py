@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -13,7 +14,11 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from iiad.files import write_text
+from iiad.errors import InputError
+from iiad.files import append_line, write_text
+from iiad.progress import print_status
+
+from .checkpointing import StageState
 
 __all__ = ["StageLog"]
 
@@ -23,25 +28,44 @@ _SHOWN = {"loss": ("loss", ".4f"), "eval_loss": ("validation", ".4f"), "learning
 class StageLog:
     """Add a line to log.jsonl, and to accelerate's trackers, for each training or validation loss.
 
-    path: of log.jsonl; lines of this stage after `step`, from which it goes on, are removed: they will be logged
-    again. tokens_per_step: of all processes, for the rate. note: the newest figures, for a progress bar.
+    path: of log.jsonl; lines of this stage after the state's step, from which it goes on, are removed: they will be
+    logged again. state: counts the lines, so that a remark is made on lost ones. tokens_per_step: of all processes,
+    for the rate. note: the newest figures, for a progress bar.
     """
 
-    def __init__(self, path: Path, stage: str, step: int, tokens_per_step: int, accelerator: Accelerator):
+    def __init__(
+        self, path: Path, stage: str, state: StageState, tokens_per_step: int, accelerator: Accelerator
+    ):
         self.path, self.stage, self.tokens_per_step = path, stage, tokens_per_step
-        self.accelerator, self.note = accelerator, ""
-        self.last_step, self.started = step, time.monotonic()
+        self.state, self.accelerator, self.note = state, accelerator, ""
+        self.last_step, self.started = state.step, time.monotonic()
         self.last_time = self.started
-        if accelerator.is_main_process and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if self._is_kept(line)))
+        if accelerator.is_main_process:
+            self._take_up()
 
-    def _is_kept(self, line: str) -> bool:
+    def _take_up(self) -> None:
+        """Keep the lines that the stage goes on from."""
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise InputError(f"{self.path}: expected a file; remove it to go on without its lines")
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        kept = [(line, self._stage_of(line)) for line in text.splitlines(keepends=True)]
+        if text:
+            write_text(self.path, "".join(line for line, stage in kept if stage is not None))
+        logged = [stage for _, stage in kept].count(self.stage)
+        if logged < self.state.logged:
+            print_status(
+                f"{self.path}: {self.state.logged - logged} lines of {self.stage} are lost; going on"
+            )
+        self.state.logged = logged
+
+    def _stage_of(self, line: str) -> str | None:
+        """Return the stage of a line that is kept, None for another line."""
         try:
             entry = json.loads(line)
-            return entry["stage"] != self.stage or entry["step"] <= self.last_step
-        except (ValueError, KeyError, TypeError):  # a kill in the middle of a line
-            return False
+            kept = entry["stage"] != self.stage or entry["step"] <= self.last_step
+            return str(entry["stage"]) if kept else None
+        except (ValueError, KeyError, TypeError, RecursionError):  # a kill in the middle of a line
+            return None
 
     def write(self, step: int, figures: dict[str, Any], model: PreTrainedModel) -> None:
         """Log the figures of a step."""
@@ -62,8 +86,8 @@ class StageLog:
         entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
         if hasattr(model.config, "num_iterations"):
             entry["evaluations_per_token"] = model.config.num_evaluations
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.path, json.dumps(entry), "; make room and continue with --resume")
+        self.state.logged += 1
         numbers = {f"{self.stage}/{name}": value for name, value in entry.items() if _is_number(value)}
         self.accelerator.log(numbers, step=step)
 

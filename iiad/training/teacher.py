@@ -17,6 +17,7 @@ from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerFor
 from iiad.progress import print_status, progress
 
 from .batches import blocks_per_step
+from .checkpointing import find_damage, write_manifest
 from .corpora import Corpora
 from .interruption import Interruption
 from .loop import run_stage
@@ -79,7 +80,16 @@ def train(
         run_stage(
             model,
             stage,
-            RunContext(run.path, training, tokenizer, run.card, corpora.score, interruption, on_step),
+            RunContext(
+                run.path,
+                run.record.identity,
+                training,
+                tokenizer,
+                run.card,
+                corpora.score,
+                interruption,
+                on_step,
+            ),
         )
         results: dict[str, Any] = {
             "tokens": training.max_steps * blocks_per_step(training) * corpora.block_size
@@ -118,9 +128,12 @@ def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
 
 def _prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
     """Load the recipe's tokenizer, or the one in folder `kept`, if it is there; else train one on the text."""
-    path = recipe.tokenizer.path or (kept if kept.is_dir() else None)
-    if path is not None:
-        return load_tokenizer(path)
+    if recipe.tokenizer.path is not None:
+        return load_tokenizer(recipe.tokenizer.path)
+    if kept.is_dir():
+        if damage := find_damage(kept):
+            raise InputError(f"{kept}: {damage}; remove the folder to train the tokenizer again")
+        return load_tokenizer(kept)
     return from_first_process(lambda: _train_tokenizer(recipe))
 
 
@@ -128,6 +141,7 @@ def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
     if not kept.is_dir():
         with atomic_folder(kept) as stage:
             tokenizer.save_pretrained(stage)
+            write_manifest(stage)
 
 
 def _train_tokenizer(recipe: TrainRecipe) -> Any:

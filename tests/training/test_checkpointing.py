@@ -15,7 +15,7 @@ from iiad.training.corpora import Corpora
 from iiad.training.scoring import TokenScore
 from tests.helpers import log_of
 
-FILES = {"model.safetensors": "weights", "optimizer.pt": "moments", "state.json": "{}"}
+FILES = {"config.json": "{}", "model.safetensors": "weights", "optimizer.pt": "moments"}
 
 
 class Killed(BaseException):
@@ -47,6 +47,7 @@ def save(folder, step, best_step=None, limit=1):
     def write(made):
         for name, text in FILES.items():
             (made / name).write_text(text)
+        StageState(step=step).save(made)
 
     Checkpoints(folder, limit).save(step, write, best_step)
 
@@ -86,7 +87,7 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_alone(step, best_
         assert newest.name in ("checkpoint-2", "checkpoint-4", f"checkpoint-{step}")
         assert step == 4 or newest.name != "checkpoint-2"
         for checkpoint in whole:
-            assert {path.name for path in checkpoint.iterdir()} == {*FILES, "manifest.json"}
+            assert {path.name for path in checkpoint.iterdir()} == {*FILES, "state.json", "manifest.json"}
         for pointer in ("LATEST", "BEST"):
             assert step == 4 or (run / (run / pointer).read_text().strip()).is_dir()
         # The resumed run comes to the same step, and nothing of the kill is left.
@@ -97,7 +98,7 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_alone(step, best_
         assert left == {"LATEST", "BEST", f"checkpoint-{step}", f"checkpoint-{best_step}"}
 
 
-@pytest.mark.parametrize("file", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("file", [*FILES, "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "another"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_remark(file, damage, folder, capsys):
     path = folder / "checkpoint-4" / file
