@@ -100,7 +100,9 @@ def test_any_damaged_file_of_a_checkpoint_is_named_and_the_one_before_is_taken(d
     checkpoint, kept = run / "checkpoint-4", run.with_name("kept")
     shutil.copytree(checkpoint, kept)
     names = files_of(checkpoint)
-    assert len(names) == 14
+    assert {"config.json", "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"} < set(
+        names
+    )
     for name in names:
         DAMAGES[damage](checkpoint / name)
         assert newest_whole(run) == run / "checkpoint-2"
