@@ -16,6 +16,7 @@ from .options import (
     Seed,
     TrustRemoteCode,
     claim_outputs,
+    refuse_options,
     require_models,
     require_plan,
 )
@@ -25,6 +26,7 @@ __all__ = ["bench"]
 
 
 def bench(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -103,9 +105,9 @@ def bench(
     if plot is not None:
         require_pictures(plot)
     grid: dict[str, Any] = {"batch_size": batch_size or [1], "prompt_tokens": prompt_tokens or [128]}
-    extras = {"quantize": quantize, "compile": compiled, "evaluation": evaluation, "plot": plot}
     if layers:
-        _require_one({"models": models, **grid}, extras)
+        refuse_options(context, "with --layers", "quantize", "compiled", "evaluation", "plot")
+        _require_one({"models": models, **grid})
     require_cache_policy(models, cache_policy)
     shared: dict[str, Any] = {"plan": plan, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
     shared |= {"device": device, "dtype": dtype}
@@ -125,13 +127,10 @@ def bench(
         print_status(f"drawn: {path}")
 
 
-def _require_one(sizes: dict[str, list[Any]], extras: dict[str, Any]) -> None:
-    """Raise InputError for several models or sizes, or for an option that is no part of a latency table."""
+def _require_one(sizes: dict[str, list[Any]]) -> None:
+    """Raise InputError for several models or sizes, where a latency table has one."""
     from iiad.errors import InputError
 
     for name, values in sizes.items():
         if len(values) != 1:
             raise InputError(f"{name}: expected one with --layers, got {len(values)}")
-    for name, value in extras.items():
-        if value:
-            raise InputError(f"{name}: expected none with --layers, got {value}")

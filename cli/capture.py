@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, TextField, all_data, claim_outputs, require_models, require_text
+from .options import Device, TextField, all_data, claim_outputs, refuse_options, require_models, require_text
 from .output import print_result
 
 __all__ = ["capture"]
 
 
 def capture(
+    context: typer.Context,
     teacher: Annotated[
         str, typer.Argument(help="A model folder with its tokenizer, or a hub name.", callback=require_models)
     ],
@@ -64,6 +65,8 @@ def capture(
     """
     import time
 
+    if hidden_layers is None:
+        refuse_options(context, "without --hidden-layers", "compression")
     claim_outputs([teacher], all_data(data), folders={"output": output})
     from iiad.distillation.capture import capture_signals
     from iiad.reporting.signal_tables import signals_line

@@ -15,6 +15,7 @@ from .options import (
     Dtype,
     Seed,
     TrustRemoteCode,
+    refuse_options,
     require_models,
     require_plan,
 )
@@ -24,6 +25,7 @@ __all__ = ["generate"]
 
 
 def generate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Model folder with its tokenizer, or hub name.", callback=require_models)
     ],
@@ -91,6 +93,8 @@ def generate(
         "num_samples": num_samples,
     }
     check_sampling(**sampling)
+    if temperature == 0:
+        refuse_options(context, "without a --temperature above 0", "seed")
     text = read_prompt(prompt, prompt_file)
     require_cache_policy([model], cache_policy)
     if draft is not None and num_samples > 1:

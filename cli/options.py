@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from iiad.errors import require_seed
+from iiad.errors import InputError, require_seed
 from iiad.files import lock_file, require_apart, require_new_file
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "claim_outputs",
     "gather_data",
     "locks",
+    "refuse_options",
     "require_models",
     "require_plan",
     "require_text",
@@ -107,6 +108,15 @@ def claim_outputs(
         if path is not None:
             locks.enter_context(lock_file(path))
             require_new_file(path, overwrite)
+
+
+def refuse_options(context: typer.Context, why: str, *names: str) -> None:
+    """Raise InputError for the first of these parameters that the command line gives: they do not apply, and why."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in names and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]}: expected none {why}, got {context.params[name]}")
 
 
 def gather_data(arguments: list[str]) -> list[str]:

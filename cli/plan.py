@@ -14,6 +14,7 @@ from .options import (
     Overwrite,
     all_data,
     claim_outputs,
+    refuse_options,
     require_models,
     require_text,
     split_data,
@@ -33,6 +34,7 @@ _verify = _panel("Verify on the teacher")
 
 
 def plan(
+    command: typer.Context,
     profile: Annotated[Path, typer.Argument(help="profile.json, as `iiad profile` writes it.")],
     threshold: Annotated[
         float | None,
@@ -128,10 +130,8 @@ def plan(
     claim_outputs([profile, latency, verify], all_data(data or []), files=files, overwrite=overwrite)
     if (verify is None) != (data is None):
         raise InputError("verify: expected --verify and --data together, got one of them")
-    if verify is None and (verification is not None or max_tokens is not None or text_field != "text"):
-        raise InputError(
-            "verify: expected --verify with --verification, --max-tokens and --text-field, got none"
-        )
+    if verify is None:
+        refuse_options(command, "without --verify", "verification", "max_tokens", "text_field", "seed")
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 
@@ -157,8 +157,10 @@ def plan(
         made = planning.make_plan(measured, threshold, targets, metric, normalize, bounds, table)
         if output is None:
             raise InputError("output: expected a file for the plan, got none; --curve alone needs none")
-    elif output is not None:
-        raise InputError("output: expected a threshold or a target with it, got --curve alone")
+    else:
+        refuse_options(command, "with --curve alone, without a threshold or a target", "output")
+        if table is None:
+            refuse_options(command, "with --curve alone, without --latency", "context", "batch_size")
 
     curves = planning.trade_off(measured, metric, normalize or "none", bounds)
     if curve:

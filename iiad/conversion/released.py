@@ -92,6 +92,10 @@ def convert(source: str | Path, destination: str | Path, num_iterations: int | N
     require_new_folder(destination)
     config = read_config(source)
     if config.get("model_type") in (IIETConfig.model_type, PCformerConfig.model_type):
+        if num_iterations is not None:
+            raise InputError(
+                f"--iterations: expected none for a model of ours, whose plan is kept, got {num_iterations}"
+            )
         return _write_released(source, destination)
     weights = read_weights(source)
     if not any(name in weights for name in _MATRICES):

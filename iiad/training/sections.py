@@ -296,6 +296,13 @@ class DistillationSection(Section):
             yield "distill.max_steps", "above 0 in at least one stage"
         if self.distill.max_steps and not (self.ce_weight or self.kl_weight or self.hidden_weight):
             yield "ce_weight", "above 0, or kl_weight or hidden_weight: stage distill needs a loss"
+        if self.signals is not None and not (
+            self.distill.max_steps and (self.kl_weight or self.hidden_weight)
+        ):
+            yield (
+                "signals",
+                "null where stage distill does not run, or has neither kl_weight nor hidden_weight",
+            )
         layers = self.hidden_layers
         if layers and (min(layers) < 0 or len(set(layers)) < len(layers)):
             yield "hidden_layers", "different numbers from 0 on"

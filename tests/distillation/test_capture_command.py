@@ -53,7 +53,10 @@ def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_
     ("options", "message"),
     [
         (["--hidden-layers", "all"], "hidden_layers: expected numbers, as in 0,6,12, got 'all'"),
-        (["--compression", "zip"], "compression: expected int8 or bfloat16, got 'zip'"),
+        (
+            ["--hidden-layers", "0", "--compression", "zip"],
+            "compression: expected int8 or bfloat16, got 'zip'",
+        ),
         (["--temperature", "0"], "temperature: expected a number above 0, got 0.0"),
         (["--top-k", "0"], "--top-k"),
     ],

@@ -181,9 +181,6 @@ def test_the_curve_is_verified_without_a_plan(plan_command, world):
     [
         (["--verify", "owner/model"], "verify: expected --verify and --data together"),
         (["--data", "stdlib"], "verify: expected --verify and --data together"),
-        (["--verification", "v.json"], "verify: expected --verify with --verification"),
-        (["--max-tokens", "64"], "verify: expected --verify with .*--max-tokens"),
-        (["--text-field", "body"], "verify: expected --verify with .*--text-field"),
         (["--verify", "owner/nowhere", "--data", "nothing.txt"], "nothing.txt"),
         (["--verify", "nowhere", "--data", "stdlib"], "nowhere: no such model folder"),
     ],

@@ -126,7 +126,6 @@ def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
             "batch_size: expected one with --layers, got 2",
         ),
         ("bench {llama} {llama} --layers", "models: expected one with --layers, got 2"),
-        ("bench {llama} --layers --quantize int8", "quantize: expected none with --layers, got ['int8']"),
         (
             f"bench {{teacher}} --layers --prompt-tokens 9 --device cpu --batch-size {1 << 47}",
             "teacher on cpu: out of memory, asked for ",

@@ -99,7 +99,7 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
         ("--threshold 0.1 --normalize rank", "normalize: expected one of none, layer, model, got 'rank'"),
         ("--threshold 0.1 --pin 3:2", "pin: expected LAYER=ITERATIONS"),
         ("--threshold 0.1 --context 0", "context: expected a whole number from 1, got 0"),
-        ("--curve", "output: expected a threshold or a target with it"),
+        ("--curve", "--output: expected none with --curve alone"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_and_leaves_no_file(arguments, message, run, tmp_path):
