@@ -10,7 +10,7 @@ import typer
 
 from iiad import __version__
 from iiad.conversion.quantization import hide_load_remarks
-from iiad.errors import InputError, Unfinished
+from iiad.errors import InputError, Unfinished, printable, shorten
 
 from .bench import bench
 from .capture import capture
@@ -92,6 +92,7 @@ def run() -> None:
         os.environ.setdefault(name, value)
     hide_load_remarks()
     try:
+        _require_text(sys.argv[1:])
         # Not standalone: errors become lines here. Ctrl-C is code 130 then.
         with locks:
             code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""
@@ -108,8 +109,24 @@ def run() -> None:
     if line:
         rank = os.environ.get("RANK", "0")
         process = f"[process {rank}] " if rank != "0" else ""
-        sys.stderr.write(f"iiad: {process}{line}\n")  # one write: several processes may speak at once
+        # One write: several processes may speak at once.
+        sys.stderr.write(f"iiad: {process}{printable(line)}\n")
     sys.exit(code)
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Raise InputError for an argument that is not UTF-8: no artefact could hold it."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"arguments: expected UTF-8, got {shorten(argument)}") from None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from iiad.memory import is_out_of_memory  # with torch, which a RuntimeError of its own has loaded
+
+    return is_out_of_memory(error)
 
 
 def _describe(error: BaseException) -> tuple[int, str]:
@@ -121,6 +138,8 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return BAD_INPUT, " ".join(error.format_message().split())
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_out_of_memory(error)):
+        return BAD_INPUT, f"out of memory: {line or 'a smaller model, batch or context helps'}"
     if isinstance(error, Unfinished):
         return UNFINISHED, str(error)
     if isinstance(error, OSError):

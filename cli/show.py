@@ -13,7 +13,7 @@ from .output import print_result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["show"]
+__all__ = ["load_report", "show"]
 
 
 def show(
@@ -25,14 +25,14 @@ def show(
 
     Example:  iiad show profile.json plan.json
     """
-    for artefact, show_artefact in [_load(file) for file in files]:
+    for artefact, show_artefact in [load_report(file) for file in files]:
         print_result(artefact, show_artefact)
 
 
-def _load(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
+def load_report(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     """Load a file as the artefact that it names; return it and its report. Raises InputError for another kind."""
     from iiad.distillation.signal_record import SignalRecord
-    from iiad.errors import InputError
+    from iiad.errors import InputError, shorten
     from iiad.evaluation import Bench, Check, Evaluation
     from iiad.files import read_json
     from iiad.influence.profile import Profile
@@ -59,7 +59,7 @@ def _load(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     }
     kinds = {kind.model_fields["kind"].default: kind for kind in reports}
     name = read_json(path).get("kind")
-    if name not in kinds:
-        raise InputError(f"{path}: kind: expected {', '.join(sorted(kinds))}, got {name!r}")
+    if not isinstance(name, str) or name not in kinds:
+        raise InputError(f"{path}: kind: expected {', '.join(sorted(kinds))}, got {shorten(name)}")
     artefact = kinds[name].load(path)
     return artefact, lambda width: reports[kinds[name]](artefact, width)

@@ -10,28 +10,45 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .errors import InputError
-from .files import append_line, read_json, write_text
+from .errors import UNPRINTABLE, InputError, shorten
+from .files import append_line, parse_json, read_json, write_text
 
 __all__ = [
+    "Amount",
     "Artefact",
+    "Count",
     "DataIdentity",
+    "Iterations",
     "Journal",
     "ModelIdentity",
     "ModelShape",
+    "Number",
     "Record",
+    "Share",
+    "Size",
+    "check_fields",
     "describe_problems",
     "list_differences",
     "require_iterations_to_plan",
+    "require_printable",
 ]
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**63)]
+Iterations = Annotated[int, Field(ge=0, le=2**12)]
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""A number whose squares and sums are finite, too."""
+Amount = Annotated[float, Field(ge=0, le=1e100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Record(BaseModel):
-    """A frozen record: unknown fields, NaN and infinity are refused."""
+    """A frozen record: unknown fields, NaN and infinity are refused; in a file, values of another type, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -39,12 +56,12 @@ class Record(BaseModel):
 class ModelShape(Record):
     """Sizes that the cost of a model follows from, beside its plan."""
 
-    hidden_size: int = Field(ge=1, description="D")
-    intermediate_size: int = Field(ge=1, description="width of the MLP")
-    num_attention_heads: int = Field(ge=1)
-    num_key_value_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
-    vocab_size: int = Field(ge=1, description="V")
+    hidden_size: Size = Field(description="D")
+    intermediate_size: Size = Field(description="width of the MLP")
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    vocab_size: Size = Field(description="V")
     history: bool = Field(description="layers read a learned combination of all earlier states")
     relaxation: bool = Field(description="a learned damping for every iteration")
 
@@ -55,12 +72,12 @@ class ModelIdentity(Record):
     name: str = Field(description="folder or hub name as it was given")
     fingerprint: str = Field(description="sha256 of configuration and weights, whatever plan the model runs")
     model_type: str
-    num_layers: int = Field(ge=1, description="layers with weights of their own")
-    num_iterations: list[int] = Field(
+    num_layers: Size = Field(description="layers with weights of their own")
+    num_iterations: list[Iterations] = Field(
         description="the plan it runs: r_t for each layer; zeros for a Transformer"
     )
-    num_start_evaluations: int = Field(ge=1, description="block evaluations before a layer's first iteration")
-    cache_bytes_per_slot: int = Field(ge=0, description="keys and values of one slot, bytes per token")
+    num_start_evaluations: Size = Field(description="block evaluations before a layer's first iteration")
+    cache_bytes_per_slot: Size = Field(description="keys and values of one slot, bytes per token")
     cache_policy: Literal["exact", "shared"] = Field(
         default="exact", description="a cache slot for each evaluation, or one for each layer"
     )
@@ -95,7 +112,7 @@ class DataIdentity(Record):
 
     names: list[str] = Field(description="the files, or the embedded corpus, in order")
     fingerprint: str = Field(description="sha256 of content, tokenizer and settings")
-    num_tokens: int = Field(ge=0, description="tokens that were used")
+    num_tokens: Count = Field(description="tokens that were used")
 
 
 class Artefact(Record):
@@ -119,13 +136,46 @@ class Artefact(Record):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read and check a file. Raises InputError in one line: no file, no JSON, another kind, a wrong field."""
-        fields, wanted = read_json(path), cls.model_fields["kind"].default
-        if fields.get("kind") != wanted:
-            raise InputError(f"{path}: kind: expected {wanted!r}, got {fields.get('kind')!r}")
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise InputError(f"{path}: {describe_problems(error)[0]}") from None
+        fields = read_json(path)
+        for name in ("kind", "format_version"):
+            wanted, found = cls.model_fields[name].default, fields.get(name)
+            if type(found) is not type(wanted) or found != wanted:
+                raise InputError(f"{path}: {name}: expected {wanted!r}, got {shorten(found)}")
+        return check_fields(cls, fields, path)
+
+
+T = TypeVar("T")
+# Escapes of characters that may not print: cheap to look for, so that few files are looked through.
+_SUSPECT = re.compile(r"\\u(00[01789]|202|d[89a-f])|\\[bf]|\x7f")
+
+
+def check_fields(kind: type[T], fields: Any, where: object) -> T:
+    """Make a record, or another type, of parsed JSON. Raises InputError, after `where`, for the first wrong field."""
+    try:
+        text = json.dumps(fields)
+        if _SUSPECT.search(text):
+            require_printable(fields, where)
+        # As JSON, in which a list is a tuple and a name may stand for a number, but true is no 1.
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{where}: {describe_problems(error)[0]}") from None
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply") from None
+
+
+def require_printable(value: Any, where: object) -> None:
+    """Raise InputError, naming the field, for a text in nested values that does not print; line ends and tabs do."""
+    left: list[tuple[str, Any]] = [("", value)]
+    seen: set[int] = set()
+    while left:
+        place, found = left.pop()
+        if isinstance(found, str) and UNPRINTABLE.search(re.sub(r"[\t\n\r]", "", found)):
+            raise InputError(f"{where}: {place}: expected text that can be printed, got {shorten(found)}")
+        if isinstance(found, dict | list) and id(found) not in seen:  # YAML may name one of them many times
+            seen.add(id(found))
+            for name, part in found.items() if isinstance(found, dict) else enumerate(found):
+                field = f"{place}.{str(name)[:60]}".removeprefix(".")
+                left += [(field, name), (field, part)]
 
 
 def describe_problems(error: ValidationError) -> list[str]:
@@ -141,10 +191,12 @@ def describe_problems(error: ValidationError) -> list[str]:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{field}: {message}" if problem["loc"] else message)
         elif problem["type"] == "model_type":
-            lines.append(f"{field}: expected fields, got {_short(problem['input'])}")
+            lines.append(f"{field}: expected fields, got {shorten(problem['input'])}")
+        elif problem["type"] == "json_invalid":  # by the second reader alone
+            lines.append("is nested too deeply")
         else:
             what = re.sub("^[A-Z][a-z]+ should (be|have) | after validation, not .*", "", problem["msg"])
-            lines.append(f"{field}: expected {what}, got {_short(problem['input'])}")
+            lines.append(f"{field}: expected {what}, got {shorten(problem['input'])}")
     return lines
 
 
@@ -157,13 +209,7 @@ def list_differences(
         if isinstance(old, dict) and isinstance(new, dict):
             yield from list_differences(old, new, free, f"{above}{name}.")
         elif old != new:
-            yield f"{above}{name} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    """Show a value in at most 60 characters, a hash by its first 12."""
-    text = value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+            yield f"{above}{name} was {shorten(old)}, now {shorten(new)}"
 
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -184,27 +230,27 @@ class Journal(Generic[RecordT]):
     def read(self) -> list[RecordT]:
         """Return the records on disk, none where there is no journal.
 
-        Raises InputError where the journal belongs to something else, naming the fields that differ.
+        Raises InputError where the journal belongs to something else, naming the fields that differ, and for a whole
+        line that is no record.
         """
         if not self.path.exists() or not self.path.stat().st_size:
             return []
         first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         try:
-            found = json.loads(first)  # written whole or not at all, so a kill leaves no part of it
-        except ValueError:
+            found = parse_json(first, self.path)  # written whole or not at all: a kill leaves no part of it
+        except InputError:
             found = None
         if not isinstance(found, dict):
             raise InputError(f"{self.path}: cannot be resumed: expected a journal of iiad, got another file")
         differences = list(list_differences(found, self.heading))
         if differences:
             raise InputError(f"{self.path}: cannot be resumed: {'; '.join(differences)}")
-        records = []
-        for line in lines:
-            try:
-                records.append(self.record_type.model_validate_json(line))
-            except ValidationError:
-                break  # cut off; nothing whole comes after it
-        return records
+        # The last line is empty, or was cut off.
+        places = [f"{self.path}: line {number}" for number in range(2, len(lines) + 1)]
+        return [
+            check_fields(self.record_type, parse_json(line, place), place)
+            for line, place in zip(lines, places, strict=False)
+        ]
 
     def start(self, records: Sequence[RecordT] = ()) -> None:
         """Write the heading and these records, in place of what is there."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import reprlib
+from typing import Any
 
-__all__ = ["InputError", "Unfinished", "one_line", "require_least", "require_seed", "shorten"]
+__all__ = ["InputError", "Unfinished", "one_line", "printable", "require_least", "require_seed", "shorten"]
 
+LONGEST_MESSAGE, LONGEST_WORD = 4000, 400
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line ends and halves of characters, which a terminal obeys or nothing can encode."""
 _MAX_SEED = 2**31 - 1
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class InputError(ValueError):
     """Input of the user's that cannot be used: a file, a field, a value or an artefact.
 
-    The message is one line, `FIELD: expected WHAT, got WHAT`. The command line prints it and exits with 2.
+    The message is one printable line, `FIELD: expected WHAT, got WHAT`. The command line prints it and exits with 2.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
 
 
 class Unfinished(Exception):  # noqa: N818  # nothing went wrong
@@ -41,12 +45,31 @@ def require_seed(seed: int) -> int:
     return seed
 
 
-def shorten(value: object) -> str:
-    """Return a value's repr for a message, in one line and its middle left out where it is long or deep."""
-    return _SHORT.repr(value)
-
-
 def one_line(error: BaseException) -> str:
     """Return another library's error in one line, without what transformers' strict configurations wrap it in."""
     text = re.split(r"alidation error for .*\n    \w+: ", str(error))[-1]
     return " ".join(text.split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Return a text as one line of bounded length: unprintable characters escaped, long words and ends cut."""
+    text = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:200]}...{found[0][-100:]}", text)
+    return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 20
+_BRIEF.maxstring = _BRIEF.maxother = 60
+_BRIEF.maxlevel = 3
+
+
+def shorten(value: Any) -> str:
+    """Show a value in at most 60 characters, a hash by its first 12; its size does not matter."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    try:
+        text = _BRIEF.repr(value)
+    except ValueError:  # Python does not print them
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

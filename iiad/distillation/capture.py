@@ -138,7 +138,7 @@ def _capture_shards(
     }
     heading = {"kind": "unfinished signals", **record.model_dump(exclude=mutable)}
     journal = Journal(folder / JOURNAL, heading, ShardRecord)
-    shards = _whole_shards(folder, journal)
+    shards = _whole_shards(folder, journal, record.num_shards)
     journal.start([shards[index] for index in sorted(shards)])
     missing = [index for index in range(record.num_shards) if index not in shards]
     T = record.layout.block_size
@@ -170,13 +170,16 @@ def _capture_shards(
     return record
 
 
-def _whole_shards(folder: Path, journal: Journal[ShardRecord]) -> dict[int, ShardRecord]:
+def _whole_shards(folder: Path, journal: Journal[ShardRecord], num_shards: int) -> dict[int, ShardRecord]:
     """Return the noted shards whose files have their hashes, by index.
 
     Raises InputError where the journal is of another teacher, of other data or settings, naming what differs.
     """
     shards = {}
-    for shard in journal.read():
+    for number, shard in enumerate(journal.read(), 2):
+        if shard.index >= num_shards:
+            expected = f"a shard from 0 to {num_shards - 1}"
+            raise InputError(f"{journal.path}: line {number}: index: expected {expected}, got {shard.index}")
         path = folder / shard_name(shard.index)
         if path.exists() and file_sha256(path) == shard.sha256:
             shards[shard.index] = shard

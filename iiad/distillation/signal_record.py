@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 import iiad
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+from iiad.artefacts import Amount, Artefact, Count, DataIdentity, ModelIdentity, Record, Size
 
 __all__ = [
     "COMPRESSIONS",
@@ -42,19 +42,19 @@ def shard_name(index: int) -> str:
 class SignalLayout(Record):
     """All that the bytes of a block follow from (ours)."""
 
-    block_size: int = Field(ge=2, description="T")
-    vocab_size: int = Field(ge=1, le=1 << 24, description="V")
-    top_k: int = Field(ge=1, description="k: tokens whose probability is kept, the rest being one mass")
+    block_size: Size = Field(ge=2, description="T")
+    vocab_size: Size = Field(le=1 << 24, description="V")
+    top_k: Size = Field(description="k: tokens whose probability is kept, the rest being one mass")
     log_probs: Literal["gaps, uint16 of 2^-10 nat"] = "gaps, uint16 of 2^-10 nat"
-    hidden_layers: list[int] = Field(
+    hidden_layers: list[Count] = Field(
         default=[], description="which hidden states: 0 the embeddings, L those after the final norm"
     )
-    hidden_size: int = Field(ge=1, description="D")
+    hidden_size: Size = Field(description="D")
     compression: Compression | None = Field(
         default=None,
         description="of hidden states: bfloat16, or int8 with a scale for each token; null: none kept",
     )
-    blocks_per_shard: int = Field(ge=1, description="of all shards but the last")
+    blocks_per_shard: Size = Field(description="of all shards but the last")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -62,10 +62,14 @@ class SignalLayout(Record):
             raise ValueError(f"top_k: expected at most vocab_size ({self.vocab_size}), got {self.top_k}")
         if (self.compression is None) == bool(self.hidden_layers):
             raise ValueError("compression: expected one with hidden_layers, null without them")
-        if sorted(set(self.hidden_layers)) != self.hidden_layers or min(self.hidden_layers, default=0) < 0:
+        if sorted(set(self.hidden_layers)) != self.hidden_layers:
+            raise ValueError(f"hidden_layers: expected each once, ascending, got {self.hidden_layers}")
+        try:
+            _ = self.block_dtype
+        except ValueError:
             raise ValueError(
-                f"hidden_layers: expected from 0, each once, ascending, got {self.hidden_layers}"
-            )
+                f"block_size: expected blocks below 2 GiB, got {self.block_size} tokens"
+            ) from None
         return self
 
     @property
@@ -91,9 +95,9 @@ class SignalLayout(Record):
 class ShardRecord(Record):
     """A shard that is whole."""
 
-    index: int = Field(ge=0)
+    index: Count
     sha256: str = Field(description="of its file")
-    kept_mass: float = Field(description="mean over its tokens of the probability of the k entries, 0 to 1")
+    kept_mass: Amount = Field(description="mean over its tokens of the probability of the k entries, 0 to 1")
 
 
 class SignalRecord(Artefact):
@@ -104,8 +108,8 @@ class SignalRecord(Artefact):
     tokenizer_fingerprint: str
     data: DataIdentity = Field(description="the packed corpus, and how many tokens from its start were used")
     layout: SignalLayout
-    num_blocks: int = Field(ge=1)
-    temperature: float = Field(gt=0, description="the logits were divided by it")
+    num_blocks: Size
+    temperature: Amount = Field(gt=0, description="the logits were divided by it")
     dtype: Literal["float32", "bfloat16"] = Field(
         description="of the teacher's arithmetic; its head: float32"
     )

@@ -43,7 +43,8 @@ class StoredSignals:
         if not (folder / RECORD).exists() and (folder / JOURNAL).exists():
             raise InputError(f"{folder}: its capture is not finished; go on with iiad capture --resume")
         record = SignalRecord.load(folder / RECORD)
-        if [shard.index for shard in record.shards] != list(range(record.num_shards)):
+        indices = [shard.index for shard in record.shards]
+        if len(indices) != record.num_shards or indices != list(range(len(indices))):
             raise InputError(
                 f"{folder / RECORD}: shards: expected the {record.num_shards} of {record.num_blocks} blocks, "
                 f"in order, got {len(record.shards)}"

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from iiad.artefacts import Artefact, ModelIdentity, Record
+from iiad.artefacts import Amount, Artefact, Count, ModelIdentity, Record, Share, Size
 
 __all__ = ["FIXED_PARTS", "PARTS", "Bench", "BenchResult", "BenchSettings", "Breakdown", "Phase", "Spread"]
 
@@ -34,9 +34,9 @@ FIXED_PARTS = ("embedding", "head", "rest")
 class Spread(Record):
     """A quantity measured several times."""
 
-    median: float
-    low: float = Field(description="the smallest")
-    high: float = Field(description="the largest")
+    median: Amount
+    low: Amount = Field(description="the smallest")
+    high: Amount = Field(description="the largest")
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
@@ -47,8 +47,8 @@ class Spread(Record):
 class Breakdown(Record):
     """Seconds of one forward call by part, from extra runs under torch.profiler: medians over them."""
 
-    seconds: dict[str, float] = Field(description="for each of PARTS")
-    host_share: float | None = Field(
+    seconds: dict[str, Amount] = Field(description="for each of PARTS")
+    host_share: Amount | None = Field(
         default=None,
         description="of a call, how long the host took to launch all of it: near 1, launches bound it; null on the "
         "CPU",
@@ -91,12 +91,12 @@ class Phase(Record):
 
     tokens_per_second: Spread
     speedup: Spread = Field(description="above 1 is faster")
-    expected_speedup: float | None = Field(
+    expected_speedup: Amount | None = Field(
         description="Amdahl: the predicted one where embedding, head and rest take what they take in the first; "
         "null without prediction or breakdown"
     )
-    kept: float | None = Field(description="median speedup / predicted; null without prediction")
-    peak_bytes: int = Field(ge=0, description="most bytes of tensors alive at once beside the weights")
+    kept: Amount | None = Field(description="median speedup / predicted; null without prediction")
+    peak_bytes: Count = Field(description="most bytes of tensors alive at once beside the weights")
     breakdown: Breakdown | None = Field(
         description="of one call; null for layers that are not named as Llama's"
     )
@@ -105,19 +105,17 @@ class Phase(Record):
 class BenchSettings(Record):
     """Settings and machine of a bench."""
 
-    batch_size: list[int] = Field(min_length=1, description="sequences at a time: one side of the grid")
-    prompt_tokens: list[int] = Field(
+    batch_size: list[Size] = Field(min_length=1, description="sequences at a time: one side of the grid")
+    prompt_tokens: list[Size] = Field(
         min_length=1, description="random tokens of each prompt, read in one forward call: the other side"
     )
-    new_tokens: int = Field(
-        ge=1, description="tokens that each sequence is then given, one forward call each"
-    )
-    repeats: int = Field(ge=1, description="measured rounds over all models, after one that warms up")
-    seed: int = Field(ge=0, description="of the random prompts")
+    new_tokens: Size = Field(description="tokens that each sequence is then given, one forward call each")
+    repeats: Size = Field(description="measured rounds over all models, after one that warms up")
+    seed: Count = Field(description="of the random prompts")
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
     device: str
     device_name: str = Field(description="the model of the GPU or CPU")
-    num_threads: int = Field(ge=1, description="threads of torch on the CPU")
+    num_threads: Size = Field(description="threads of torch on the CPU")
     torch_version: str
 
 
@@ -133,23 +131,23 @@ class BenchResult(Record):
         default=False,
         description="decodes from a static cache through torch.compile; prefill is not compiled",
     )
-    perplexity: float | None = Field(default=None, description="of the evaluation that the bench was given")
-    accuracy: float | None = Field(default=None, description="likewise: share of tokens ranked first")
-    batch_size: int = Field(ge=1)
-    prompt_tokens: int = Field(ge=1)
+    perplexity: Amount | None = Field(default=None, description="of the evaluation that the bench was given")
+    accuracy: Share | None = Field(default=None, description="likewise: share of tokens ranked first")
+    batch_size: Size
+    prompt_tokens: Size
     prefill: Phase
     decode: Phase
-    predicted_speedup: float | None = Field(
+    predicted_speedup: Amount | None = Field(
         description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
         "None where the blocks differ in shape or precision, or decoding is compiled"
     )
-    evaluations_per_token: int = Field(
+    evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
-    weight_bytes: int = Field(ge=0, description="of all weights, quantized ones as they are stored")
-    cache_bytes_per_token: int = Field(description="keys and values, bytes per token, predicted")
-    cache_bytes: int = Field(ge=1, description="measured: all tensors of the cache after the last token")
-    cache_ratio: float = Field(description="measured cache bytes / those of the first")
+    weight_bytes: Count = Field(description="of all weights, quantized ones as they are stored")
+    cache_bytes_per_token: Count = Field(description="keys and values, bytes per token, predicted")
+    cache_bytes: Size = Field(description="measured: all tensors of the cache after the last token")
+    cache_ratio: Amount = Field(description="measured cache bytes / those of the first")
 
 
 class Bench(Artefact):

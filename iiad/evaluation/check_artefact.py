@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from iiad.artefacts import Artefact, ModelIdentity, Record
+from iiad.artefacts import Amount, Artefact, Count, ModelIdentity, Number, Record, Size
 
 __all__ = ["Check", "CheckResult", "CheckSettings"]
 
@@ -14,13 +14,13 @@ __all__ = ["Check", "CheckResult", "CheckSettings"]
 class CheckSettings(Record):
     """Inputs, precision and machine of a check."""
 
-    prompt_tokens: int = Field(ge=4, description="random tokens of each prompt")
-    new_tokens: int = Field(ge=2, description="tokens of each sequence after its prompt")
-    seed: int = Field(ge=0, description="of the tokens")
+    prompt_tokens: Size = Field(ge=4, description="random tokens of each prompt")
+    new_tokens: Size = Field(ge=2, description="tokens of each sequence after its prompt")
+    seed: Count = Field(description="of the tokens")
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
     device: str
     device_name: str = Field(description="what the machine calls it")
-    rounding_bound: float = Field(
+    rounding_bound: Amount = Field(
         gt=0, description="largest figure that is taken for rounding, in standard deviations of the logits"
     )
     compile: bool = Field(description="whether the compiled model was checked too")
@@ -33,10 +33,10 @@ class CheckResult(Record):
 
     name: str = Field(description="the claim, unique in the check")
     outcome: Literal["passed", "failed", "skipped"]
-    figure: float | None = Field(
+    figure: Number | None = Field(
         default=None, description="what was measured; null: nothing, or nothing finite"
     )
-    bound: float = Field(ge=0, description="the figure passes up to here; 0: to the last bit")
+    bound: Amount = Field(description="the figure passes up to here; 0: to the last bit")
     unit: str = Field(description="what the figure is")
     note: str | None = Field(default=None, description="why it was skipped or failed, beyond the figure")
 

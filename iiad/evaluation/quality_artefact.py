@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+from iiad.artefacts import Amount, Artefact, Count, DataIdentity, ModelIdentity, Number, Record, Share, Size
 
 __all__ = ["Evaluation", "EvaluationResult", "EvaluationSettings", "bits_per_byte", "perplexity"]
 
@@ -15,9 +15,9 @@ __all__ = ["Evaluation", "EvaluationResult", "EvaluationSettings", "bits_per_byt
 class EvaluationSettings(Record):
     """Settings of an evaluation, beside models and text."""
 
-    block_size: int = Field(ge=1, description="most tokens of context that a prediction had")
-    batch_size: int = Field(ge=1, description="windows at a time; the results do not depend on it")
-    max_tokens: int | None = Field(ge=2, description="tokens used, from the start of the text; None: all")
+    block_size: Size = Field(description="most tokens of context that a prediction had")
+    batch_size: Size = Field(description="windows at a time; the results do not depend on it")
+    max_tokens: Size | None = Field(ge=2, description="tokens used, from the start of the text; None: all")
     dtype: Literal["float32", "bfloat16"] = Field(
         description="precision of the blocks; bfloat16 is autocast, with head and loss in the weights' precision"
     )
@@ -35,25 +35,25 @@ class EvaluationResult(Record):
         default=None, description="of the weights of its blocks"
     )
     data: str = Field(description="fingerprint of the entry of the evaluation's data that it read")
-    tokens: int = Field(ge=1, description="predicted tokens: all that were used but the first")
-    nll: float = Field(description="mean negative log likelihood of a token, in nats")
-    perplexity: float = Field(description="exp(nll); depends on the tokenizer")
-    bits_per_byte: float = Field(
+    tokens: Size = Field(description="predicted tokens: all that were used but the first")
+    nll: Number = Field(description="mean negative log likelihood of a token, in nats")
+    perplexity: Amount = Field(description="exp(nll); depends on the tokenizer")
+    bits_per_byte: Number = Field(
         description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers"
     )
-    accuracy: float = Field(ge=0, le=1, description="share of tokens that the model ranked first")
-    evaluations_per_token: int = Field(
+    accuracy: Share = Field(description="share of tokens that the model ranked first")
+    evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
-    cache_bytes_per_token: int = Field(description="keys and values of all evaluations, bytes per token")
-    overhead_cut: float | None = Field(
+    cache_bytes_per_token: Count = Field(description="keys and values of all evaluations, bytes per token")
+    overhead_cut: Number | None = Field(
         description="1 - sum r / sum r of the first; None where the first has no iterations or the two differ in "
         "more than their iterations"
     )
-    compute_cut: float | None = Field(
+    compute_cut: Number | None = Field(
         description="1 - evaluations / evaluations of the first; None where the blocks differ in shape"
     )
-    retained: float | None = Field(
+    retained: Amount | None = Field(
         description="accuracy / accuracy of the first; None where the tokenizers differ or the first has none"
     )
 
@@ -68,8 +68,8 @@ class Evaluation(Artefact):
 
 
 def perplexity(nll: float) -> float:
-    """exp(nll), at most the largest float: an untrained model may exceed it, and JSON has no infinity."""
-    return math.exp(min(nll, 709.0))
+    """exp(nll), at most 1e100, the most that artefacts hold: a broken model may exceed it."""
+    return min(math.exp(min(nll, 709.0)), 1e100)
 
 
 def bits_per_byte(nll: float, tokens_per_byte: float) -> float:

@@ -129,7 +129,7 @@ def _measure(
     journal: Journal[BatchRecord] | None,
 ) -> list[BatchRecord]:
     """Return the records of all batches of all sets; those in the journal are not measured again."""
-    records = journal.read() if journal is not None else []
+    records = _read_finished(journal, identity, sets, metrics, batch_size) if journal is not None else []
     if journal is not None:
         journal.start(records)  # without a last line that was cut off
     num_finished, total = len(records), sum(part.identity.num_tokens for part in sets)
@@ -148,6 +148,27 @@ def _measure(
             if journal is not None:
                 journal.append(record)
             advance(record.num_tokens)
+    return records
+
+
+def _read_finished(
+    journal: Journal[BatchRecord],
+    identity: ModelIdentity,
+    sets: Sequence[CalibrationSet],
+    metrics: Sequence[str],
+    batch_size: int,
+) -> list[BatchRecord]:
+    """Return the batches of a journal. Raises InputError where they cannot be the first ones of this measurement."""
+    records = journal.read()
+    num_batches = sum(-(-len(part.indices) // batch_size) for part in sets)
+    for number, record in enumerate(records, 1):
+        where = f"{journal.path}: line {number + 1}"
+        if number > num_batches:
+            raise InputError(f"{where}: expected {num_batches} batches, got more")
+        try:
+            record.require_fit(identity, len(sets), metrics, whole=True)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
     return records
 
 

@@ -7,12 +7,21 @@ layer t's iteration i is `scores[metric][t - 1][i - 1]`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record, require_iterations_to_plan
+from iiad.artefacts import (
+    Artefact,
+    Count,
+    DataIdentity,
+    ModelIdentity,
+    Number,
+    Record,
+    Size,
+    require_iterations_to_plan,
+)
 from iiad.errors import InputError
 
 __all__ = [
@@ -26,7 +35,7 @@ __all__ = [
     "flatten",
 ]
 
-Scores = list[list[float]]
+Scores = list[list[Number]]
 """For each layer a number for each of its iterations (or of its predictor's stages)."""
 
 METRICS: dict[str, str] = {
@@ -54,27 +63,25 @@ METRICS: dict[str, str] = {
 class ProfileSettings(Record):
     """Settings of the calibration text and of the model's run."""
 
-    block_size: int = Field(ge=1, description="tokens of a block")
-    batch_size: int = Field(
-        ge=1, description="blocks of a batch; the last batch of a data set may have fewer"
+    block_size: Size = Field(description="tokens of a block")
+    batch_size: Size = Field(description="blocks of a batch; the last batch of a data set may have fewer")
+    max_tokens: Size | None = Field(
+        default=None, description="the most tokens to draw of each data set; null: all"
     )
-    max_tokens: int | None = Field(
-        default=None, ge=1, description="the most tokens to draw of each data set; null: all"
-    )
-    seed: int = Field(description="of the sample of blocks")
+    seed: Count = Field(description="of the sample of blocks")
     dtype: str = Field(description="of the weights and activations, as torch names it")
 
 
 class FixedPoint(Record):
     """Convergence of one layer's iterates z(0), ..., z(r) on the data."""
 
-    residuals: list[float] = Field(
+    residuals: list[Number] = Field(
         description="r numbers: |z(i) - z(i-1)| / |z(i-1)| for i = 1, ..., r, mean over tokens"
     )
-    contractions: list[float] = Field(
+    contractions: list[Number] = Field(
         description="r - 1 numbers: |z(i+1) - z(i)| / |z(i) - z(i-1)|, each a mean over tokens; below 1 it contracts"
     )
-    turns: list[float] = Field(
+    turns: list[Number] = Field(
         description="r - 1 numbers: cosine between z(i+1) - z(i) and z(i) - z(i-1), mean over tokens; -1: back"
     )
 
@@ -82,14 +89,36 @@ class FixedPoint(Record):
 class BatchRecord(Record):
     """Measurements on one batch of calibration text; every number is a mean over its tokens."""
 
-    data: int = Field(ge=0, description="number of its data set in the profile, from 0")
-    num_tokens: int = Field(ge=1)
-    loss: float = Field(description="of the full model, nats per predicted token")
+    data: Count = Field(description="number of its data set in the profile, from 0")
+    num_tokens: Size
+    loss: Number = Field(description="of the full model, nats per predicted token")
     scores: dict[str, Scores] = Field(description="metric -> for each layer its r_t scores")
     stages: dict[str, Scores] = Field(
         default={}, description="metric -> for each layer a score of its predictor's 2nd, 3rd, ... stage"
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer")
+
+    def require_fit(
+        self,
+        model: ModelIdentity,
+        num_data: int,
+        metrics: Collection[str],
+        where: str = "",
+        whole: bool = False,
+    ) -> None:
+        """Raise ValueError for a data set that is not there, other metrics, or other numbers than the model's.
+
+        whole: the stages have all metrics, too.
+        """
+        plan, num_stages = model.num_iterations, model.num_start_evaluations - 1
+        if self.data >= num_data:
+            raise ValueError(f"{where}data: expected 0 to {num_data - 1}, got {self.data}")
+        _require_fit(f"{where}scores", self.scores, plan, metrics)
+        if self.stages or (whole and num_stages):
+            _require_fit(
+                f"{where}stages", self.stages, [num_stages] * len(plan), metrics if num_stages else ()
+            )
+        _require_fixed_points(f"{where}fixed_point", self.fixed_point, plan)
 
 
 class Profile(Artefact):
@@ -104,7 +133,7 @@ class Profile(Artefact):
     model: ModelIdentity
     data: list[DataIdentity] = Field(min_length=1, description="one or more data sets")
     settings: ProfileSettings
-    loss: float = Field(description="of the full model on the data, nats per predicted token")
+    loss: Number = Field(description="of the full model on the data, nats per predicted token")
     scores: dict[str, Scores] = Field(
         min_length=1, description="metric -> for each layer its r_t scores; means over tokens"
     )
@@ -183,11 +212,7 @@ class Profile(Artefact):
         elif len(self.batches) > 1:
             raise ValueError("standard_errors: expected numbers, as there are several batches, got null")
         for number, batch in enumerate(self.batches):
-            where = f"batches.{number}"
-            if batch.data >= len(self.data):
-                raise ValueError(f"{where}.data: expected 0 to {len(self.data) - 1}, got {batch.data}")
-            _require_fit(f"{where}.scores", batch.scores, plan, self.scores)
-            _require_fixed_points(f"{where}.fixed_point", batch.fixed_point, plan)
+            batch.require_fit(self.model, len(self.data), self.scores, f"batches.{number}.")
         weights = [batch.num_tokens for batch in self.batches]
         means, _ = average([batch.scores for batch in self.batches], weights)
         for metric, scores in self.scores.items():
@@ -261,12 +286,12 @@ def _require_fit(
     field: str,
     values: Mapping[str, Scores],
     lengths: Sequence[int],
-    scores: Mapping[str, Scores] | None = None,
+    metrics: Collection[str] | None = None,
 ) -> None:
-    """Raise ValueError for other metrics than those of `scores` (None: for unknown ones) and for other lengths."""
-    expected = METRICS if scores is None else scores
-    if set(values) - set(expected) or (scores is not None and set(scores) - set(values)):
-        names = [", ".join(sorted(metrics)) for metrics in (expected, values)]
+    """Raise ValueError for other metrics than those (None: for unknown ones) and for other lengths."""
+    expected = METRICS if metrics is None else metrics
+    if set(values) - set(expected) or (metrics is not None and set(metrics) - set(values)):
+        names = [", ".join(sorted(each)) for each in (expected, values)]
         raise ValueError(f"{field}: expected metrics of {names[0]}, got {names[1]}")
     _require_lengths(field, values, lengths)
 

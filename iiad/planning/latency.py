@@ -12,12 +12,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from iiad.artefacts import Artefact, ModelIdentity, Record, require_iterations_to_plan
+from iiad.artefacts import (
+    Amount,
+    Artefact,
+    Iterations,
+    ModelIdentity,
+    Record,
+    Size,
+    require_iterations_to_plan,
+)
 from iiad.errors import InputError
 
 __all__ = ["LatencyCheck", "LatencySettings", "LatencyTable", "PhaseLatency", "check_latency", "load_latency"]
-
-Seconds = Annotated[float, Field(ge=0)]
 
 
 class LatencySettings(Record):
@@ -26,21 +32,21 @@ class LatencySettings(Record):
     device: str
     device_name: str = Field(description="as the machine names it")
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
-    batch_size: int = Field(ge=1, description="sequences at a time")
-    context: int = Field(
-        ge=1, description="tokens that a prefill reads, and that the cache holds before a decoding step"
+    batch_size: Size = Field(description="sequences at a time")
+    context: Size = Field(
+        description="tokens that a prefill reads, and that the cache holds before a decoding step"
     )
-    num_threads: int = Field(ge=1, description="threads of torch on the CPU")
-    repeats: int = Field(ge=1, description="measured rounds over all plans, after one that warms up")
+    num_threads: Size = Field(description="threads of torch on the CPU")
+    repeats: Size = Field(description="measured rounds over all plans, after one that warms up")
     torch_version: str
 
 
 class LatencyCheck(Record):
     """Predicted and measured seconds of a whole model under one plan."""
 
-    num_iterations: list[int] = Field(description="the plan: r_t for each layer")
-    predicted_seconds: float = Field(ge=0, description="of one call, by the table")
-    measured_seconds: float = Field(gt=0, description="of one call, timed like the layers")
+    num_iterations: list[Iterations] = Field(description="the plan: r_t for each layer")
+    predicted_seconds: Amount = Field(description="of one call, by the table")
+    measured_seconds: Amount = Field(gt=0, description="of one call, timed like the layers")
 
     @property
     def error(self) -> float:
@@ -55,10 +61,10 @@ class PhaseLatency(Record):
     layers do not hold or with another prediction than theirs.
     """
 
-    fixed_seconds: float = Field(
-        ge=0, description="outside the layers: embedding, mask, final norm, head, choice of the next token"
+    fixed_seconds: Amount = Field(
+        description="outside the layers: embedding, mask, final norm, head, choice of the next token"
     )
-    layers: list[Annotated[list[Seconds], Field(min_length=1)]] = Field(
+    layers: list[Annotated[list[Amount], Field(min_length=1)]] = Field(
         min_length=1, description="for each layer its seconds at r = 0, 1, ..., R_t iterations"
     )
     checks: list[LatencyCheck] = Field(min_length=1, description="whole models, measured in the same rounds")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from iiad.artefacts import Artefact, ModelIdentity
+from iiad.artefacts import Amount, Artefact, Iterations, ModelIdentity, Number
 from iiad.errors import InputError
 from iiad.influence.profile import Profile
 
@@ -50,7 +50,7 @@ class Plan(Artefact):
 
     kind: Literal["plan"] = "plan"
     teacher: ModelIdentity
-    num_iterations: list[int] = Field(description="the budget: r_t for each layer")
+    num_iterations: list[Iterations] = Field(description="the budget: r_t for each layer")
     origin: Literal["threshold", "target", "explicit"] = Field(
         description="made by the rule, by targets, or by hand: then all below is null"
     )
@@ -65,11 +65,11 @@ class Plan(Artefact):
     bounds: Bounds | None = Field(
         default=None, description="limits of each layer's iterations; null: the teacher's"
     )
-    predicted_loss: float | None = Field(
+    predicted_loss: Number | None = Field(
         default=None, description="sum of the dropped scores, in the metric's unit"
     )
-    predicted_loss_error: float | None = Field(
-        default=None, ge=0, description="its standard error over the profile's batches; null for one batch"
+    predicted_loss_error: Amount | None = Field(
+        default=None, description="its standard error over the profile's batches; null for one batch"
     )
     explanation: str | None = Field(default=None, description="how it came about, in one sentence")
     profile_fingerprint: str | None = Field(default=None, description="sha256 of the profile's file")

@@ -46,10 +46,12 @@ class Targets:
         for name in ("overhead_cut", "compute_cut"):
             self._require(name, "a share from 0 to 1", lambda share: 0 <= share <= 1)
         for name in ("max_evaluations", "max_cache_bytes"):
-            self._require(name, "a whole number from 1", lambda count: isinstance(count, int) and count >= 1)
+            self._require(
+                name, "a whole number from 1", lambda count: isinstance(count, int) and 1 <= count < 2**63
+            )
         for name in ("max_latency_ms", "speedup"):
             self._require(name, "a number above 0", lambda value: 0 < value < math.inf)
-        self._require("max_score", "a number", math.isfinite)
+        self._require("max_score", "a number", lambda value: abs(value) <= 1e100)
         self._require("phase", "decode or prefill", lambda phase: phase in ("decode", "prefill"))
 
     def __bool__(self) -> bool:
@@ -94,7 +96,7 @@ class Bounds:
     max_iterations: of every layer. Default: as the teacher.
     pins: layer, counted from 1 -> its exact number of iterations; overrides the other two.
 
-    Raises InputError for a number below 0 and for a minimum above the maximum.
+    Raises InputError for a number out of range and for a minimum above the maximum.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -106,8 +108,11 @@ class Bounds:
     def __post_init__(self) -> None:
         least, most = self.min_iterations, self.max_iterations
         for name, value in (("min_iterations", least), ("max_iterations", most)):
-            if value is not None and value < 0:
+            if value is not None and not 0 <= value < 2**63:
                 raise InputError(f"{name}: expected a whole number from 0, got {value}")
+        for layer, r in self.pins.items():
+            if not (1 <= layer < 2**63 and 0 <= r < 2**63):
+                raise InputError(f"pins: expected layers from 1, iterations from 0, got {layer}={r}")
         if least is not None and most is not None and least > most:
             raise InputError(f"min_iterations: expected at most max_iterations, {most}, got {least}")
 

@@ -10,7 +10,18 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, Record
+from iiad.artefacts import (
+    Amount,
+    Artefact,
+    Count,
+    DataIdentity,
+    Iterations,
+    ModelIdentity,
+    Number,
+    Record,
+    Share,
+    Size,
+)
 from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Profile
 
@@ -33,27 +44,27 @@ class Candidate(Record):
         "many evaluations by another metric, or a baseline"
     )
     name: str = Field(description="row label")
-    num_iterations: list[int]
+    num_iterations: list[Iterations]
 
 
 class VerifiedPlan(Candidate):
     """Predicted and true loss of a plan, untrained; means over tokens, in nats."""
 
-    overhead_cut: float = Field(description="iterations dropped / iterations of the teacher")
-    predicted: float = Field(description="sum of the dropped scores, in the metric's unit")
-    kl: float = Field(description="KL(teacher || truncated teacher)")
-    kl_error: float | None = Field(description="standard error over the batches; null for one batch")
-    loss: float = Field(description="growth of the loss on the text")
-    loss_error: float | None = Field(description="standard error over the batches; null for one batch")
+    overhead_cut: Share = Field(description="iterations dropped / iterations of the teacher")
+    predicted: Number = Field(description="sum of the dropped scores, in the metric's unit")
+    kl: Number = Field(description="KL(teacher || truncated teacher)")
+    kl_error: Amount | None = Field(description="standard error over the batches; null for one batch")
+    loss: Number = Field(description="growth of the loss on the text")
+    loss_error: Amount | None = Field(description="standard error over the batches; null for one batch")
 
 
 class VerificationSettings(Record):
     """Settings of the text and the run."""
 
-    block_size: int = Field(ge=2)
-    batch_size: int = Field(ge=1)
-    max_tokens: int | None = Field(ge=1)
-    seed: int
+    block_size: Size
+    batch_size: Size
+    max_tokens: Size | None
+    seed: Count
     dtype: str
     device: str
 
@@ -67,7 +78,7 @@ class Verification(Artefact):
     settings: VerificationSettings
     metric: str = Field(description="metric of the profile that the predictions are sums of")
     profile_fingerprint: str
-    loss: float = Field(description="of the full teacher on this text, nats per predicted token")
+    loss: Number = Field(description="of the full teacher on this text, nats per predicted token")
     plans: list[VerifiedPlan] = Field(min_length=1)
 
     @field_validator("plans")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
+from iiad.evaluation.quality_artefact import perplexity
 from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.verification import Verification, VerifiedPlan
 from iiad.progress import print_status
@@ -41,7 +41,7 @@ class VerificationReport:
         tokens = sum(part.num_tokens for part in verification.data)
         yield Text(
             f"{verification.model.name}, untrained, on {tokens:,} tokens: "
-            f"perplexity {math.exp(verification.loss):.2f} in full; prediction by {verification.metric}\n"
+            f"perplexity {perplexity(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
         sign = "+-" if options.ascii_only else "±"
         for kind, (_, title) in KINDS.items():
@@ -61,7 +61,7 @@ class VerificationReport:
             f"{plan.predicted:.4f}",
             _measured(plan.kl, plan.kl_error, sign),
             _measured(plan.loss, plan.loss_error, sign),
-            f"{math.exp(min(self.verification.loss + plan.loss, 700)):.2f}",
+            f"{perplexity(self.verification.loss + plan.loss):.2f}",
         ]
 
 

@@ -5,6 +5,7 @@ It holds run.json, the record; recipe.yaml; checkpoints; and in the end the fini
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 from transformers import PreTrainedModel
 
 from iiad.artefacts import Artefact, list_differences
@@ -57,6 +58,12 @@ class RunRecord(Artefact):
     def identity(self) -> str:
         """Hash of what the run's checkpoints follow from, by which they know it."""
         return self.model_copy(update={"finished": False, "results": {}}).fingerprint
+
+    @field_validator("settings", "results")
+    @classmethod
+    def _is_finite(cls, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        json.dumps(fields, allow_nan=False)  # raises ValueError
+        return fields
 
 
 class RunFolder:

@@ -46,6 +46,21 @@ def test_every_command_has_help_with_an_example(command, iiad):
 def test_a_bare_call_shows_the_commands(iiad):
     _, out, err = iiad()
     assert all(command in out + err for command in COMMANDS)
+    assert "iiad: \n" not in err
+
+
+@pytest.mark.parametrize("arguments", [["x" * 5000], ["plan", "--" + "y" * 5000], ["show", "z" * 5000]])
+def test_a_name_of_thousands_of_characters_is_cut(arguments, iiad):
+    code, _, err = iiad(*arguments)
+    assert code == 2
+    assert len(err) < 500
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_arguments_that_are_not_utf8_are_refused_before_anything_else(place, iiad):
+    arguments = ["generate", "nowhere", "--prompt", "text"]
+    arguments[place] = "half \udcff"
+    assert iiad(*arguments) == (2, "", "iiad: arguments: expected UTF-8, got 'half \\udcff'\n")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +100,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, iiad, tmp_pat
         (InputError("field: expected a, got b"), 2, "field: expected a, got b"),
         (OSError(28, "No space left"), 2, "No space left"),
         (OSError(28, "No space left", "there/file"), 2, "there/file: No space left"),
+        (MemoryError(), 2, "out of memory: a smaller model, batch or context helps"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto allocate 9 bytes."),
+            2,
+            "out of memory: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        ),
+        (InputError("a\x1b[2J\nb\ud800" + "x" * 5000), 2, f"a\\x1b[2J\\nb\\ud800{'x' * 183}...{'x' * 100}"),
         (Unfinished("saved, go on with --resume"), 75, "saved, go on with --resume"),
         (KeyboardInterrupt(), 130, "interrupted; a run goes on with --resume"),
     ],

@@ -45,7 +45,8 @@ def folder(monkeypatch, tmp_path):
             "file.json: kind: expected bench, check, evaluation, latency, plan, profile, signals, verification, "
             "got 'magic'",
         ),
-        (json.dumps({"kind": "plan"}), "file.json: teacher: is missing"),
+        (json.dumps({"kind": "plan"}), "file.json: format_version: expected 1, got None"),
+        (json.dumps({"kind": "plan", "format_version": 1}), "file.json: teacher: is missing"),
     ],
 )
 def test_other_files_are_one_line_and_exit_code_2(content, message, iiad, folder):

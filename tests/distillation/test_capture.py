@@ -1,6 +1,7 @@
 """Capturing: right numbers, whole files or none, resume to the same bytes, clear refusals."""
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -243,6 +244,15 @@ def test_whatever_was_damaged_is_captured_again_and_nothing_else(harm, interrupt
     assert ("shard-00002.bin: is missing or damaged; it is captured again" in said) == damaged
     assert f"{4 if damaged or harm == 'half a line' else 5} shards were captured before" in said
     assert (interrupted / "shard-00001.bin").stat().st_mtime_ns == kept["shard-00001.bin"]
+
+
+def test_a_forged_shard_beyond_the_last_is_refused(interrupted, capture):
+    journal = interrupted / JOURNAL
+    lines = journal.read_text().splitlines()
+    forged = json.loads(lines[-1]) | {"index": 8}
+    journal.write_text("\n".join([*lines, json.dumps(forged), ""]))
+    with pytest.raises(InputError, match=r"line 7: index: expected a shard from 0 to 7, got 8"):
+        capture(interrupted, resume=True)
 
 
 def test_one_capture_at_a_time_and_another_batch_size_may_go_on(interrupted, capture):

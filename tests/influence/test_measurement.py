@@ -1,5 +1,6 @@
 """`iiad profile`, from a model folder and a text file to profile.json."""
 
+import json
 import os
 import signal
 import subprocess
@@ -176,6 +177,35 @@ def test_an_interrupted_profile_goes_on_from_its_finished_batches_and_equals_the
     assert measure(metrics=metrics, resume=True) == unbroken == Profile.load(tmp_path / "p.json")
     assert len(measured) == len(unbroken.batches) - 3 == 2
     assert not partial.exists()
+
+
+def test_a_forged_line_among_the_finished_batches_is_refused(measure, tmp_path, interrupt_after):
+    metrics, partial = ["taylor", "cosine"], partial_path(tmp_path / "p.json")
+    interrupt_after(3)
+    with pytest.raises(InterruptionError):
+        measure(metrics=metrics)
+    heading, first, *others = partial.read_text().splitlines()
+    short = {"cosine": [[1.0]], "taylor": [[1.0]]}
+    cases = [
+        ({"num_tokens": True}, "num_tokens: expected a valid integer, got True"),
+        ({"loss": "3.0"}, "loss: expected a valid number, got '3.0'"),
+        ({"data": 1}, "data: expected 0 to 0, got 1"),
+        ({"scores": {}}, "scores: expected metrics of cosine, taylor, got "),
+        ({"scores": short}, "scores.cosine: expected [2, 0, 1] numbers"),
+        ({"stages": {"cosine": [[], [], []]}}, "stages: expected metrics of , got cosine"),
+        ({"fixed_point": []}, "fixed_point.residuals: expected [2, 0, 1] numbers"),
+    ]
+    forgeries = [
+        (json.dumps(json.loads(first) | changes), f"line 2: {message}") for changes, message in cases
+    ]
+    forgeries.append((first.replace("{", '{"data": 0, ', 1), "line 2: 'data' is there twice"))
+    forgeries.append(("\n".join([first] * 4), "line 7: expected 5 batches, got more"))
+    for forged, message in forgeries:
+        content = "\n".join([heading, forged, *others, ""])
+        partial.write_text(content)
+        with refused(f"{partial}: {message}"):
+            measure(metrics=metrics, resume=True)
+        assert partial.read_text() == content
 
 
 def test_without_resume_an_interrupted_profile_is_begun_anew(measure, interrupt_after):

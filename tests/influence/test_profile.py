@@ -70,7 +70,10 @@ def test_the_fingerprint_follows_the_scores():
         (("format_version", 1), "format_version: expected 2, got 1"),
         (("model", "num_iterations", [1, 2]), "model: num_iterations: expected 3 numbers from 0 on"),
         (("model", "num_iterations", [0, 0, 0]), "not all of them 0, got [0, 0, 0]"),
-        (("model", "num_iterations", [-1, 0, 3]), "from 0 on, not all of them 0, got [-1, 0, 3]"),
+        (
+            ("model", "num_iterations", [-1, 0, 3]),
+            "num_iterations.0: expected greater than or equal to 0, got -1",
+        ),
         (("settings", "block_size", 0), "settings.block_size: "),
         (("extra", 1), "extra: "),
         (("kind", "plan"), "kind: expected 'profile', got 'plan'"),

@@ -52,16 +52,13 @@ def test_bounds_and_targets_say_what_they_ask_for():
             lambda: Bounds(None, 9).limits(TEACHER),
             "max_iterations: expected 0 to 3, the teacher's most, got 9",
         ),
-        (lambda: Bounds(pins={0: 1}).limits(TEACHER), "pins: expected a layer from 1 to 3, got 0"),
+        (lambda: Bounds(pins={0: 1}), "pins: expected layers from 1, iterations from 0, got 0=1"),
         (lambda: Bounds(pins={4: 1}).limits(TEACHER), "pins: expected a layer from 1 to 3, got 4"),
         (
             lambda: Bounds(pins={2: 1}).limits(TEACHER),
             "pins: expected 0 to 0 for layer 2, the teacher's, got 1",
         ),
-        (
-            lambda: Bounds(pins={1: -1}).limits(TEACHER),
-            "pins: expected 0 to 2 for layer 1, the teacher's, got",
-        ),
+        (lambda: Bounds(pins={1: -1}), "pins: expected layers from 1, iterations from 0, got 1=-1"),
         (lambda: read_pins(["3"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3'"),
         (lambda: read_pins(["3=two"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3=two'"),
         (lambda: read_pins(["-3=2"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '-3=2'"),
