@@ -10,7 +10,7 @@ import typer
 
 from iiad import __version__
 from iiad.conversion.quantization import hide_load_remarks
-from iiad.errors import InputError, Unfinished, printable, shorten
+from iiad.errors import InputError, Unfinished, printable, require_utf8
 
 from .bench import bench
 from .capture import capture
@@ -92,7 +92,8 @@ def run() -> None:
         os.environ.setdefault(name, value)
     hide_load_remarks()
     try:
-        _require_text(sys.argv[1:])
+        for argument in sys.argv[1:]:
+            require_utf8("arguments", argument)  # else no artefact could hold it
         # Not standalone: errors become lines here. Ctrl-C is code 130 then.
         with locks:
             code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""
@@ -112,15 +113,6 @@ def run() -> None:
         # One write: several processes may speak at once.
         sys.stderr.write(f"iiad: {process}{printable(line)}\n")
     sys.exit(code)
-
-
-def _require_text(arguments: list[str]) -> None:
-    """Raise InputError for an argument that is not UTF-8: no artefact could hold it."""
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"arguments: expected UTF-8, got {shorten(argument)}") from None
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

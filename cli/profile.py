@@ -84,9 +84,9 @@ def profile(
     """
     from iiad.errors import InputError
 
-    for name, value in (("threshold", threshold), ("memory_gib", memory_gib)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise InputError(f"{name}: expected a number from 0, got {value}")
+    for name, value, most in (("threshold", threshold, 1e300), ("memory_gib", memory_gib, 1e6)):
+        if value is not None and not 0 <= value <= most:
+            raise InputError(f"{name}: expected a number from 0 to {most:g}, got {value}")
     claim_outputs([model], all_data(data), files={"output": output}, overwrite=overwrite)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures

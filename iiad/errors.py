@@ -6,7 +6,16 @@ import re
 import reprlib
 from typing import Any
 
-__all__ = ["InputError", "Unfinished", "one_line", "printable", "require_least", "require_seed", "shorten"]
+__all__ = [
+    "InputError",
+    "Unfinished",
+    "one_line",
+    "printable",
+    "require_least",
+    "require_seed",
+    "require_utf8",
+    "shorten",
+]
 
 LONGEST_MESSAGE, LONGEST_WORD = 4000, 400
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -43,6 +52,14 @@ def require_seed(seed: int) -> int:
     if not 0 <= seed <= _MAX_SEED:
         raise InputError(f"seed: expected from 0 to {_MAX_SEED}, got {seed}")
     return seed
+
+
+def require_utf8(what: str, text: str) -> None:
+    """Raise InputError for text that UTF-8 cannot hold: other bytes of an argument or file name, half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: expected UTF-8, got {shorten(text)}") from None
 
 
 def one_line(error: BaseException) -> str:

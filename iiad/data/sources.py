@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from iiad.errors import InputError
+from iiad.errors import InputError, require_utf8
 
 __all__ = ["KNOWN_SUFFIXES", "Source", "resolve_inputs"]
 
@@ -107,6 +107,7 @@ def _file_source(path: Path, name: str) -> Source:
         raise InputError(f"inputs: expected a regular file, got {path}")
     if _suffix(path) not in KNOWN_SUFFIXES:
         raise InputError(f"inputs: {_EXPECTED}, got {path}")
+    require_utf8(f"inputs: name of a file in {str(path.parent)!a}", name)
     if not os.access(path, os.R_OK):
         raise InputError(f"inputs: expected a readable file, got no permission for {path}")
     return Source(path, name, *KNOWN_SUFFIXES[_suffix(path)])

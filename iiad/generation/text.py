@@ -23,6 +23,7 @@ from iiad.planning.plan import read_plan
 
 from .draft_choice import Choice, choose_draft
 from .drafts import Draft, check_draft, check_draft_options, load_draft
+from .guards import encode, end_tokens, finite_logits, settings_explained
 from .speculation import Chooser, Speculation, speculate, until_end
 
 __all__ = [
@@ -107,7 +108,12 @@ def generate_text(
     devices = [model.device] if model.device.type == "cuda" else []
     where, num_tokens = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
     speculation = choice = None
-    with torch.random.fork_rng(devices=devices), memory_explained(where, model, num_samples, num_tokens):
+    watched = [model] if draft is None else [model, draft.model]
+    with (
+        torch.random.fork_rng(devices=devices),
+        memory_explained(where, model, num_samples, num_tokens),
+        finite_logits(*watched),
+    ):
         torch.manual_seed(seed)
         if draft is None:
             started = time.perf_counter()
@@ -137,16 +143,21 @@ def _generate(
         # transformers drops all but 50 tokens where top_k is not given; 0 keeps all.
         options = {"do_sample": True, "temperature": chooser.temperature, "top_k": chooser.top_k or 0}
         options["top_p"] = float(chooser.top_p or 1)
-    made = model.generate(
-        prompt_ids,
-        attention_mask=torch.ones_like(prompt_ids),
-        max_new_tokens=max_new_tokens,
-        num_return_sequences=num_samples,
-        pad_token_id=next((token for token in padding if token is not None), None),
-        streamer=streamer,
-        **options,
-    )  # (num_samples, T + new tokens)
-    return [until_end(row, _ends(model)) for row in made[:, prompt_ids.shape[1] :].tolist()]
+    ends = end_tokens(model)
+    with settings_explained(model):
+        made = model.generate(
+            prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=num_samples,
+            num_beams=1,
+            pad_token_id=next((token for token in padding if token is not None), None),
+            return_dict_in_generate=False,
+            streamer=streamer,
+            tokenizer=tokenizer,  # for stop_strings
+            **options,
+        )  # (num_samples, T + new tokens)
+    return [until_end(row, ends) for row in made[:, prompt_ids.shape[1] :].tolist()]
 
 
 def _speculate(
@@ -159,7 +170,7 @@ def _speculate(
         choice = choose_draft(teacher, draft, prompt_ids, max_new_tokens, chooser)
         length = choice.best.length
     run = partial(
-        speculate, teacher, draft.model, prompt_ids, max_new_tokens, length, chooser, _ends(teacher)
+        speculate, teacher, draft.model, prompt_ids, max_new_tokens, length, chooser, end_tokens(teacher)
     )
     if streamer is None:
         return run(), choice
@@ -248,7 +259,7 @@ def load_drafted_generator(
 
 def _encode(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
     """(1, T) token ids on the model's device, T at least 1."""
-    ids = tokenizer(prompt)["input_ids"]
+    ids = encode(tokenizer, prompt)
     if not ids:  # the token before a document's first one
         start = tokenizer.bos_token_id
         ids = [tokenizer.eos_token_id if start is None else start]
@@ -264,11 +275,3 @@ def _encode(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Ten
             f"{max_new_tokens} new"
         )
     return torch.tensor([ids], device=model.device)
-
-
-def _ends(model: Any) -> set[int]:
-    """Tokens that end a text, as generate() takes them."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return set()
-    return {ends} if isinstance(ends, int) else set(ends)

@@ -307,3 +307,33 @@ def test_missing_models_texts_and_plans_are_refused_before_torch_is_imported(tea
     )
     for (line, words), said in zip(lines.items(), found.stderr.splitlines(), strict=True):
         assert words in said, line
+
+
+SEEDS = [
+    "generate {teacher} --prompt a",
+    "bench {teacher}",
+    "bench {teacher} --layers",
+    "check {teacher}",
+    "profile {teacher} --data {text} --output out.json",
+    "plan profile.json --threshold 1 --output plan.json",
+]
+
+
+@pytest.mark.parametrize("line", SEEDS)
+@pytest.mark.parametrize("seed", ["-1", "2147483648", "9" * 23])
+def test_every_seed_has_the_same_bounds_in_every_command(line, seed, iiad, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profile.json").write_text("{}")
+    code, out, err = iiad(*line.format(**vars(folders)).split(), "--seed", seed)
+    assert (code, out) == (2, "")
+    assert err == f"iiad: seed: expected from 0 to 2147483647, got {seed}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize("value", ["1e308", "nan", "inf", "-1"])
+def test_a_limit_of_memory_that_is_none_is_refused(value, iiad, folders, tmp_path):
+    output = tmp_path / "profile.json"
+    line = ("profile", folders.teacher, "--data", folders.text, "--output", output, "--memory-gib", value)
+    code, _, err = iiad(*line)
+    assert (code, output.exists()) == (2, False)
+    assert err == f"iiad: memory_gib: expected a number from 0 to 1e+06, got {float(value)}\n"

@@ -103,3 +103,10 @@ def test_stdlib_files_depend_on_relative_paths_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "none"))
     with refused("Python source files for stdlib", tmp_path / "none"):
         resolve_inputs(["stdlib"])
+
+
+def test_a_file_whose_name_utf8_cannot_hold_is_refused(tmp_path):
+    (tmp_path / "a\udcff.txt").write_text("text")
+    for item in (tmp_path, tmp_path / "*.txt", tmp_path / "a\udcff.txt"):
+        with refused("inputs: name of a file in", "expected UTF-8, got"):
+            resolve_inputs([str(item)])
