@@ -160,12 +160,12 @@ def require_models(models: Given) -> Given:
 
 
 def require_text(data: Given) -> Given:
-    """Return the values of --data as given. Raises InputError for one that names no file."""
+    """Return the values of --data as given. Raises InputError with those that name no file of text."""
     from iiad.data import resolve_inputs
 
-    for name in all_data(data) if isinstance(data, list) else ():
-        if name.partition(":")[0] != "stdlib":
-            resolve_inputs([name])
+    names = all_data(data) if isinstance(data, list) else []
+    if files := [name for name in names if name.partition(":")[0] != "stdlib"]:
+        resolve_inputs(files)
     return data
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 from .corpus import TokenCorpus
-from .documents import read_documents
+from .documents import read_documents, require_readable
 from .packing import pack
 from .sources import KNOWN_SUFFIXES, Source, resolve_inputs
 from .tokenizers import load_tokenizer, tokenizer_fingerprint, train_tokenizer
@@ -24,6 +24,7 @@ __all__ = [
     "load_tokenizer",
     "pack",
     "read_documents",
+    "require_readable",
     "resolve_inputs",
     "tokenizer_fingerprint",
     "train_tokenizer",

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from iiad.errors import InputError, one_line
 
 from .sources import Source
 
-__all__ = ["PIECE_CHARS", "cut_pieces", "read_documents"]
+__all__ = ["PIECE_CHARS", "cut_pieces", "read_documents", "require_readable"]
 
 PIECE_CHARS = 1 << 20
 READ_BYTES = 1 << 18
@@ -55,6 +55,20 @@ def read_documents(
     read = _read_jsonl if source.kind == "jsonl" else _read_parquet
     for text in read(source, text_field, read_bytes, on_position):
         yield cut_pieces((text[at : at + read_bytes] for at in range(0, len(text), read_bytes)), piece_chars)
+
+
+def require_readable(sources: Sequence[Source], text_field: str = "text") -> None:
+    """Read the beginning of every source. Raises InputError with all that `read_documents` finds wrong with them."""
+    problems = []
+    for source in sources:
+        try:
+            documents = read_documents(source, text_field, piece_chars=1, read_bytes=1 << 12)
+            next(next(documents, iter(())), None)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        more = f"; and {len(problems) - 10} files more" if len(problems) > 10 else ""
+        raise InputError("; ".join(problems[:10]) + more)
 
 
 def cut_pieces(texts: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[str]:

@@ -15,7 +15,7 @@ from iiad.files import atomic_file
 from iiad.progress import Progress, report_progress
 
 from .corpus import ADVICE, FORMAT, TokenCorpus, default_cache_dir, open_corpus, write_record
-from .documents import PIECE_CHARS, read_documents
+from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
 from .sources import Source
 from .tokenizers import tokenizer_fingerprint
@@ -74,6 +74,7 @@ def pack(
     where = (folder, fingerprint, tuple(source.name for source in sources), tokenizer.eos_token_id)
     corpus = open_corpus(*where)
     if corpus is None:
+        require_readable(sources, text_field)
         _build(folder / f"{fingerprint}.bin", settings, hashed, backend, progress)
         corpus = open_corpus(*where)
     if corpus is None:  # another program is at work in the folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
@@ -21,10 +22,13 @@ KNOWN_SUFFIXES: dict[str, tuple[Literal["text", "jsonl", "parquet"], bool]] = {
     ".parquet": ("parquet", False),
     ".txt.gz": ("text", True),
     ".jsonl.gz": ("jsonl", True),
+    "": ("text", False),
 }
-"""Suffix (case does not matter) -> kind, and if the file is gzip-compressed."""
-_EXPECTED = f"expected a file that ends in {', '.join(KNOWN_SUFFIXES)}"
+"""Suffix (case does not matter) -> kind, and if the file is gzip-compressed. Without one: text, if it is UTF-8."""
+_EXPECTED = f"expected a file that ends in {', '.join(filter(None, KNOWN_SUFFIXES))} or has no suffix"
+_LISTED = 10  # files, in a message
 
+SNIFFED_BYTES = 1 << 16
 SPLITS = ("train", "validation")
 VALIDATION_BYTE = 13  # of 256: the share of stdlib files in validation, 5.1 %
 
@@ -50,25 +54,36 @@ class Source:
 def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[Source]:
     """Find the files that `inputs` name: in the order given, sorted inside a pattern or folder, each once.
 
-    inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of unknown suffix and hidden ones
+    inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of other suffixes and hidden ones
         are passed over) or `stdlib`, `stdlib:train`, `stdlib:validation`: the Python files of the running
         interpreter. A file or folder that is really called `stdlib` is `./stdlib`.
     split: what plain `stdlib` means, "train" or "validation"; nothing else depends on it.
 
-    Raises InputError where a file is missing, unreadable or of unknown suffix, a pattern or folder matches nothing,
-    a split is unknown, and for no inputs.
+    Raises InputError where files are missing, unreadable, of another suffix or without one and no UTF-8, or patterns
+    or folders match nothing, naming all of them; for an unknown split, and for no inputs.
     """
     if isinstance(inputs, str) or not inputs:
         raise InputError(f"inputs: expected a list of at least one file, pattern or folder, got {inputs!r}")
     kept: dict[Path, Source] = {}
+    problems: dict[str, list[str]] = {}
     for item in inputs:
-        for source in _resolve(item, split):
-            kept.setdefault(source.path.resolve(), source)
+        for found in _resolve(item, split):
+            if isinstance(found, Source):
+                kept.setdefault(found.path.resolve(), found)
+            else:
+                expected, got = found
+                problems.setdefault(expected, []).append(got)
+    if problems:
+        lines = []
+        for expected, names in problems.items():
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            lines.append(f"{expected}, got {', '.join(names[:_LISTED])}{more}")
+        raise InputError(f"inputs: {'; '.join(lines)}")
     return list(kept.values())
 
 
-def _resolve(item: str, split: str) -> Iterator[Source]:
-    """Yield the sources that one input names, in order."""
+def _resolve(item: str, split: str) -> Iterator[Source | tuple[str, str]]:
+    """Yield the sources that one input names, in order; for what cannot be one, what is expected and what is got."""
     name, _, own_split = item.partition(":")
     if name == "stdlib":
         for path, relative in stdlib_files(own_split or split):
@@ -80,17 +95,17 @@ def _resolve(item: str, split: str) -> Iterator[Source]:
     elif item and path.exists():
         yield _file_source(path, path.name)
     else:
-        # An unknown suffix is refused, not passed over as in a folder: the pattern asked for it.
+        # Another suffix is refused, not passed over as in a folder: the pattern asked for it.
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))] if item else []
         files = [match for match in matches if not match.is_dir()]
         if not files:
-            raise InputError(f"inputs: expected a file, folder or pattern that matches one, got {item!r}")
+            yield "expected a file, folder or pattern that matches one", repr(item)
         for match in files:
             yield _file_source(match, match.name)
 
 
-def _folder_sources(folder: Path) -> Iterator[Source]:
-    """Yield every file of known suffix below `folder`, sorted by path, hidden files and folders passed over."""
+def _folder_sources(folder: Path) -> Iterator[Source | tuple[str, str]]:
+    """Yield every file below `folder` that may be a source, sorted by path, hidden files and folders passed over."""
     found = False
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -99,17 +114,19 @@ def _folder_sources(folder: Path) -> Iterator[Source]:
             found = True
             yield _file_source(path, f"{folder.name}/{relative.as_posix()}")
     if not found:
-        raise InputError(f"inputs: {_EXPECTED}, got none in {folder}")
+        yield _EXPECTED, f"none in {folder}"
 
 
-def _file_source(path: Path, name: str) -> Source:
-    if not path.is_file():
-        raise InputError(f"inputs: expected a regular file, got {path}")
-    if _suffix(path) not in KNOWN_SUFFIXES:
-        raise InputError(f"inputs: {_EXPECTED}, got {path}")
+def _file_source(path: Path, name: str) -> Source | tuple[str, str]:
     require_utf8(f"inputs: name of a file in {str(path.parent)!a}", name)
+    if not path.is_file():
+        return "expected a regular file", str(path)
+    if _suffix(path) not in KNOWN_SUFFIXES:
+        return _EXPECTED, str(path)
     if not os.access(path, os.R_OK):
-        raise InputError(f"inputs: expected a readable file, got no permission for {path}")
+        return "expected a readable file", f"no permission for {path}"
+    if not _suffix(path) and not _is_text(path, SNIFFED_BYTES):
+        return "expected UTF-8 text in a file without a suffix", str(path)
     return Source(path, name, *KNOWN_SUFFIXES[_suffix(path)])
 
 
@@ -147,8 +164,11 @@ def stdlib_files(split: str) -> list[tuple[Path, str]]:
     return sorted(files, key=lambda file: file[1])
 
 
-def _is_text(path: Path) -> bool:
+def _is_text(path: Path, num_bytes: int = -1) -> bool:
+    """Return whether the beginning, or all, of a file is UTF-8 without NUL. A character that is cut there counts."""
     try:
-        return "\0" not in path.read_bytes().decode("utf-8")
+        with open(path, "rb") as file:
+            content = file.read(num_bytes)
+        return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(content, final=num_bytes < 0)
     except (OSError, UnicodeDecodeError):
         return False

@@ -10,7 +10,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from iiad.checkpoints import load_identified
-from iiad.data import Source, load_tokenizer, read_documents, resolve_inputs, train_tokenizer
+from iiad.data import (
+    Source,
+    load_tokenizer,
+    read_documents,
+    require_readable,
+    resolve_inputs,
+    train_tokenizer,
+)
 from iiad.errors import InputError, one_line
 from iiad.files import atomic_folder
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
@@ -147,6 +154,7 @@ def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
 def _train_tokenizer(recipe: TrainRecipe) -> Any:
     assert recipe.tokenizer.vocab_size is not None
     sources = resolve_inputs(recipe.data.train, "train")
+    require_readable(sources, recipe.data.text_field)
     total = sum(source.path.stat().st_size for source in sources)
     with progress("training the tokenizer", total, "B") as advance:
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from iiad import files
 from iiad.data import Source, TokenBlocks, pack, packing, train_tokenizer
 from iiad.data.tokenizers import END_OF_TEXT
+from iiad.errors import InputError
 from tests.helpers import refused
 
 
@@ -157,3 +158,19 @@ def test_memory_does_not_grow_with_the_corpus_of_one_or_many_documents(packed, t
     for name, line, num_lines in lines:
         peak(name, line, 500)  # imports count once
         assert peak(name, line, 2 * num_lines) < peak(name, line, num_lines) * 1.2
+
+
+def test_all_sources_that_cannot_be_read_are_named_before_any_is_tokenized(packed, tmp_path):
+    bad = {"a.txt": b"\0", "b.jsonl": b'{"body": "x"}', "c.txt.gz": b"no gzip", "d.parquet": b"no parquet"}
+    good = {"e.txt": b"text", "f.jsonl": b'\n{"text": "x"}\n', "g": b"text"}
+    for name, content in (bad | good).items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        packed(*(tmp_path / name for name in bad | good))
+    assert [name for name in bad | good if str(tmp_path / name) in str(caught.value)] == list(bad)
+    assert not packed.tokenized
+    many = [tmp_path / f"{number:02}.txt" for number in range(13)]
+    for path in many:
+        path.write_bytes(b"\0")
+    with refused(*many[:10], "; and 3 files more"):
+        packed(*many)

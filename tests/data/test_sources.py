@@ -49,7 +49,7 @@ def test_patterns_recurse_and_are_sorted_names_like_patterns_are_found_and_tilde
         ("", ["a file, folder or pattern that matches one, got ''"]),
         ("gone.txt", ["a file, folder or pattern", "gone.txt"]),
         ("*.csv", ["a file, folder or pattern", "*.csv"]),
-        ("notes.md", ["ends in .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz", "notes.md"]),
+        ("notes.md", ["ends in .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz or has no suffix", "notes.md"]),
         ("*.md", ["ends in", "notes.md"]),
         ("x.csv.gz", ["ends in", "x.csv.gz"]),
         ("pipe.txt", ["a regular file", "pipe.txt"]),
@@ -61,6 +61,38 @@ def test_an_input_that_cannot_be_resolved_is_named_in_one_line(folder, monkeypat
     monkeypatch.chdir(folder)
     with refused("inputs: expected ", *words):
         resolve_inputs([item])
+
+
+TEXTS = [b"", b"plain", "\ufeffÜ漢🙂".encode(), "🙂".encode() * 20_000, b"x" * (1 << 16) + b"\xe9"]
+BINARIES = [b"\x7fELF\0\0", b"\xe9t\xe9", "text".encode("utf-16"), b"x" * 999 + b"\0"]
+
+
+def test_a_file_without_a_suffix_is_text_if_it_begins_as_utf_8(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, content in enumerate(TEXTS):
+        (tmp_path / f"LICENSE{number}").write_bytes(content)
+    names = [f"LICENSE{number}" for number in range(len(TEXTS))]
+    for inputs in (names, ["LICENSE*"], ["."]):
+        found = resolve_inputs(inputs)
+        assert [source.path.name for source in found] == names
+        assert {(source.kind, source.compressed) for source in found} == {("text", False)}
+    for content in BINARIES:
+        (tmp_path / "binary").write_bytes(content)
+        for inputs in (["binary"], ["LICENSE0", "bin*"], ["."]):
+            with refused("inputs: expected UTF-8 text in a file without a suffix, got binary"):
+                resolve_inputs(inputs)
+
+
+def test_everything_that_cannot_be_read_is_named_in_one_message(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for number in range(12):
+        (folder / f"binary{number:02}").write_bytes(b"\0")
+    with refused("got notes.md, x.csv.gz;", "a regular file, got pipe.txt", "one, got 'gone'"):
+        resolve_inputs(["gone", "*[de]*", "x.*", "*.txt"])
+    with refused("without a suffix, got binary00, binary01, ", "binary09 and 2 more"):
+        resolve_inputs(["*[0-9]"])
+    with refused("in/binary00, ", "binary09 and 2 more"):
+        resolve_inputs([str(folder)])
 
 
 def test_inputs_are_a_list_and_splits_are_known():
