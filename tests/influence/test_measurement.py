@@ -82,7 +82,7 @@ def test_the_options_reach_the_profile(run, tmp_path):
         (["--dtype", "int8"], "model", "dtype: "),
         (["--block-size", "33"], "model", "block_size: expected 2 to 32, the model's context, got 33"),
         (["--max-tokens", "31"], "model", "max_tokens: expected at least one block of 32, got 31"),
-        (["--memory-gib", "-1"], "model", "memory_gib: expected a number from 0, got -1.0"),
+        (["--memory-gib", "-1"], "model", "memory_gib: expected a number from 0 to 1e+06, got -1.0"),
         (["--data", "no-such-file.txt"], "model", "no-such-file.txt"),
         ([], "flat", "got type 'iiet' and no iterations"),
         ([], "missing", "missing"),
@@ -106,7 +106,12 @@ def test_what_cannot_be_profiled_is_one_line_and_leaves_no_file(arguments, model
 def test_files_of_an_earlier_run_are_refused_before_a_model_is_loaded(name, message, run, tmp_path):
     hollow = tmp_path / "hollow"
     hollow.mkdir()
-    for file, text in {name: "precious", "hollow/config.json": "{}", "hollow/model.safetensors": ""}.items():
+    empty = "\2" + 7 * "\0" + "{}"  # safetensors without a tensor
+    for file, text in {
+        name: "precious",
+        "hollow/config.json": "{}",
+        "hollow/model.safetensors": empty,
+    }.items():
         (tmp_path / file).write_text(text)
     code, _, errors = run(model=hollow)
     assert code == 2
