@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from iiad import __version__
+from iiad.artefacts import require_printable
 from iiad.conversion.quantization import hide_load_remarks
-from iiad.errors import InputError, Unfinished, printable, require_utf8
+from iiad.errors import InputError, Unfinished, printable
 
 from .bench import bench
 from .capture import capture
@@ -92,8 +93,7 @@ def run() -> None:
         os.environ.setdefault(name, value)
     hide_load_remarks()
     try:
-        for argument in sys.argv[1:]:
-            require_utf8("arguments", argument)  # else no artefact could hold it
+        require_printable(sys.argv[1:], "arguments")
         # Not standalone: errors become lines here. Ctrl-C is code 130 then.
         with locks:
             code, line = app(gather_data(sys.argv[1:]), standalone_mode=False) or 0, ""

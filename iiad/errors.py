@@ -65,7 +65,7 @@ def require_utf8(what: str, text: str) -> None:
 def one_line(error: BaseException) -> str:
     """Return another library's error in one line, without what transformers' strict configurations wrap it in."""
     text = re.split(r"alidation error for .*\n    \w+: ", str(error))[-1]
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 def printable(text: str) -> str:

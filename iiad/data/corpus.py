@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import JsonValue
 
-from iiad.files import atomic_file
+from iiad.artefacts import Record, Size, check_fields
+from iiad.errors import InputError
+from iiad.files import atomic_file, read_json
+from iiad.progress import Progress, print_status, report_progress
 
-__all__ = ["ADVICE", "FORMAT", "TokenCorpus", "default_cache_dir", "open_corpus", "write_record"]
+__all__ = [
+    "ADVICE",
+    "FORMAT",
+    "CorpusRecord",
+    "TokenCorpus",
+    "default_cache_dir",
+    "open_corpus",
+    "write_record",
+]
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Raised when the files' layout or the meaning of a field changes; older files are then built again."""
+SHOWN_FROM = 1 << 30  # bytes, about a second; fewer are read in silence
+TOKENS_AT_ONCE = 1 << 20
 ADVICE = "; name another folder with cache_dir or IIAD_CACHE"
 
 
@@ -51,24 +65,68 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iiad"
 
 
-def write_record(folder: Path, fingerprint: str, record: dict[str, Any]) -> None:
-    """Write the record of a corpus, last: its presence says that the tokens in `FINGERPRINT.bin` are whole."""
+class CorpusRecord(Record):
+    """Written last: its presence says that `FINGERPRINT.bin` is whole, and its hash, whether it still is."""
+
+    format: Literal[1] = FORMAT
+    dtype: Literal["<u2", "<u4"]
+    num_tokens: Size
+    num_documents: Size
+    num_bytes: Size
+    sha256: str
+    settings: dict[str, JsonValue]
+    sources: list[dict[str, JsonValue]]
+
+
+def write_record(folder: Path, fingerprint: str, record: CorpusRecord) -> None:
+    """Write the record of a corpus, whose tokens are there."""
     with atomic_file(folder / f"{fingerprint}.json", ADVICE) as file:
-        file.write((json.dumps({"format": FORMAT, **record}, indent=2) + "\n").encode())
+        file.write((record.model_dump_json(indent=2) + "\n").encode())
 
 
 def open_corpus(
-    folder: Path, fingerprint: str, names: tuple[str, ...], eos_token_id: int
+    folder: Path,
+    fingerprint: str,
+    names: tuple[str, ...],
+    eos_token_id: int,
+    vocab_size: int,
+    progress: Progress = False,
 ) -> TokenCorpus | None:
-    """Open the corpus, or return None if it is not there whole and must be built."""
+    """Open the corpus, or return None if it is not there whole and must be built.
+
+    vocab_size: no id is above. All tokens are read once in a process, at a second for a GB, and their hash compared.
+    """
     path = folder / f"{fingerprint}.bin"  # token ids, little-endian, nothing before or after them
     try:
-        record = json.loads((folder / f"{fingerprint}.json").read_bytes())
-        dtype = np.dtype(record["dtype"])
-        num_tokens, documents, size = (int(record[f"num_{of}"]) for of in ("tokens", "documents", "bytes"))
-        if record["format"] != FORMAT or path.stat().st_size != num_tokens * dtype.itemsize:
+        record = check_fields(CorpusRecord, read_json(folder / f"{fingerprint}.json"), path)
+        if path.stat().st_size != record.num_tokens * np.dtype(record.dtype).itemsize:
             return None
-        tokens = np.memmap(path, dtype=dtype, mode="r", shape=(num_tokens,))
-    except (OSError, ValueError, TypeError, KeyError):
+        tokens = np.memmap(path, dtype=record.dtype, mode="r", shape=(record.num_tokens,))
+        sha256, highest = _read_through(path, tokens, progress)
+    except (OSError, InputError):
         return None
-    return TokenCorpus(tokens, num_tokens, documents, size, fingerprint, names, eos_token_id)
+    if sha256 != record.sha256 or highest >= vocab_size:
+        print_status(f"{path}: its tokens are not as they were written; tokenizing again")
+        return None
+    counts = (record.num_tokens, record.num_documents, record.num_bytes)
+    return TokenCorpus(tokens, *counts, fingerprint, names, eos_token_id)
+
+
+_read: dict[tuple[str | int, ...], tuple[str, int]] = {}
+
+
+def _read_through(path: Path, tokens: np.memmap, progress: Progress) -> tuple[str, int]:
+    """Return the sha256 of the tokens and the highest id, remembered while the file's state stays."""
+    stat = path.stat()
+    state = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    if state not in _read:
+        digest, highest = hashlib.sha256(), 0
+        shown = progress if tokens.nbytes >= SHOWN_FROM else False
+        with report_progress("verifying tokens", tokens.nbytes, shown) as advance:
+            for start in range(0, len(tokens), TOKENS_AT_ONCE):
+                part = tokens[start : start + TOKENS_AT_ONCE]
+                digest.update(part.data)
+                highest = max(highest, int(part.max()))
+                advance((start + len(part)) * tokens.itemsize)
+        _read[state] = digest.hexdigest(), highest
+    return _read[state]

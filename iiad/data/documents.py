@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from iiad.errors import InputError, one_line
+from iiad.files import parse_json
 
 from .sources import Source
 
@@ -153,12 +153,7 @@ def _read_jsonl(source: Source, text_field: str, read_bytes: int, on_position: O
 
 def _text_of_line(line: str, text_field: str, place: str) -> str:
     expected = f"{place}: expected a JSON object with a string field {text_field!r}, got"
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{expected} invalid JSON at column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise InputError(f"{expected} JSON beyond what can be parsed: {error}") from error
+    record = parse_json(line, place)
     if not isinstance(record, dict):
         raise InputError(f"{expected} {_JSON_TYPES[type(record)]}")
     if text_field not in record:

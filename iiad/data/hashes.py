@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iiad.errors import InputError
-from iiad.files import file_sha256, write_text
+from iiad.files import file_sha256, read_json, write_text
 from iiad.progress import Progress, report_progress
 
 from .sources import Source
@@ -83,10 +83,10 @@ def _state(source: Source) -> FileState:
 def _recall(folder: Path) -> dict[FileState, str]:
     """Return the remembered hashes; none if their file is missing or damaged."""
     try:
-        entries = json.loads((folder / HASHES_FILE).read_bytes())
+        entries = read_json(folder / HASHES_FILE)
         return {
             (path, int(size), int(mtime), int(ctime), int(inode)): str(sha256)
             for path, (size, mtime, ctime, inode, sha256) in entries.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError):
         return {}

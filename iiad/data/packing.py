@@ -6,15 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import JsonValue
 
-from iiad.errors import InputError
+from iiad.errors import InputError, printable
 from iiad.files import atomic_file
 from iiad.progress import Progress, report_progress
 
-from .corpus import ADVICE, FORMAT, TokenCorpus, default_cache_dir, open_corpus, write_record
+from .corpus import (
+    ADVICE,
+    FORMAT,
+    CorpusRecord,
+    TokenCorpus,
+    default_cache_dir,
+    open_corpus,
+    write_record,
+)
 from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
 from .sources import Source
@@ -71,11 +80,14 @@ def pack(
         "piece_chars": _piece_chars(backend),
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    where = (folder, fingerprint, tuple(source.name for source in sources), tokenizer.eos_token_id)
+    vocab_size = 1 + max(*backend.get_vocab().values(), tokenizer.eos_token_id)
+    names = tuple(source.name for source in sources)
+    where = (folder, fingerprint, names, tokenizer.eos_token_id, vocab_size, progress)
     corpus = open_corpus(*where)
     if corpus is None:
         require_readable(sources, text_field)
-        _build(folder / f"{fingerprint}.bin", settings, hashed, backend, progress)
+        dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size <= 1 << 16 else "<u4"
+        _build(folder / f"{fingerprint}.bin", settings, hashed, backend, dtype, progress)
         corpus = open_corpus(*where)
     if corpus is None:  # another program is at work in the folder
         raise InputError(f"cache_dir: {folder}: {fingerprint}.bin vanished or was cut as soon as written")
@@ -102,17 +114,22 @@ def _piece_chars(backend: Tokenizer) -> int:
 
 
 def _build(
-    path: Path, settings: dict[str, Any], hashed: list[HashedSource], backend: Tokenizer, progress: Progress
+    path: Path,
+    settings: dict[str, Any],
+    hashed: list[HashedSource],
+    backend: Tokenizer,
+    dtype: Literal["<u2", "<u4"],
+    progress: Progress,
 ) -> None:
     """Write the tokens to `path`, then the record that says that they are whole."""
-    eos_token_id = settings["eos_token_id"]
-    dtype = np.dtype("<u2" if max(*backend.get_vocab().values(), eos_token_id) < 1 << 16 else "<u4")
+    eos_token_id, digest = settings["eos_token_id"], hashlib.sha256()
     counts = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
     total = sum(item.size for item in hashed)
     with atomic_file(path, ADVICE) as file, report_progress("tokenizing", total, progress) as advance:
         for batch in _batches(_pieces(hashed, settings["text_field"], settings["piece_chars"], advance)):
-            tokens = _tokenize(backend, batch, eos_token_id, dtype)
-            file.write(tokens.tobytes())
+            tokens = _tokenize(backend, batch, eos_token_id, np.dtype(dtype))
+            file.write(tokens.data)
+            digest.update(tokens.data)
             counts["num_tokens"] += len(tokens)
             counts["num_documents"] += sum(ends for _, ends in batch)
             counts["num_bytes"] += sum(len(piece.encode()) for piece, _ in batch)
@@ -120,12 +137,14 @@ def _build(
             more = f" and {len(hashed) - 3} more" if len(hashed) > 3 else ""
             names = ", ".join(item.source.name for item in hashed[:3])
             raise InputError(f"inputs: expected at least one document with text, got none in {names}{more}")
-    sources = []
+    sources: list[dict[str, JsonValue]] = []
     for item in hashed:
-        source = {"path": str(item.source.path), "name": item.source.name, "kind": item.source.kind}
+        where, name = printable(str(item.source.path)), printable(item.source.name)
+        source = {"path": where, "name": name, "kind": item.source.kind}
         sources.append({**source, "sha256": item.sha256, "size": item.size})
     settings = {**settings, "sources": len(hashed)}
-    record = {"dtype": dtype.str, **counts, "settings": settings, "sources": sources}
+    sha256 = digest.hexdigest()
+    record = CorpusRecord(dtype=dtype, **counts, sha256=sha256, settings=settings, sources=sources)
     write_record(path.parent, path.stem, record)
 
 

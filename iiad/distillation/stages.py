@@ -63,7 +63,7 @@ def distill(
         if work.stored is not None:
             inputs["signals"] = work.stored.record.fingerprint
         results: dict[str, Any] = {**work.check_teacher()}
-        if work.stored is not None and not run.record.inputs:  # once a run: it reads them all
+        if work.stored is not None:
             print_status(f"{recipe.distillation.signals}: comparing hashes")
             from_first_process(work.stored.verify)
         run.begin(inputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -81,10 +82,12 @@ class StoredSignals:
         None: of no concern. teacher: the weights must be the same, and the plan that it ran. hidden_layers: all of
         these must be held, out of 0, ..., L.
         """
-        record = self.record
+        record, shape = self.record, teacher and teacher.shape
         for name, found, held in (
             ("teacher", teacher and teacher.fingerprint[:12], record.teacher.fingerprint[:12]),
             ("teacher.num_iterations", teacher and teacher.num_iterations, record.teacher.num_iterations),
+            ("layout.vocab_size", shape and shape.vocab_size, record.layout.vocab_size),
+            ("layout.hidden_size", shape and shape.hidden_size, record.layout.hidden_size),
             (
                 "tokenizer",
                 tokenizer_fingerprint and tokenizer_fingerprint[:12],
@@ -105,7 +108,8 @@ class StoredSignals:
 
         hidden_layers: which of those that are held to read; None: all. Returns `top_ids` (T, k) int64,
         `top_log_probs` (T, k) and `top_tail` (T,) float32, whose masses sum to 1, and, where any are read,
-        `hidden_states` (n, T, D) in bfloat16, or float32 from int8. Raises InputError for a file that went away.
+        `hidden_states` (n, T, D) in bfloat16, or float32 from int8. Raises InputError for a file that went away, ids
+        that are not in the vocabulary or twice at a token, and hidden states that are not finite.
         """
         layout = self.record.layout
         shard, row = divmod(index, layout.blocks_per_shard)
@@ -114,9 +118,12 @@ class StoredSignals:
             block = np.memmap(self._path(shard), layout.block_dtype, mode="r")[row]
         except (OSError, ValueError, IndexError) as error:
             raise InputError(f"{self._path(shard)}: cannot be read: {error}") from None
+        ids = np.sort(decoded := decode_ids(block))
+        if ids.max() >= layout.vocab_size or (ids[:, 1:] == ids[:, :-1]).any():
+            self._refuse(shard, index, f"different token ids below {layout.vocab_size}")
         log_probs, tail = decode_gaps(np.asarray(block["gaps"]))
         signals = {
-            "top_ids": torch.from_numpy(decode_ids(block)),
+            "top_ids": torch.from_numpy(decoded),
             "top_log_probs": torch.from_numpy(log_probs),
             "top_tail": torch.from_numpy(tail),
         }
@@ -124,7 +131,14 @@ class StoredSignals:
         if layers and layout.compression is not None:
             which = [layout.hidden_layers.index(layer) for layer in layers]
             signals["hidden_states"] = decode_states(block, layout.compression, which)
+            if not signals["hidden_states"].isfinite().all():
+                self._refuse(shard, index, "finite hidden states")
         return signals
+
+    def _refuse(self, shard: int, block: int, expected: str) -> NoReturn:
+        raise InputError(
+            f"{self._path(shard)}: block {block}: expected {expected}, got others; capture it again"
+        )
 
     def _path(self, shard: int) -> Path:
         return self.folder / shard_name(shard)

@@ -19,11 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
-
-from iiad.artefacts import describe_problems
+from iiad.artefacts import Count, check_fields
 from iiad.errors import InputError
-from iiad.files import atomic_folder, file_sha256, write_text
+from iiad.files import atomic_folder, file_sha256, read_json, write_text
 from iiad.progress import print_status
 
 __all__ = ["Checkpoints", "StageState", "find_damage", "write_manifest"]
@@ -32,7 +30,6 @@ LATEST, BEST = "LATEST", "BEST"
 """Files beside the checkpoints that hold the name of one."""
 MANIFEST, STATE = "manifest.json", "state.json"
 
-_MANIFEST = TypeAdapter(dict[str, tuple[int, str]])
 _REQUIRED = {"config.json", "optimizer.pt", STATE}
 
 
@@ -46,11 +43,11 @@ class StageState:
     """
 
     run: str = ""
-    step: int = 0
-    logged: int = 0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    window_steps: int = 0
+    step: Count = 0
+    logged: Count = 0
+    skipped_steps: Count = 0
+    skipped_in_a_row: Count = 0
+    window_steps: Count = 0
     window: dict[str, float] = field(default_factory=dict)
     newest: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
@@ -59,10 +56,7 @@ class StageState:
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
         """Read a checkpoint's state. Raises InputError where it cannot be one."""
-        try:
-            return TypeAdapter(cls).validate_json((checkpoint / STATE).read_bytes())
-        except ValidationError as error:
-            raise InputError(f"{checkpoint / STATE}: {describe_problems(error)[0]}") from None
+        return check_fields(cls, read_json(checkpoint / STATE), checkpoint / STATE)
 
     def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint."""
@@ -177,8 +171,8 @@ def find_damage(folder: Path, required: Set[str] = frozenset()) -> str | None:
     try:
         if not (folder / MANIFEST).is_file():
             return f"{MANIFEST} is missing"
-        sums = _MANIFEST.validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
+        sums = check_fields(dict[str, tuple[int, str]], read_json(folder / MANIFEST), folder / MANIFEST)
+    except InputError:
         return f"{MANIFEST} is damaged"
     for name in sorted(required | sums.keys()):
         path = folder / name

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from iiad.errors import InputError
-from iiad.files import append_line, write_text
+from iiad.files import append_line, parse_json, write_text
 from iiad.progress import print_status
 
 from .checkpointing import StageState
@@ -61,10 +61,10 @@ class StageLog:
     def _stage_of(self, line: str) -> str | None:
         """Return the stage of a line that is kept, None for another line."""
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, self.path)
             kept = entry["stage"] != self.stage or entry["step"] <= self.last_step
             return str(entry["stage"]) if kept else None
-        except (ValueError, KeyError, TypeError, RecursionError):  # a kill in the middle of a line
+        except (ValueError, KeyError, TypeError):  # a kill in the middle of a line
             return None
 
     def write(self, step: int, figures: dict[str, Any], model: PreTrainedModel) -> None:

@@ -57,10 +57,12 @@ def test_a_name_of_thousands_of_characters_is_cut(arguments, iiad):
 
 
 @pytest.mark.parametrize("place", [1, 3])
-def test_arguments_that_are_not_utf8_are_refused_before_anything_else(place, iiad):
+@pytest.mark.parametrize("argument", ["half \udcff", "a\x1b[2J", "\x7f"])
+def test_arguments_that_are_not_utf8_or_move_the_cursor_are_refused_first(argument, place, iiad):
     arguments = ["generate", "nowhere", "--prompt", "text"]
-    arguments[place] = "half \udcff"
-    assert iiad(*arguments) == (2, "", "iiad: arguments: expected UTF-8, got 'half \\udcff'\n")
+    arguments[place] = argument
+    expected = f"iiad: arguments: {place}: expected text that can be printed, got {argument!r}\n"
+    assert iiad(*arguments) == (2, "", expected)
 
 
 @pytest.mark.parametrize(

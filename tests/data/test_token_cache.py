@@ -1,6 +1,7 @@
 """The token cache: nothing is tokenized twice, and nothing is taken for whole that is not."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from iiad.data import hashes, packing, resolve_inputs, train_tokenizer
+from iiad.data import corpus, hashes, packing, resolve_inputs, train_tokenizer
 from iiad.data.corpus import default_cache_dir
 from tests.helpers import refused
 
@@ -100,6 +102,45 @@ def test_truncated_tokens_or_a_damaged_record_are_built_again(packed, file, tmp_
         damage()
         assert packed(file).tokens.tolist() == tokens
         assert packed.tokenized
+
+
+def test_changed_tokens_and_ids_beyond_the_vocabulary_are_noticed_and_built_again(
+    packed, file, tmp_path, capsys
+):
+    whole = packed(file)
+    data, record = (tmp_path / "cache" / f"{whole.fingerprint}{suffix}" for suffix in (".bin", ".json"))
+    content, fields = data.read_bytes(), json.loads(record.read_text())
+
+    def forge(ids):
+        forged = np.array(ids, fields["dtype"]).tobytes()
+        record.write_text(json.dumps({**fields, "sha256": hashlib.sha256(forged).hexdigest()}))
+        return forged
+
+    valid = np.resize(np.array([5, 7], fields["dtype"]), 8).tobytes()
+    for damage in (
+        lambda: valid + content[len(valid) :],
+        lambda: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda: forge([320] + [0] * (whole.num_tokens - 1)),
+    ):
+        damaged = damage()
+        os.replace(data, tmp_path / "kept")  # the open corpus keeps its file
+        data.write_bytes(damaged)
+        assert packed(file).tokens.tobytes() == content
+        assert packed.tokenized
+        assert f"{data}: its tokens are not as they were written" in capsys.readouterr().err
+    assert packed(file).tokens.tobytes() == content
+    assert not packed.tokenized
+
+
+def test_tokens_are_read_through_once_in_a_process_unless_their_file_is_touched(packed, file, monkeypatch):
+    read = Mock(wraps=corpus.report_progress)
+    monkeypatch.setattr(corpus, "report_progress", read)
+    whole = packed(file)
+    packed(file)
+    assert read.call_count == 1
+    os.utime(whole.tokens.filename, ns=(0, 0))
+    packed(file)
+    assert read.call_count == 2
 
 
 def test_tokens_without_a_record_and_other_leftovers_are_harmless(packed, file, tmp_path, monkeypatch):

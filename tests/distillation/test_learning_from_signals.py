@@ -8,6 +8,7 @@ from iiad.data import load_tokenizer
 from iiad.distillation import LiveTeacher
 from iiad.distillation.capture import capture_signals
 from iiad.planning import Plan
+from iiad.training import RunRecord
 from tests.helpers import log_of
 
 TEMPERATURE = 2.0
@@ -147,10 +148,16 @@ def test_signals_too_few_for_a_step_are_refused_before_anything_is_written(captu
 
 def test_signals_that_were_damaged_are_noticed_before_anything_is_learnt(capture, distilled, tmp_path):
     folder = capture(top_k=4)
+    learnt = {"distill": 1, "temperature": TEMPERATURE, "signals": str(folder)}
+    finished = distilled("finished", **learnt)
     shard = next(path for path in folder.iterdir() if path.name.startswith("shard"))
     data = bytearray(shard.read_bytes())
     data[7] ^= 1
     shard.write_bytes(data)
     with pytest.raises(InputError, match="is damaged"):
-        distilled(distill=1, temperature=TEMPERATURE, signals=str(folder))
+        distilled(**learnt)
     assert not (tmp_path / "run").exists()
+    record = RunRecord.load(finished / "run.json").model_copy(update={"finished": False, "results": {}})
+    record.save(finished / "run.json")
+    with pytest.raises(InputError, match="is damaged"):
+        distilled("finished", resume=True, **learnt)

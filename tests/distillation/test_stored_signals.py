@@ -4,13 +4,16 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from iiad import InputError
 from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
+from iiad.distillation.signal_record import ShardRecord, SignalRecord
 from iiad.distillation.stored_signals import SignalBlocks, StoredSignals
+from iiad.files import file_sha256
 
 from .conftest import NUM_BLOCKS, T
 
@@ -38,6 +41,30 @@ def test_damage_is_found(copied):
     shard.unlink()
     with pytest.raises(InputError, match=r"shard-00003\.bin: is missing"):
         StoredSignals.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("field", "place", "value", "message"),
+    [
+        ("ids", (3, 1), 300, r"block 5: expected different token ids below 300, got others"),
+        ("ids", (3, 1), None, r"block 5: expected different token ids below 300, got others"),
+        ("scales", (2, 9), np.nan, r"block 5: expected finite hidden states, got others"),
+        ("scales", (0, 0), np.inf, r"block 5: expected finite hidden states, got others"),
+    ],
+)
+def test_signals_that_cannot_be_are_refused_even_with_a_hash_that_fits(field, place, value, message, copied):
+    path, record = copied / "shard-00001.bin", SignalRecord.load(copied / "signals.json")
+    blocks = np.memmap(path, record.layout.block_dtype, mode="r+")
+    blocks[1][field][place] = blocks[1][field][3, 0] if value is None else value
+    blocks.flush()
+    forged = ShardRecord(index=1, sha256=file_sha256(path), kept_mass=record.shards[1].kept_mass)
+    shards = [record.shards[0], forged, *record.shards[2:]]
+    record.model_copy(update={"shards": shards}).save(copied / "signals.json")
+    stored = StoredSignals.open(copied)
+    stored.verify()
+    stored.read(4)
+    with pytest.raises(InputError, match=rf"shard-00001\.bin: {message}"):
+        stored.read(5)
 
 
 def test_a_shard_that_goes_away_while_reading_is_one_line(copied):
@@ -90,6 +117,13 @@ def test_what_does_not_fit_is_refused_by_name(stored):
             "teacher",
             record.teacher.model_copy(update={"num_iterations": [1, 1]}),
             r"iterations: .*, got \[1, 1\]",
+        ),
+        (
+            "teacher",
+            record.teacher.model_copy(
+                update={"shape": record.teacher.shape.model_copy(update={"vocab_size": 301})}
+            ),
+            r"layout.vocab_size: expected 300, as captured, got 301",
         ),
         ("tokenizer_fingerprint", zeros, "tokenizer: expected .*, got 000000000000"),
         ("corpus_fingerprint", zeros, "data: expected .*, got 000000000000"),
