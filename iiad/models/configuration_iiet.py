@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
+import reprlib
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+from .field_values import ACCEPTED, AcceptedValues
 
 __all__ = ["IIETConfig"]
 
@@ -58,6 +60,7 @@ class IIETConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
+    accepted_values: ClassVar[dict[str, AcceptedValues]] = ACCEPTED
 
     vocab_size: int = 32000
     hidden_size: int = 512
@@ -89,29 +92,33 @@ class IIETConfig(PreTrainedConfig):
     cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._check_names(kwargs)
+        self._check_names(kwargs, self.transformers_version is not None)
+        self.check_values()  # what follows computes with them
         n = self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = n
-        if self.head_dim is None and n > 0:
+        if self.head_dim is None:
             accepted = f"a multiple of num_attention_heads ({n}), unless head_dim is given"
             self._require("hidden_size", self.hidden_size % n == 0, accepted)
             self.head_dim = self.hidden_size // n
-        self.num_iterations = self.iterations
+        self.num_iterations = list(self.iterations)
         if self.max_num_iterations is None:
             self.max_num_iterations = max(self.iterations, default=0)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # `strict` calls it too, but wraps its errors
 
-    def _check_names(self, unknown: dict[str, Any]) -> None:
+    @classmethod
+    def _check_names(cls, unknown: dict[str, Any], is_saved: bool) -> None:
         """Refuse names nearly like a field's, which transformers would keep; warn where they come from a file."""
         if "num_hidden_layers" in unknown:
-            found = unknown["num_hidden_layers"]
-            raise ValueError(f"num_hidden_layers: expected num_layers instead (it is derived), got {found!r}")
-        is_saved = self.transformers_version is not None
+            found = reprlib.repr(unknown["num_hidden_layers"])
+            raise ValueError(f"num_hidden_layers: expected num_layers instead (it is derived), got {found}")
         for name, value in unknown.items():
-            near = difflib.get_close_matches(name, type(self).__dataclass_fields__, n=1, cutoff=0.85)
-            if near and not hasattr(type(self), name):
-                message = f"{name}: expected a known field (did you mean {near[0]}?), got {value!r}"
+            near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+            if near and not hasattr(cls, name):
+                message = (
+                    f"{name}: expected a known field (did you mean {near[0]}?), got {reprlib.repr(value)}"
+                )
                 if not is_saved:
                     raise ValueError(message)
                 warnings.warn(f"{message}, which changes nothing", stacklevel=4)
@@ -120,10 +127,11 @@ class IIETConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read a saved configuration, as from_pretrained does, with fields among the keywords in place of its own.
 
-        Raises ValueError for another cache_policy than the saved one.
+        Raises ValueError for what the constructor refuses, and for another cache_policy than the saved one.
         """
-        own = {*cls.__dataclass_fields__, "num_hidden_layers"} - {*PreTrainedConfig.__dataclass_fields__}
+        own = {*cls.__dataclass_fields__} - {*PreTrainedConfig.__dataclass_fields__} | {*cls.accepted_values}
         given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        cls._check_names(kwargs, is_saved=False)
         saved = config_dict.get("cache_policy", cls.cache_policy)
         found = given.get("cache_policy", saved)
         if found != saved:
@@ -156,28 +164,33 @@ class IIETConfig(PreTrainedConfig):
     def num_hidden_layers(self, value: int) -> None:
         """Nothing: the number follows from other fields, but transformers assigns to it in places."""
 
+    def check_values(self) -> None:
+        """Raise ValueError for a field of a wrong type or out of range. None is accepted where it is the default."""
+        for name, (accepts, words) in type(
+            self
+        ).accepted_values.items():  # the class's own, as a file may bring another
+            value = getattr(self, name)
+            may_be_none = type(self).__dataclass_fields__[name].default is None
+            self._require(name, (value is None and may_be_none) or accepts(value), words)
+
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range, a plan of the wrong length or above the maximum."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads")
-        for name in (*sizes, "max_position_embeddings"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
-        self._require("attention_dropout", 0 <= self.attention_dropout < 1, "in [0, 1)")
-        n, k, e = self.num_attention_heads, self.num_key_value_heads or 0, self.head_dim or 0
-        self._require("num_key_value_heads", k >= 1 and n % k == 0, f"a divisor of num_attention_heads ({n})")
-        self._require("head_dim", e >= 2 and e % 2 == 0, "even, for rotary position embeddings")
+        self.check_values()
+        n = self.num_attention_heads
+        k, e = self.num_key_value_heads or n, self.head_dim or 2
+        self._require("num_key_value_heads", n % k == 0, f"a divisor of num_attention_heads ({n})")
+        self._require("head_dim", e % 2 == 0, "even, for rotary position embeddings")
+        pad, size = self.pad_token_id, self.vocab_size
+        self._require("pad_token_id", pad is None or pad < size, f"below vocab_size ({size})")
         self._require("relaxation", not (self.history and self.relaxation), "false with history")
-        self._require("cache_policy", self.cache_policy in ("exact", "shared"), "'exact' or 'shared'")
         plan, most, length = self.iterations, self.max_num_iterations or 0, self.num_layers
         self._require("num_iterations", len(plan) == length, f"an int or a list of num_layers ({length})")
-        self._require("max_num_iterations", most >= 0, "at least 0")
         for layer, r in enumerate(plan):
-            if not 0 <= r <= most:
+            if r > most:
                 accepted = f"from 0 to {most} (max_num_iterations)"
                 raise ValueError(f"num_iterations[{layer}]: expected {accepted}, got {r}")
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""
         if not fits:
-            raise ValueError(f"{field}: expected {accepted}, got {getattr(self, field)!r}")
+            raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field))}")

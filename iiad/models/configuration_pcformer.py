@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_iiet import IIETConfig
+from .field_values import ACCEPTED, AcceptedValues, whole
 
 __all__ = ["PCformerConfig"]
 
@@ -23,6 +26,12 @@ class PCformerConfig(IIETConfig):
     """
 
     model_type = "pcformer"
+    accepted_values: ClassVar[dict[str, AcceptedValues]] = ACCEPTED | {
+        "history": (lambda value: value is True, "true: PCformer's corrector is the multistep one"),
+        "predictor_order": (lambda value: type(value) is int and value in (2, 4), "2 or 4"),
+        "predictor_stages": whole(1, 4),
+        "coefficients": (lambda value: value in ("ema", "fixed"), "'ema' or 'fixed'"),
+    }
 
     num_iterations: int | list[int] = 1
     predictor_order: int = 2
@@ -37,9 +46,6 @@ class PCformerConfig(IIETConfig):
     def validate_architecture(self) -> None:
         """Raise ValueError for a value out of range."""
         super().validate_architecture()
-        order, stages = self.predictor_order, self.predictor_stages
-        self._require("predictor_order", order in (2, 4), "2 or 4")
-        fits = stages is None or 1 <= stages <= order
+        order = self.predictor_order
+        fits = (self.predictor_stages or 1) <= order
         self._require("predictor_stages", fits, f"from 1 to {order} (predictor_order)")
-        self._require("coefficients", self.coefficients in ("ema", "fixed"), "'ema' or 'fixed'")
-        self._require("history", self.history, "true: PCformer's corrector is the multistep one")

@@ -50,7 +50,9 @@ class ModelSection(Section):
     num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
     num_attention_heads: int = Field(4, ge=1, le=2**12)
     num_key_value_heads: int | None = Field(None, ge=1, description="default: num_attention_heads")
-    head_dim: int | None = Field(None, ge=2, description="default: hidden_size / num_attention_heads")
+    head_dim: int | None = Field(
+        None, ge=2, le=2**14, description="default: hidden_size / num_attention_heads"
+    )
     max_position_embeddings: int = Field(2048, ge=2, le=2**24, description="longest context, in tokens")
     rope_theta: float = Field(10000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
@@ -72,8 +74,8 @@ class ModelSection(Section):
         """Shape and iterations."""
         given = self.num_iterations
         plan = given if isinstance(given, list) else [given or 0]
-        if min(plan, default=0) < 0:
-            yield "num_iterations", "at least 0"
+        if not all(0 <= r <= 1000 for r in plan):
+            yield "num_iterations", "from 0 to 1000"
         if self.path is not None:
             for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
                 yield name, "none beside model.path, which brings its own shape"

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.models.solvers import (
@@ -221,55 +219,6 @@ def test_a_plan_can_be_changed_and_restored_and_one_that_does_not_fit_changes_no
             model.set_num_iterations(plan)
         assert model.config.num_iterations == [3, 3, 3]
     assert torch.equal(model(tokens).logits, full)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_iterations": [1, 2]}, "num_iterations: expected an int or a list of num_layers"),
-        ({"num_iterations": -1}, "max_num_iterations: expected at least 0"),
-        ({"num_iterations": 2, "max_num_iterations": 1}, "num_iterations\\[0\\]: expected from 0 to 1"),
-        ({"num_attention_heads": 5}, "hidden_size: expected a multiple"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor"),
-        ({"num_layers": 0}, "num_layers: expected at least 1"),
-        ({"relaxation": True}, "relaxation: expected false with history"),
-        ({"attention_dropout": 1.0}, "attention_dropout: expected in"),
-        ({"rms_norm_eps": 0.0}, "rms_norm_eps: expected above 0"),
-        ({"num_hidden_layers": 4}, "num_hidden_layers: expected num_layers instead"),
-        ({"num_iteration": 2}, "did you mean num_iterations"),
-        ({"historry": False}, "did you mean history"),
-    ],
-)
-def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
-        IIETConfig(**{**SHAPE, **fields})
-
-
-def test_an_attribute_named_nearly_like_a_field_can_be_saved_and_loaded(tmp_path):
-    config = IIETConfig(**SHAPE)
-    config.layer_norm_epsilon = 1e-3
-    config.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"layer_norm_epsilon: .*did you mean layer_norm_eps\?"):
-        loaded = IIETConfig.from_pretrained(tmp_path)
-    assert (loaded.layer_norm_eps, loaded.layer_norm_epsilon) == (1e-5, 1e-3)
-
-
-@pytest.mark.parametrize("auto", [AutoConfig, AutoModelForCausalLM])
-def test_keywords_of_from_pretrained_mean_what_those_of_the_constructor_do(auto, tmp_path):
-    make_iiet(num_iterations=2).save_pretrained(tmp_path)
-
-    def load(**fields):
-        loaded = auto.from_pretrained(tmp_path, **fields)
-        return getattr(loaded, "config", loaded)
-
-    config = load(num_iterations=1, layer_norm_eps=1e-3)
-    assert (config.num_iterations, config.max_num_iterations, config.layer_norm_eps) == ([1] * 3, 2, 1e-3)
-    for fields, message in (
-        ({"num_hidden_layers": 7}, "num_hidden_layers: expected num_layers instead"),
-        ({"num_iterations": 3}, "num_iterations\\[0\\]: expected from 0 to 2"),
-    ):
-        with pytest.raises((ValueError, StrictDataclassError), match=message):
-            load(**fields)
 
 
 def test_multistep_weights_start_as_the_mean_of_what_the_layer_sees():

@@ -68,7 +68,8 @@ DISTILL_PROBLEMS = [
 # The same for conflicts between fields.
 TRAIN_CONFLICTS = [
     ({"model.num_iterations": [1, 2]}, "model.num_iterations: expected one number or 5 (num_layers), got [1, 2]"),
-    ({"model.num_iterations": -1}, "model.num_iterations: expected at least 0, got -1"),
+    ({"model.num_iterations": -1}, "model.num_iterations: expected from 0 to 1000, got -1"),
+    ({"model.num_iterations": 10**9}, "model.num_iterations: expected from 0 to 1000, got 1000000000"),
     ({"model.num_attention_heads": 3}, "model.hidden_size: expected a multiple of num_attention_heads (3), got 512"),
     ({"model.num_key_value_heads": 3}, "model.num_key_value_heads: expected a divisor of num_attention_heads (4)"),
     ({"model.head_dim": 5}, "model.head_dim: expected even, for rotary position embeddings"),

@@ -1,0 +1,90 @@
+"""Values that fields of a configuration accept, each looked at by itself; the most is beyond what any model has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+__all__ = ["ACCEPTED", "AcceptedValues", "whole"]
+
+AcceptedValues = tuple[Callable[[Any], bool], str]
+"""A test of a value, and what passes it in words."""
+
+
+def whole(least: int, most: int) -> AcceptedValues:
+    """Accept the whole numbers from least to most."""
+    return lambda value: _is_whole(value) and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_between(value: Any, above: float, below: float) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and above < value < below
+
+
+def _one_or_more(least: int, most: int) -> AcceptedValues:
+    """Accept a whole number from least to most, and lists of them."""
+    accepts, words = whole(least, most)
+    return lambda value: all(map(accepts, _as_list(value))), f"{words} or a list of them"
+
+
+def _as_list(value: Any) -> list[Any] | tuple[Any, ...]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _is_rope(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    kind, theta = value.get("rope_type", "default"), value.get("rope_theta", 1)
+    known = isinstance(kind, str) and kind in {"default", *ROPE_INIT_FUNCTIONS}
+    # Heads are rotated whole.
+    return known and _is_between(theta, 0, 1e12) and value.get("partial_rotary_factor", 1) == 1
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(getattr(torch, value, None) if isinstance(value, str) else value, torch.dtype)
+
+
+_SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")
+_SMALL: AcceptedValues = (lambda value: _is_between(value, 0, 1e6), "a number above 0 and below 1,000,000")
+
+ACCEPTED: dict[str, AcceptedValues] = {
+    "vocab_size": whole(1, 2**24),
+    "hidden_size": whole(1, 2**20),
+    "intermediate_size": whole(1, 2**22),
+    "num_layers": whole(1, 2**12),
+    "num_attention_heads": whole(1, 2**14),
+    "num_key_value_heads": whole(1, 2**14),
+    "head_dim": whole(2, 2**14),
+    "hidden_act": (
+        lambda value: isinstance(value, str) and value in ACT2FN,
+        "an activation of transformers'",
+    ),
+    "max_position_embeddings": whole(1, 2**30),
+    "initializer_range": _SMALL,
+    "rms_norm_eps": _SMALL,
+    "layer_norm_eps": _SMALL,
+    "pad_token_id": whole(-1, 2**24),
+    "bos_token_id": whole(-1, 2**24),
+    "eos_token_id": _one_or_more(-1, 2**24),
+    "rope_parameters": (_is_rope, "rope_type of transformers', rope_theta above 0 and no partial rotation"),
+    "attention_dropout": (lambda value: _is_between(value, -1, 1) and value >= 0, "a number in [0, 1)"),
+    "num_iterations": _one_or_more(0, 1000),
+    "max_num_iterations": whole(0, 1000),
+    "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
+    "dtype": (_is_dtype, "a type of torch's"),
+    "id2label": (
+        lambda value: isinstance(value, dict) and all(str(key).isdecimal() for key in value),
+        "labels by number",
+    ),
+}
+ACCEPTED |= dict.fromkeys(
+    "use_cache tie_word_embeddings attention_bias attention_output_bias mlp_bias history relaxation qk_norm".split(),
+    _SWITCH,
+)
