@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a rich bar on a terminal, a plain line now and then elsewhere; sizes in words."""
+"""Progress with rate and time left: a rich bar on a terminal, a plain line now and then elsewhere; sizes, times."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "BINARY_UNITS",
     "Progress",
     "console",
+    "format_duration",
     "format_size",
     "print_status",
     "progress",
@@ -25,11 +26,17 @@ __all__ = [
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 SECONDS_BETWEEN_LINES = 15.0
+_MEASURED_FOR = 2.0
+"""Seconds of work before a task says how long it will take."""
+_LONG = 10.0
+"""Seconds left from which it says so; a first amount that takes as long is measured by, too."""
 
 BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 Progress = bool | Callable[[int, int], None]
 """True to show progress, False not to, or a function called with the bytes done and the bytes in all."""
+
+Note = str | Callable[[], str]
 
 
 def print_status(message: str) -> None:
@@ -38,24 +45,74 @@ def print_status(message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Show progress: yield a function to call with each amount done, and a note if any.
+def progress(
+    description: str, total: float, unit: str = "", share: float = 1.0
+) -> Iterator[Callable[..., None]]:
+    """Show progress: yield a function to call with each amount done, and a note or a function that makes one.
 
-    total and the amounts are in `unit`, which is shown with the rate. Where stderr is no terminal, print a plain line
-    every 15 seconds.
+    total and the amounts are in `unit`, which is shown with the rate. share: of the command's whole work. Says in its
+    first seconds how long it will take, if that is long. Where stderr is no terminal, prints a plain line every 15
+    seconds.
     """
-    if console.is_terminal:
-        with _bar() as bar:
-            task = bar.add_task(description, total=total, rate="", note="")
-            started = time.monotonic()
+    pace = _Pace(total)
+    if not console.is_terminal:
+        yield _line_printer(description, pace, unit, share)
+        return
+    with _bar() as bar:
+        task = bar.add_task(description, total=total, rate="", note="")
 
-            def advance(amount: float, note: str = "") -> None:
-                bar.advance(task, amount)
-                bar.update(task, rate=_rate(bar.tasks[task].completed, started, unit), note=note)
+        def advance(amount: float, note: Note = "") -> None:
+            pace.add(amount)
+            pace.announce(description, share)
+            bar.update(
+                task, advance=amount, rate=pace.rate(unit), note=note if isinstance(note, str) else note()
+            )
 
-            yield advance
-    else:
-        yield _line_printer(description, total, unit)
+        yield advance
+
+
+class _Pace:
+    """Speed of a task so far, and what is left by it.
+
+    The first amount is not measured by, where there are others: it waits for whatever is set up only once.
+    """
+
+    def __init__(self, total: float):
+        self.total, self.done, self.started = total, 0.0, time.monotonic()
+        self.first: tuple[float, float] | None = None
+        self.announced = False
+
+    def add(self, amount: float) -> None:
+        self.done += amount
+        if self.first is None:
+            self.first = (time.monotonic(), self.done)
+
+    def seconds_left(self) -> float:
+        """Seconds that the rest will take, once something is done."""
+        assert self.first is not None
+        since, before = self.first if self.done > self.first[1] else (self.started, 0.0)
+        return (time.monotonic() - since) * (self.total - self.done) / max(self.done - before, 1e-9)
+
+    def rate(self, unit: str) -> str:
+        """Rate as in "5.2 MB/s" and "3.1 k tokens/s"; empty without a unit."""
+        if not unit:
+            return ""
+        rate = self.done / max(time.monotonic() - self.started, 1e-9)
+        size, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if rate >= s), (1.0, ""))
+        gap = " " if prefix and unit != "B" else ""
+        return f"{rate / size:.1f} {prefix}{gap}{unit}/s"
+
+    def announce(self, description: str, share: float) -> None:
+        """Say once how long the task will take, and the command with it, if that is long."""
+        taken = time.monotonic() - self.started
+        measured = self.first is not None and (self.done > self.first[1] or taken >= _LONG)
+        if self.announced or not measured or taken < _MEASURED_FOR:
+            return
+        self.announced = True
+        whole = taken + self.seconds_left()
+        if whole - taken >= _LONG:
+            command = f", the whole command about {format_duration(whole / share)}" if share < 1 else ""
+            print_status(f"{description}: will take about {format_duration(whole)}{command}")
 
 
 @contextmanager
@@ -92,31 +149,29 @@ def _bar() -> Bar:
     )
 
 
-def _rate(done: float, started: float, unit: str) -> str:
-    """Format a rate, as in "5.2 MB/s" and "3.1 k tokens/s"; empty without a unit."""
-    if not unit:
-        return ""
-    rate = done / max(time.monotonic() - started, 1e-9)
-    size, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if rate >= s), (1.0, ""))
-    gap = " " if prefix and unit != "B" else ""
-    return f"{rate / size:.1f} {prefix}{gap}{unit}/s"
+def _line_printer(description: str, pace: _Pace, unit: str, share: float) -> Callable[..., None]:
+    last = time.monotonic()
 
-
-def _line_printer(description: str, total: float, unit: str) -> Callable[..., None]:
-    started = last = time.monotonic()
-    done = 0.0
-
-    def advance(amount: float, note: str = "") -> None:
-        nonlocal done, last
-        done += amount
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and done > 0:
-            last = now
-            left = (now - started) * (total - done) / done
-            parts = [f"{100 * done / total:.0f} %", _rate(done, started, unit), f"{left:.0f} s left", note]
+    def advance(amount: float, note: Note = "") -> None:
+        nonlocal last
+        pace.add(amount)
+        pace.announce(description, share)
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            left = f"{format_duration(pace.seconds_left())} left"
+            shown = note if isinstance(note, str) else note()
+            parts = [f"{100 * pace.done / pace.total:.0f} %", pace.rate(unit), left, shown]
             print_status(f"{description}: {', '.join(filter(None, parts))}")
 
     return advance
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: "45 s", "3 min", "1.5 hours", "12 days", "3 years"."""
+    for unit, scale in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:,.{1 if seconds < 10 * scale and unit != 'min' else 0}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def format_size(size: float) -> str:

@@ -82,8 +82,8 @@ class Distillation:
         corpora, section = self.corpora, self.recipe.distillation
         held: Any
         if corpora.score is not None and corpora.validation is not None:
-            score, where, held = corpora.score(self.teacher), "data.validation", corpora.validation.tokens
-            self.teacher_score = score
+            where, held = "data.validation", corpora.validation.tokens
+            self.teacher_score = score = corpora.score(self.teacher, "measuring the teacher")
         else:
             score, held = score_beginning(
                 self.teacher, corpora.training, corpora.block_size, corpora.batch_size, corpora.dtype

@@ -112,6 +112,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
         length=getattr(section, name),
         seed=training.seed + number,  # the data in another order than the stage before
         objective=objective,
+        share=getattr(section, name).max_steps / sum(stage.max_steps for stage in section.stages().values()),
         retain=section.retain,
         teacher=work.teacher_score,
     )
@@ -126,7 +127,7 @@ def _measure_results(work: Distillation, plan: Plan | None) -> dict[str, Any]:
     if plan is not None:
         results["overhead_cut"] = plan.overhead_cut
     if work.corpora.score is not None and work.teacher_score is not None:
-        score = work.corpora.score(work.student)
+        score = work.corpora.score(work.student, "validation")
         results["teacher_validation_nll"] = work.teacher_score.nll
         results["validation_nll"] = score.nll
         results["retained"] = score.retained(work.teacher_score)

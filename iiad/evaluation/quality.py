@@ -71,6 +71,7 @@ def evaluate_models(
     for corpus in corpora:  # checks the values; reads nothing yet
         evaluation_windows(corpus, block_size, max_tokens, batch_size)
     results: list[EvaluationResult] = []
+    num_rows = len(models) + (budget is not None) + len(kinds)
     for model, label, corpus in zip(models, labels, corpora, strict=True):
         loaded, identity = load_identified(model, device, dtype, cast=False)
         first = not results
@@ -79,7 +80,9 @@ def evaluate_models(
         ):
             num_predicted = min(max_tokens or corpus.num_tokens, corpus.num_tokens) - 1
             with (
-                progress(f"evaluating {name}", num_predicted, "tokens") as advance,
+                progress(
+                    f"evaluating {name}", num_predicted, "tokens", 1 / (num_rows - len(results))
+                ) as advance,
                 memory_explained(f"{name} on {device}", runner, batch_size, block_size, cached=False),
             ):
                 windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)

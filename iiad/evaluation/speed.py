@@ -126,8 +126,10 @@ def bench_models(
     for batch, context in points:  # all of them before hours are spent on the first
         require_free_memory(rows, batch, context + new_tokens)
     results: list[BenchResult] = []
-    for point in points:
-        measured = _measure_point(rows, *point, settings)
+    for number, point in enumerate(points):
+        # Of what is left, by the tokens of each point: a rough share.
+        share = _num_tokens(point, settings) / sum(_num_tokens(other, settings) for other in points[number:])
+        measured = _measure_point(rows, *point, settings, share)
         results += [
             _describe(row, rows[0], own, measured[0], point).model_copy(update=score)
             for row, own, score in zip(rows, measured, quality, strict=True)
@@ -153,10 +155,15 @@ def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
     return {}
 
 
+def _num_tokens(point: tuple[int, int], settings: BenchSettings) -> int:
+    batch_size, prompt_tokens = point
+    return batch_size * (prompt_tokens + settings.new_tokens)
+
+
 def _measure_point(
-    rows: Sequence[Row], batch_size: int, prompt_tokens: int, settings: BenchSettings
+    rows: Sequence[Row], batch_size: int, prompt_tokens: int, settings: BenchSettings, share: float
 ) -> list[_Measured]:
-    """Measure each row's memory, its timings after a round that warms up, then its breakdown."""
+    """Measure each row's memory, its timings after a round that warms up, then its breakdown. share: of all work."""
     steps, repeats = settings.new_tokens, settings.repeats
     prompts = [row.prompts(batch_size, prompt_tokens, settings.seed) for row in rows]
     compiled = [compile_step(row.under_plan()) if row.compiled else None for row in rows]
@@ -166,7 +173,7 @@ def _measure_point(
     # Memory first: what does not fit shows at once.
     passes = ["memory", *["time"] * (repeats + 1), *["profile"] * num_profiled]
     title = f"batch {batch_size} x {prompt_tokens} tokens"
-    with progress(title, len(passes) * len(rows), "runs") as advance:
+    with progress(title, len(passes) * len(rows), "runs", share) as advance:
         for step in passes:
             for row, given, decode, own in zip(rows, prompts, compiled, measured, strict=True):
                 where = f"{row.label} on {given.device}"

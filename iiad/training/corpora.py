@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from iiad.data import (
@@ -14,6 +15,7 @@ from iiad.data import (
     tokenizer_fingerprint,
 )
 from iiad.errors import InputError
+from iiad.progress import progress
 
 from .batches import blocks_per_step
 from .processes import first_process_first
@@ -48,15 +50,17 @@ class Corpora:
             self.fingerprints["validation"] = self.validation.fingerprint
 
     @property
-    def score(self) -> Callable[[Any], TokenScore] | None:
+    def score(self) -> Callable[..., TokenScore] | None:
         """Function that scores a model on the whole validation text; None where there is none."""
         return None if self.validation is None else self.score_validation
 
-    def score_validation(self, model: Any) -> TokenScore:
-        """Score a model on the whole validation text."""
+    def score_validation(self, model: Any, task: str = "") -> TokenScore:
+        """Score a model on the whole validation text; task: what to show progress under."""
         assert self.validation is not None
         windows = evaluation_windows(self.validation, self.block_size, batch_size=self.batch_size)
-        return evaluate_model(model, windows, name="validation", dtype=self.dtype)
+        shown = progress(task, self.validation.num_tokens, "tokens") if task else nullcontext()
+        with shown as advance:
+            return evaluate_model(model, windows, name="validation", dtype=self.dtype, advance=advance)
 
 
 def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:

@@ -6,17 +6,31 @@ t the layer from 1.
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import dataclass
+
+from iiad.progress import format_duration
+
 from .recipes import DistillRecipe, TrainRecipe
 from .sections import ModelSection, OptimizationSection, TrainingSection
 
 __all__ = [
+    "StageWork",
     "count_parameters",
     "evaluations_per_layer",
     "forward_flops",
+    "measure_cpu",
     "summarize_recipe",
+    "teacher_work",
     "training_bytes",
     "training_flops",
 ]
+
+CPU_SHARE = 0.5
+"""Part of the speed of a matrix product that training is assumed to reach on a CPU."""
+USUAL_VOCABULARY = 32_000
+"""Where a tokenizer is named that nobody has looked into."""
 
 # Bytes per parameter.
 STATE_BYTES = 16  # the parameter, its gradient and Adam's two averages, each in float32
@@ -76,6 +90,32 @@ def training_flops(model: ModelSection, training: TrainingSection, vocab_size: i
     return tokens * ((4 if training.gradient_checkpointing else 3) * layers + 3 * head)
 
 
+@dataclass(frozen=True)
+class StageWork:
+    """Work of a stage's steps: `before` each up to step `switch`, `after` from there on, in any unit."""
+
+    switch: int = 0
+    before: float = 1.0
+    after: float = 1.0
+
+    def between(self, start: int, end: int) -> float:
+        """Work of the steps from start (the number of those made) to end."""
+        first = max(0, min(end, self.switch) - start)
+        return first * self.before + (max(0, end - start) - first) * self.after
+
+
+def teacher_work(recipe: TrainRecipe) -> StageWork:
+    """Work of a training's steps in evaluations: fewer without iterations. The head counts by its size."""
+    model, training = recipe.model, recipe.training
+    if model.path is not None or model.solver != "iiet":
+        return StageWork()
+    context = recipe.data.block_tokens(model.max_position_embeddings)
+    evaluations, head = forward_flops(model, recipe.tokenizer.vocab_size or USUAL_VOCABULARY, context, 1)
+    head /= evaluations
+    switch = math.ceil(training.iterations_start * training.max_steps)
+    return StageWork(switch, model.num_layers + head, sum(evaluations_per_layer(model)) + head)
+
+
 def training_bytes(
     model: ModelSection, training: OptimizationSection, vocab_size: int, context: int
 ) -> float:
@@ -119,11 +159,13 @@ def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
             "student": f"starts from {recipe.student.init}; its plan decides on its evaluations per token",
             "stages": ", ".join(f"{name} {steps:,} steps" for name, steps in stages.items()),
             "tokens": _describe_tokens(recipe.training, sum(stages.values()), block),
+            "time": "depends on the teacher and its plan; distill says it in its first seconds",
         }
     if recipe.model.path is not None:
         return {
             "model": f"trains on from {recipe.model.path}, in its shape",
             "tokens": _describe_tokens(recipe.training, recipe.training.max_steps, block),
+            "time": "depends on the model; train says it in its first seconds",
         }
     return _summarize_new_model(recipe)
 
@@ -149,9 +191,27 @@ def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
         lines["estimated"] = (
             f"{flops:.1e} floating-point operations; {gigabytes:.1f} GB and logits, in one process"
         )
+        duration = format_duration(flops / (CPU_SHARE * measure_cpu()))
+        lines["time"] = f"roughly {duration} on this CPU; train says it better in its first seconds"
     if unused := model.unused_fields():
         lines["not used"] = ", ".join(f"model.{field}" for field in unused)
     return lines
+
+
+def measure_cpu() -> float:
+    """Measure the floating-point operations a second of a matrix product in float32.
+
+    In numpy, which loads in a tenth of a second; torch takes several.
+    """
+    import numpy as np
+
+    matrix = np.ones((512, 512), np.float32)
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512**3 / best
 
 
 def _describe_tokens(training: OptimizationSection, steps: int, block: int | None) -> str:

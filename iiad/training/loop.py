@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from iiad.checkpoints import read_weights
 from iiad.errors import InputError, Unfinished, one_line
 from iiad.memory import is_out_of_memory, memory_explained
-from iiad.progress import print_status, progress
+from iiad.progress import format_duration, print_status, progress
 
 from .averaging import AVERAGE, AveragedWeights
 from .batches import blocks_per_step, micro_batches, seed_step
@@ -136,7 +137,9 @@ class _StageRun:
         """The loop: from where the stage was left to its last step. Raises Unfinished where it is interrupted."""
         stage, state, settings = self.stage, self.state, self.settings
         last_step, interruption = stage.length.max_steps, self.context.interruption
-        with progress(stage.name, last_step - state.step, "steps") as advance, interruption:
+        work, begun = stage.work, time.monotonic()
+        total = work.between(state.step, last_step)
+        with progress(stage.name, total, share=stage.share) as advance, interruption:
             while state.step < last_step and not state.stopped and not interruption.reason:
                 if self.context.on_step is not None:
                     self.context.on_step(state.step + 1)
@@ -156,12 +159,23 @@ class _StageRun:
                     saving |= self.validate(saving)
                 if saving:
                     self.save()
-                advance(1, self.log.note)
+                advance(work.between(state.step - 1, state.step), self.describe_step)
             if stage.phases is not None:
                 stage.phases.leave(self.model)
+            print_status(
+                f"{stage.name}: {self.describe_step()}, in {format_duration(time.monotonic() - begun)}"
+            )
             if interruption.is_due():  # also while the last step was being saved
                 saved = f"saved {self.checkpoints.newest()}; continue with --resume"
                 raise Unfinished(f"{self.context.folder}: {interruption.reason}; {saved}")
+
+    def describe_step(self) -> str:
+        """Say how far the stage is, with the newest figures; before the first are logged, with the loss so far."""
+        state = self.state
+        figures = self.log.note
+        if not figures and state.window_steps:
+            figures = f"loss {float(self.window['loss']) / state.window_steps:.4f}"
+        return ", ".join(filter(None, [f"step {state.step:,} of {self.stage.length.max_steps:,}", figures]))
 
     def make_step(self, learning_rate: float) -> float:
         """One optimizer step, skipped if its loss or gradient is NaN or infinite; returns the gradient's norm."""

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .batches import Blocks
+from .estimates import StageWork
 from .interruption import Interruption
 from .learner import LanguageModelling, Objective
 from .phases import TwoPhases
@@ -44,8 +45,9 @@ class Stage:
 
     folder: for checkpoints. blocks: items with input_ids (T,), all of one length, and what the objective's signals
     ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout and of the data's order. phases: of
-    the iterations. unused: some parameters get no gradient in some steps, which DDP must be told. retain: end once
-    this share of the teacher's accuracy is there. teacher: its score on the held-out text.
+    the iterations. unused: some parameters get no gradient in some steps, which DDP must be told. work: of its
+    steps, and share: of the run's, to tell the time left. retain: end once this share of the teacher's accuracy is
+    there. teacher: its score on the held-out text.
     """
 
     name: str
@@ -56,5 +58,7 @@ class Stage:
     objective: Objective = field(default_factory=LanguageModelling)
     phases: TwoPhases | None = None
     unused: bool = False
+    work: StageWork = field(default_factory=StageWork)
+    share: float = 1.0
     retain: float | None = None
     teacher: TokenScore | None = None

@@ -22,7 +22,12 @@ from .checkpointing import StageState
 
 __all__ = ["StageLog"]
 
-_SHOWN = {"loss": ("loss", ".4f"), "eval_loss": ("validation", ".4f"), "learning_rate": ("lr", ".2e")}
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "eval_loss": "validation {:.4f}",
+    "learning_rate": "lr {:.2e}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
 
 
 class StageLog:
@@ -69,12 +74,6 @@ class StageLog:
 
     def write(self, step: int, figures: dict[str, Any], model: PreTrainedModel) -> None:
         """Log the figures of a step."""
-        shown = [
-            f"{label} {figures[name]:{form}}"
-            for name, (label, form) in _SHOWN.items()
-            if figures.get(name) is not None
-        ]
-        self.note = ", ".join(shown) or self.note
         if not self.accelerator.is_main_process:
             return
         now = time.monotonic()
@@ -86,6 +85,9 @@ class StageLog:
         entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
         if hasattr(model.config, "num_iterations"):
             entry["evaluations_per_token"] = model.config.num_evaluations
+        self.note = ", ".join(
+            form.format(entry[name]) for name, form in _SHOWN.items() if entry.get(name) is not None
+        )
         append_line(self.path, json.dumps(entry), "; make room and continue with --resume")
         self.state.logged += 1
         numbers = {f"{self.stage}/{name}": value for name, value in entry.items() if _is_number(value)}

@@ -26,6 +26,7 @@ from iiad.progress import print_status, progress
 from .batches import blocks_per_step
 from .checkpointing import find_damage, write_manifest
 from .corpora import Corpora
+from .estimates import StageWork, teacher_work
 from .interruption import Interruption
 from .loop import run_stage
 from .phases import TwoPhases
@@ -80,6 +81,7 @@ def train(
             length=training,
             seed=training.seed,
             phases=phases,
+            work=teacher_work(recipe) if phases is not None else StageWork(),
             unused=phases is not None or _has_unused(model.config),
         )
         run.begin({**corpora.fingerprints, **inputs})
@@ -102,7 +104,7 @@ def train(
             "tokens": training.max_steps * blocks_per_step(training) * corpora.block_size
         }
         if corpora.score is not None:
-            results["validation_nll"] = corpora.score(model).nll
+            results["validation_nll"] = corpora.score(model, "validation").nll
         run.finish(model, tokenizer, results)
         return results
 

@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.training import TrainRecipe, load_recipe
 from iiad.training.estimates import (
+    StageWork,
     count_parameters,
     evaluations_per_layer,
     forward_flops,
+    measure_cpu,
+    teacher_work,
     training_bytes,
     training_flops,
 )
@@ -96,3 +102,28 @@ def test_saved_activations_are_as_counted():
 
     per_evaluation = (saved(3) - saved(1)) / (2 * 2 * 256 * 64)
     assert 0.8 * 64 < per_evaluation < 1.01 * 64
+
+
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
+def test_the_work_of_some_steps_is_the_sum_over_them(switch, start, end):
+    work = StageWork(switch, 2.0, 5.0)
+    assert work.between(start, end) == sum(2.0 if step < switch else 5.0 for step in range(start, end))
+
+
+def test_the_work_of_a_training_follows_its_phases():
+    recipe = load_recipe(TrainRecipe, "demo")
+    work = teacher_work(recipe)
+    assert work.switch == 100
+    assert work.after - work.before == 12  # iterations
+    assert 0 < work.before - 4 < 4  # the head
+    for changes in (
+        ["model.solver=transformer"],
+        ["model.num_iterations=0"],
+        ["training.iterations_start=0"],
+    ):
+        found = teacher_work(load_recipe(TrainRecipe, "demo", changes))
+        assert found.before == found.after or found.switch == 0
+
+
+def test_the_speed_of_this_machine_is_a_number_of_operations():
+    assert 1e8 < measure_cpu() < 1e15
