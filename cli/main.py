@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from iiad import __version__
-from iiad.artefacts import require_printable
 from iiad.conversion.quantization import hide_load_remarks
-from iiad.errors import InputError, Unfinished, printable
+from iiad.errors import InputError, Unfinished, printable, require_printable
 
 from .bench import bench
 from .capture import capture

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .errors import UNPRINTABLE, InputError, shorten
+from .errors import InputError, require_printable, shorten
 from .files import append_line, parse_json, read_json, write_text
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "describe_problems",
     "list_differences",
     "require_iterations_to_plan",
-    "require_printable",
 ]
 
 
@@ -161,21 +160,6 @@ def check_fields(kind: type[T], fields: Any, where: object) -> T:
         raise InputError(f"{where}: {describe_problems(error)[0]}") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply") from None
-
-
-def require_printable(value: Any, where: object) -> None:
-    """Raise InputError, naming the field, for a text in nested values that does not print; line ends and tabs do."""
-    left: list[tuple[str, Any]] = [("", value)]
-    seen: set[int] = set()
-    while left:
-        place, found = left.pop()
-        if isinstance(found, str) and UNPRINTABLE.search(re.sub(r"[\t\n\r]", "", found)):
-            raise InputError(f"{where}: {place}: expected text that can be printed, got {shorten(found)}")
-        if isinstance(found, dict | list) and id(found) not in seen:  # YAML may name one of them many times
-            seen.add(id(found))
-            for name, part in found.items() if isinstance(found, dict) else enumerate(found):
-                field = f"{place}.{str(name)[:60]}".removeprefix(".")
-                left += [(field, name), (field, part)]
 
 
 def describe_problems(error: ValidationError) -> list[str]:

@@ -12,6 +12,7 @@ __all__ = [
     "one_line",
     "printable",
     "require_least",
+    "require_printable",
     "require_seed",
     "require_utf8",
     "shorten",
@@ -60,6 +61,21 @@ def require_utf8(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{what}: expected UTF-8, got {shorten(text)}") from None
+
+
+def require_printable(value: Any, where: object) -> None:
+    """Raise InputError, naming the field, for a text in nested values that does not print; line ends and tabs do."""
+    left: list[tuple[str, Any]] = [("", value)]
+    seen: set[int] = set()
+    while left:
+        place, found = left.pop()
+        if isinstance(found, str) and UNPRINTABLE.search(re.sub(r"[\t\n\r]", "", found)):
+            raise InputError(f"{where}: {place}: expected text that can be printed, got {shorten(found)}")
+        if isinstance(found, dict | list) and id(found) not in seen:  # YAML may name one of them many times
+            seen.add(id(found))
+            for name, part in found.items() if isinstance(found, dict) else enumerate(found):
+                field = f"{place}.{str(name)[:60]}".removeprefix(".")
+                left += [(field, name), (field, part)]
 
 
 def one_line(error: BaseException) -> str:
