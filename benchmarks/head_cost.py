@@ -22,9 +22,10 @@ import torch
 from common import Row, autocasts, make_parser, print_rows, ratio_in_turns
 from torch.nn import functional as F
 
+from iiad.data import next_labels
 from iiad.distillation.divergences import FullTarget, TeacherDivergence
 from iiad.evaluation.activation_memory import peak_bytes
-from iiad.training.head import head_loss, next_token_labels
+from iiad.training.head import head_loss
 
 
 def main() -> int:
@@ -68,7 +69,7 @@ class Head:
         self.weight = (0.05 * torch.randn(vocab_size, width, device=device)).requires_grad_()
         teacher = torch.randn(num_tokens, width, device=device)
         self.target = FullTarget(teacher, 0.05 * torch.randn(vocab_size, width, device=device))
-        self.labels = next_token_labels(torch.randint(vocab_size, (1, num_tokens), device=device))
+        self.labels = next_labels(torch.randint(vocab_size, (1, num_tokens), device=device)).flatten()
 
     def cross_entropy(self) -> None:
         """Run ours, forward and backward."""

@@ -1,24 +1,29 @@
-"""Blocks of a token corpus to train on, and windows to evaluate on.
+"""Blocks of a corpus to train on, and windows to evaluate on.
 
-T tokens of a block, B windows of a batch.
+T tokens of a block, b blocks of a batch, B windows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from iiad.errors import InputError, require_least
 
 from .corpus import TokenCorpus
+from .labelled import NOT_ASKED, LabelledCorpus
 
-__all__ = ["TokenBlocks", "evaluation_windows"]
+__all__ = ["RowBlocks", "TokenBlocks", "Window", "evaluation_windows", "make_blocks", "next_labels"]
+
+Batch = dict[str, Tensor]
 
 
-class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+class TokenBlocks(Dataset[Batch]):
     """The corpus as blocks of `block_size` tokens that do not overlap; a tail shorter than that is dropped.
 
     Item i is `{"input_ids": (T,), "labels": (T,)}`, int64, the labels a copy of the ids: causal models of
@@ -26,6 +31,9 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 
     Raises InputError for a `block_size` below 2 or larger than the corpus.
     """
+
+    num_asked = None
+    """Every token is asked for: all blocks weigh the same."""
 
     def __init__(self, corpus: TokenCorpus, block_size: int) -> None:
         require_least(2, block_size=block_size)
@@ -39,41 +47,143 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return self.corpus.num_tokens // self.block_size
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Batch:
         if not -len(self) <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         start = index % len(self) * self.block_size
         input_ids = _tensor(self.corpus.tokens[start : start + self.block_size])  # (T,)
         return {"input_ids": input_ids, "labels": input_ids.clone()}
 
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return several blocks: input_ids and labels, each (b, T)."""
+        found: Batch = default_collate([self[index] for index in indices])
+        return found
+
+
+class RowBlocks(Dataset[Batch]):
+    """Labelled rows, one a block, padded on the right to the longest of a batch.
+
+    Padding is neither asked for nor seen: a causal model's output depends on what stands before it. So no row sees
+    another, and no mask is needed. Item i is `{"input_ids": (T,), "labels": (T,)}`, int64, unpadded.
+
+    block_size: tokens of the longest row. num_asked: (num_documents,) tokens that each row asks for.
+    Raises InputError for a row longer than `most`.
+    """
+
+    def __init__(self, corpus: LabelledCorpus, most: int) -> None:
+        self.corpus, lengths = corpus, corpus.lengths
+        self.block_size = int(lengths.max())
+        if self.block_size > most:
+            row = int(lengths.argmax()) + 1
+            raise InputError(
+                f"block_size: expected at least the {self.block_size} tokens of row {row}, got {most}"
+            )
+        self.num_asked = np.add.reduceat(corpus.cells["label"] >= 0, corpus.starts[:-1], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.corpus.num_documents
+
+    def __getitem__(self, index: int) -> Batch:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return {
+            name: _tensor(values) for name, values in self._row(index % len(self)).items() if name != "groups"
+        }
+
+    def _row(self, index: int) -> dict[str, np.ndarray]:
+        cells = self.corpus.row(index)
+        return {"input_ids": cells["token"], "labels": cells["label"], "groups": cells["group"]}
+
+    def padded(self, indices: Sequence[int], length: int | None = None) -> Batch:
+        """Return input_ids, labels and groups of several rows, each (b, T); length: T, default: the longest row's."""
+        rows = [self._row(index) for index in indices]
+        T = length or max(len(row["labels"]) for row in rows)
+        fill = {"input_ids": 0, "labels": NOT_ASKED, "groups": 0}
+        found = {name: torch.full((len(rows), T), value) for name, value in fill.items()}
+        for number, row in enumerate(rows):
+            for name, values in row.items():
+                found[name][number, : len(values)] = _tensor(values)
+        return found
+
+    def batch(self, indices: Sequence[int], length: int | None = None) -> Batch:
+        """Return several rows: input_ids and labels (b, T), and `asked` (n,), the positions, counted through all b T,
+        whose next token is asked for: found here, where no GPU has to wait for their number."""
+        found = self.padded(indices, length)
+        asked = (next_labels(found["labels"]).flatten() >= 0).nonzero()[:, 0]
+        return {"input_ids": found["input_ids"], "labels": found["labels"], "asked": asked}
+
+
+def make_blocks(corpus: TokenCorpus | LabelledCorpus, block_size: int) -> TokenBlocks | RowBlocks:
+    """Return text in blocks of `block_size` tokens, or rows of at most so many."""
+    return (
+        TokenBlocks(corpus, block_size) if isinstance(corpus, TokenCorpus) else RowBlocks(corpus, block_size)
+    )
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """Shift the labels to the tokens that predict them, (B, T): negative at the end, and where nothing is asked."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], NOT_ASKED)], dim=1)
+
+
+class Window(NamedTuple):
+    """A batch to evaluate: what goes in and what is to come out, each (B, T) int64.
+
+    targets: negative where nothing is asked. groups: of each target its length, operations or hops; None for text.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    groups: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Window:
+        """Return the window that asks for every token (B, T + 1) but the first of each sequence."""
+        return cls(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
 
 def evaluation_windows(
-    corpus: TokenCorpus, block_size: int, max_tokens: int | None = None, batch_size: int = 1
-) -> Iterator[torch.Tensor]:
+    corpus: TokenCorpus | LabelledCorpus,
+    block_size: int,
+    max_tokens: int | None = None,
+    batch_size: int = 1,
+) -> Iterator[Window]:
     """Cut the corpus into windows in which every token but the very first is predicted exactly once.
 
-    Of a window w, `w[:, :-1]` is the input and `w[:, 1:]` the target, both (B, T) with T <= `block_size`.
-    Neighbours share one token: the last target of one is the first input of the next.
+    Neighbours share one token: the last target of one is the first input of the next. T <= `block_size`. Of labelled
+    rows a window is a batch of whole rows.
 
-    max_tokens: use only this many, from the start; their number less one is predicted.
-    Returns (B, T + 1) int64 batches of at most `batch_size` windows, in the corpus's order; a last window that is
-    shorter than the others is a batch of its own.
-    Raises InputError, on the call, for an argument that is too small and a corpus of fewer than 2 tokens.
+    max_tokens: use only this many, from the start; their number less one is predicted. Of labelled rows: those that
+        end within them, at least one.
+    Returns windows of a batch of at most `batch_size`, in the corpus's order; a last window that is shorter than the
+    others is a batch of its own.
+    Raises InputError, on the call, for an argument that is too small, a corpus of fewer than 2 tokens, and a row that
+    is too long.
     """
     require_least(1, block_size=block_size, batch_size=batch_size)
     require_least(2, max_tokens=max_tokens, **{"corpus.num_tokens": corpus.num_tokens})
+    if isinstance(corpus, LabelledCorpus):
+        num_rows = corpus.rows_within(max_tokens)
+        return _row_windows(RowBlocks(corpus, block_size + 1), num_rows, batch_size)
     return _windows(corpus.tokens[:max_tokens], block_size, batch_size)
 
 
-def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[torch.Tensor]:
+def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[Window]:
     num_full, rest = divmod(len(tokens) - 1, block_size)
     for first in range(0, num_full, batch_size):
         start, stop = first * block_size, min(first + batch_size, num_full) * block_size + 1
-        yield _tensor(tokens[start:stop]).unfold(0, block_size + 1, block_size).contiguous()  # (B, T + 1)
+        found = _tensor(tokens[start:stop]).unfold(0, block_size + 1, block_size)  # (B, T + 1)
+        yield Window.of(found)
     if rest:
-        yield _tensor(tokens[num_full * block_size :])[None]  # (1, rest + 1)
+        found = _tensor(tokens[num_full * block_size :])[None]  # (1, rest + 1)
+        yield Window.of(found)
 
 
-def _tensor(tokens: np.ndarray) -> torch.Tensor:
+def _row_windows(blocks: RowBlocks, num_rows: int, batch_size: int) -> Iterator[Window]:
+    for first in range(0, num_rows, batch_size):
+        found = blocks.padded(range(first, min(first + batch_size, num_rows)))
+        yield Window(found["input_ids"][:, :-1], found["labels"][:, 1:], found["groups"][:, 1:])
+
+
+def _tensor(values: np.ndarray) -> Tensor:
     """Copy as int64, which embeddings take."""
-    return torch.from_numpy(tokens.astype(np.int64))
+    return torch.from_numpy(values.astype(np.int64))

@@ -57,6 +57,10 @@ class TokenCorpus:
         """Times the loss in nats a token and divided by ln 2: bits per byte, comparable across tokenizers."""
         return self.num_tokens / self.num_bytes
 
+    def targets(self, most: int) -> np.ndarray:
+        """Return the first `most` tokens, all of which are asked for."""
+        return self.tokens[:most]
+
 
 def default_cache_dir() -> Path:
     """Return `$IIAD_CACHE`, else `$XDG_CACHE_HOME/iiad`, else `~/.cache/iiad`."""

@@ -136,7 +136,10 @@ def _read_text(source: Source, read_bytes: int, on_position: OnPosition) -> Iter
     _decode(b"", str(source.path), offset, lambda chunk: decoder.decode(chunk, final=True), pending)
 
 
-def _read_jsonl(source: Source, text_field: str, read_bytes: int, on_position: OnPosition) -> Iterator[str]:
+def read_lines(
+    source: Source, read_bytes: int = READ_BYTES, on_position: OnPosition = lambda position: None
+) -> Iterator[tuple[str, str]]:
+    """Yield each line of a jsonl file that is not blank, with the place that errors name."""
     offset = reported = 0
     with _open(source) as (raw, content):
         for number, line in enumerate(content, 1):
@@ -145,17 +148,28 @@ def _read_jsonl(source: Source, text_field: str, read_bytes: int, on_position: O
             text = text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
             if text.strip():
-                yield _text_of_line(text, text_field, place)
+                yield place, text
             if offset - reported >= read_bytes:
                 on_position(raw.tell())
                 reported = offset
 
 
-def _text_of_line(line: str, text_field: str, place: str) -> str:
-    expected = f"{place}: expected a JSON object with a string field {text_field!r}, got"
+def _read_jsonl(source: Source, text_field: str, read_bytes: int, on_position: OnPosition) -> Iterator[str]:
+    for place, line in read_lines(source, read_bytes, on_position):
+        expected = f"{place}: expected a JSON object with a string field {text_field!r}, got"
+        yield require_text(parse_object(line, place, expected), text_field, expected)
+
+
+def parse_object(line: str, place: str, expected: str) -> dict[str, Any]:
+    """Return the JSON object of a line. expected: the error message up to what was got."""
     record = parse_json(line, place)
     if not isinstance(record, dict):
         raise InputError(f"{expected} {_JSON_TYPES[type(record)]}")
+    return record
+
+
+def require_text(record: dict[str, Any], text_field: str, expected: str) -> str:
+    """Return the string in a field. expected: the error message up to what was got."""
     if text_field not in record:
         raise InputError(f"{expected} fields {_listed(record)}")
     text = record[text_field]
@@ -176,6 +190,26 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _read_parquet(source: Source, text_field: str, read_bytes: int, on_position: OnPosition) -> Iterator[str]:
+    def check(schema: Any) -> None:
+        _require_column(source, schema, text_field)
+
+    for place, (text,) in read_columns(source, [text_field], read_bytes, on_position, check):
+        if text is None:
+            raise InputError(f"{place}: expected a string in column {text_field!r}, got null")
+        yield text
+
+
+def read_columns(
+    source: Source,
+    columns: list[str],
+    read_bytes: int = READ_BYTES,
+    on_position: OnPosition = lambda position: None,
+    check: Callable[[Any], None] = lambda schema: None,
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the columns' values in each row of a parquet file, with the place that errors name.
+
+    check: called with the file's schema before a row is read.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -184,20 +218,15 @@ def _read_parquet(source: Source, text_field: str, read_bytes: int, on_position:
         # Without these two the whole file may be read ahead.
         streaming = {"pre_buffer": False, "buffer_size": read_bytes}
         with open(source.path, "rb") as raw, pyarrow.parquet.ParquetFile(raw, **streaming) as file:
-            _require_column(source, file.schema_arrow, text_field)
+            check(file.schema_arrow)
             size, num_rows = source.path.stat().st_size, file.metadata.num_rows
-            batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[text_field], use_threads=False)
-            for batch in batches:
-                for value in batch.column(0):
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns, use_threads=False):
+                for values in zip(*(batch.column(name) for name in columns), strict=True):
                     row += 1
-                    text = value.as_py()
-                    if text is None:
-                        place = f"{source.path}: row {row}"
-                        raise InputError(f"{place}: expected a string in column {text_field!r}, got null")
-                    yield text
+                    yield f"{source.path}: row {row}", [value.as_py() for value in values]
                 on_position(size * row // num_rows)
     except UnicodeDecodeError as error:
-        found = f"{error.reason} at byte {error.start} of column {text_field!r}"
+        found = f"{error.reason} at byte {error.start} of column {columns[0]!r}"
         raise InputError(f"{source.path}: row {row}: expected UTF-8 text, got {found}") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{source.path}: expected a readable parquet file, got {one_line(error)}") from error

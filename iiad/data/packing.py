@@ -26,7 +26,8 @@ from .corpus import (
 )
 from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
-from .sources import Source
+from .labelled import LabelledCorpus, generate_rows, labelled_fields, pack_rows
+from .sources import AnySource, Source, TaskSource
 from .tokenizers import tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -41,35 +42,51 @@ BATCH_PIECES = 1 << 12
 
 
 def pack(
-    sources: Sequence[Source],
+    sources: Sequence[AnySource],
     tokenizer: PreTrainedTokenizerFast,
     *,
     text_field: str = "text",
     cache_dir: str | Path | None = None,
+    num_rows: int | None = None,
     progress: Progress = True,
-) -> TokenCorpus:
+) -> TokenCorpus | LabelledCorpus:
     """Turn sources into one sequence of tokens, an end-of-text token after every document with text.
 
-    The tokens lie in `cache_dir`, under a hash of the sources' content and order, the tokenizer and the
-    settings: with all of these unchanged nothing is tokenized again. Memory does not grow with the corpus. A
-    special token spelt out in the text is tokenized as the characters it is spelt with: text cannot end a
+    Files whose first row has no text field but `prompt` and `completion`, or `input_ids` and `labels`, and generated
+    tasks become labelled rows instead. The tokens lie in `cache_dir`, under a hash of the sources' content and order,
+    the tokenizer and the settings: with all of these unchanged nothing is tokenized again. Memory does not grow with
+    a text. A special token spelt out in the text is tokenized as the characters it is spelt with: text cannot end a
     document. A document is tokenized in pieces (`cut_pieces`); a tokenizer that adds a space before text, as
     SentencePiece ones do, adds one before every piece, and so gets pieces of 1 MiB.
 
     tokenizer: with an eos token; its padding and truncation are not used and not changed.
     text_field: the jsonl field or parquet column with the text. cache_dir: default: as `default_cache_dir` says.
+    num_rows: of generated tasks that do not say themselves; default 4,096.
     progress: True to report to stderr, False not to, or a function of bytes done and bytes in all.
 
-    Raises InputError where no source has text, a source is at fault (see `read_documents`) or changes while it is
-    read, the tokenizer has no eos token, or `cache_dir` cannot be written or is full.
+    Raises InputError where text, labelled rows and tasks are mixed, no source has text, a source is at fault (see
+    `read_documents`) or changes while it is read, the tokenizer has no eos token, or `cache_dir` cannot be written or
+    is full.
     """
     if not sources:
         raise InputError("sources: expected at least one, got none")
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: expected an eos_token, to stand between documents, got none")
+    files = [source for source in sources if isinstance(source, Source)]
+    tasks = [source for source in sources if isinstance(source, TaskSource)]
+    kinds = {labelled_fields(file, text_field) for file in files}
+    if len(kinds) + bool(tasks) > 1:
+        raise InputError(
+            f"inputs: expected text, rows with labels of one kind or tasks, got {_kinds(kinds, tasks)}"
+        )
+    if tasks:
+        return generate_rows(tasks, tokenizer, num_rows)
     folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
-    hashed = hash_sources(sources, folder, progress)
+    hashed = hash_sources(files, folder, progress)
     backend = _own_backend(tokenizer)
+    (fields,) = kinds
+    if fields is not None:
+        return pack_rows(hashed, fields, tokenizer, backend, folder, progress)
     # All that decides the tokens.
     settings = {
         "format": FORMAT,
@@ -81,17 +98,23 @@ def pack(
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     vocab_size = 1 + max(*backend.get_vocab().values(), tokenizer.eos_token_id)
-    names = tuple(source.name for source in sources)
+    names = tuple(file.name for file in files)
     where = (folder, fingerprint, names, tokenizer.eos_token_id, vocab_size, progress)
     corpus = open_corpus(*where)
     if corpus is None:
-        require_readable(sources, text_field)
+        require_readable(files, text_field)
         dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size <= 1 << 16 else "<u4"
         _build(folder / f"{fingerprint}.bin", settings, hashed, backend, dtype, progress)
         corpus = open_corpus(*where)
     if corpus is None:  # another program is at work in the folder
         raise InputError(f"cache_dir: {folder}: {fingerprint}.bin vanished or was cut as soon as written")
     return corpus
+
+
+def _kinds(kinds: set[Any], tasks: Sequence[TaskSource]) -> str:
+    """Name the kinds of sources that were mixed."""
+    names = ["text" if kind is None else f"rows of {kind[0]} and {kind[1]}" for kind in kinds]
+    return " and ".join(sorted(names) + [source.name for source in tasks[:1]])
 
 
 def _own_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

@@ -10,11 +10,13 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from iiad.errors import InputError, require_utf8
 
-__all__ = ["KNOWN_SUFFIXES", "Source", "resolve_inputs"]
+from .tasks import Task, parse_task
+
+__all__ = ["KNOWN_SUFFIXES", "AnySource", "Source", "TaskSource", "resolve_inputs"]
 
 KNOWN_SUFFIXES: dict[str, tuple[Literal["text", "jsonl", "parquet"], bool]] = {
     ".txt": ("text", False),
@@ -51,25 +53,44 @@ class Source:
     compressed: bool = False
 
 
-def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[Source]:
+@dataclass(frozen=True)
+class TaskSource:
+    """The rows of one split of a generated task."""
+
+    task: Task
+    split: str
+
+    @property
+    def name(self) -> str:
+        """The task with its settings."""
+        return str(self.task)
+
+
+AnySource = Source | TaskSource
+
+
+def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[AnySource]:
     """Find the files that `inputs` name: in the order given, sorted inside a pattern or folder, each once.
 
     inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of other suffixes and hidden ones
         are passed over) or `stdlib`, `stdlib:train`, `stdlib:validation`: the Python files of the running
-        interpreter. A file or folder that is really called `stdlib` is `./stdlib`.
-    split: what plain `stdlib` means, "train" or "validation"; nothing else depends on it.
+        interpreter. A file or folder that is really called `stdlib` is `./stdlib`. Or a task of `iiad.data.tasks`
+        with its settings, such as `states:group=s5,length=16`.
+    split: of tasks and of plain `stdlib`, "train" or "validation"; files do not depend on it.
 
     Raises InputError where files are missing, unreadable, of another suffix or without one and no UTF-8, or patterns
     or folders match nothing, naming all of them; for an unknown split, and for no inputs.
     """
     if isinstance(inputs, str) or not inputs:
         raise InputError(f"inputs: expected a list of at least one file, pattern or folder, got {inputs!r}")
-    kept: dict[Path, Source] = {}
+    kept: dict[Any, AnySource] = {}
     problems: dict[str, list[str]] = {}
     for item in inputs:
         for found in _resolve(item, split):
             if isinstance(found, Source):
                 kept.setdefault(found.path.resolve(), found)
+            elif isinstance(found, TaskSource):
+                kept.setdefault(found.name, found)
             else:
                 expected, got = found
                 problems.setdefault(expected, []).append(got)
@@ -82,8 +103,11 @@ def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[Source]:
     return list(kept.values())
 
 
-def _resolve(item: str, split: str) -> Iterator[Source | tuple[str, str]]:
+def _resolve(item: str, split: str) -> Iterator[AnySource | tuple[str, str]]:
     """Yield the sources that one input names, in order; for what cannot be one, what is expected and what is got."""
+    if (task := parse_task(item)) is not None:
+        yield TaskSource(task, split)
+        return
     name, _, own_split = item.partition(":")
     if name == "stdlib":
         for path, relative in stdlib_files(own_split or split):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,14 @@ from iiad.folders import check_tokenizer_files, explain_loading, find_folder, ha
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["END_OF_TEXT", "MIN_VOCAB_SIZE", "load_tokenizer", "tokenizer_fingerprint", "train_tokenizer"]
+__all__ = [
+    "END_OF_TEXT",
+    "MIN_VOCAB_SIZE",
+    "load_tokenizer",
+    "task_tokenizer",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+]
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
@@ -56,6 +63,23 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     for field in ("is_local", "local_files_only"):  # of this loading: would be saved with the tokenizer
         tokenizer.init_kwargs.pop(field, None)
     return tokenizer
+
+
+def task_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of generated tasks: a token a word, white space between them.
+
+    words: different ones; the first pads and the second ends.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0])
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, pad_token=words[0], eos_token=words[1]
+    )
 
 
 def train_tokenizer(

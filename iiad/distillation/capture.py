@@ -11,12 +11,21 @@ import torch
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
-from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs, tokenizer_fingerprint
+from iiad.data import (
+    RowBlocks,
+    TokenBlocks,
+    load_tokenizer,
+    make_blocks,
+    pack,
+    resolve_inputs,
+    tokenizer_fingerprint,
+)
 from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256, lock_folder
 from iiad.memory import memory_explained
 from iiad.progress import print_status, progress
-from iiad.training.scoring import require_knowledge, score_beginning
+from iiad.training.batches import Batch
+from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning
 
 from .signal_encoding import encode_gaps, encode_ids, encode_states
 from .signal_record import COMPRESSIONS, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
@@ -91,6 +100,7 @@ def capture_signals(
             "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
         )
         blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir)
+        T = blocks.block_size
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
         teacher, identity = load_identified(teacher_folder, device, dtype, cast=False)
         _require_layers(hidden_layers, identity)
@@ -112,13 +122,14 @@ def capture_signals(
         with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
             score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
             override = "--no-check-teacher" if check_teacher else None
-            require_knowledge(score.nll, blocks.corpus.tokens, held, vocab_size, "the text", override)
+            known = blocks.corpus.targets(COUNTED_TOKENS)
+            require_knowledge(score.nll, known, held, vocab_size, "the text", override)
             return _capture_shards(outputs, blocks, folder, record, batch_size, device)
 
 
 def _capture_shards(
     outputs: TeacherOutputs,
-    blocks: TokenBlocks,
+    blocks: TokenBlocks | RowBlocks,
     folder: Path,
     record: SignalRecord,
     batch_size: int,
@@ -156,18 +167,25 @@ def _capture_shards(
                 # A batch never reaches into the next shard: so a resumed run makes the same batches.
                 for first in range(span.start, span.stop, batch_size):
                     batch = range(first, min(first + batch_size, span.stop))
-                    input_ids = torch.stack([blocks[i]["input_ids"] for i in batch]).to(device)  # (B, T)
-                    signals = outputs(input_ids, f"block {first}")
+                    signals = outputs(_take(blocks, batch, device), f"block {first}")
                     file.write(_encode(signals, record.layout).tobytes())
                     kept_mass += signals.kept_mass
                     advance(len(batch) * T)
-            kept_mass /= len(span) * T
+            num_asked = None if blocks.num_asked is None else blocks.num_asked[span.start : span.stop].sum()
+            kept_mass /= len(span) * T if num_asked is None else num_asked
             shards[index] = ShardRecord(index=index, sha256=file_sha256(path), kept_mass=kept_mass)
             journal.append(shards[index])
     record = record.model_copy(update={"shards": [shards[index] for index in sorted(shards)]})
     record.save(folder / RECORD)  # makes the folder signals: only then may the journal go
     journal.remove()
     return record
+
+
+def _take(blocks: TokenBlocks | RowBlocks, indices: range, device: str) -> Batch:
+    """Return blocks as a batch, rows padded to the longest of all."""
+    length = (blocks.block_size,) if isinstance(blocks, RowBlocks) else ()
+    batch = blocks.batch(indices, *length)
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _whole_shards(folder: Path, journal: Journal[ShardRecord], num_shards: int) -> dict[int, ShardRecord]:
@@ -205,7 +223,7 @@ def _pack(
     vocab_size: int,
     text_field: str,
     cache_dir: str | Path | None,
-) -> tuple[TokenBlocks, Any]:
+) -> tuple[TokenBlocks | RowBlocks, Any]:
     """Return the text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
     sources = resolve_inputs(inputs, "train")
     tokenizer = load_tokenizer(teacher)
@@ -214,7 +232,7 @@ def _pack(
             f"{teacher}: tokenizer: expected at most {vocab_size} tokens, the model's, got {len(tokenizer)}"
         )
     corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir)
-    return TokenBlocks(corpus, block_size), tokenizer
+    return make_blocks(corpus, block_size), tokenizer
 
 
 def _layout(

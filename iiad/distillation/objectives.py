@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch
-from iiad.training.head import head_loss, next_token_labels
+from iiad.training.head import asked_labels, asked_values, head_loss
 from iiad.training.learner import Learner
 from iiad.training.sections import DistillationSection
 
@@ -51,7 +51,7 @@ class LearnFromTeacher:
     def __call__(
         self, learner: Learner, batch: Batch, signal: Signal | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss for input_ids (B, T), and its parts ce, kl and hidden, each a scalar."""
+        """Return the loss for input_ids and labels (B, T), and its parts ce, kl and hidden, each a scalar."""
         section, input_ids = self.section, batch["input_ids"]
         output = learner.states(input_ids, output_hidden_states=bool(self.layers))
         loss, parts = torch.zeros((), device=input_ids.device), {}
@@ -60,9 +60,9 @@ class LearnFromTeacher:
             if signal is not None and section.kl_weight:
                 divergence = TeacherDivergence(signal.target, section.divergence, section.temperature)
             found = head_loss(
-                output.last_hidden_state,
+                asked_values(output.last_hidden_state, batch),
                 learner.head,
-                next_token_labels(input_ids),
+                asked_labels(batch),
                 divergence,
                 ce_weight=section.ce_weight,
                 kl_weight=section.kl_weight,
@@ -72,7 +72,7 @@ class LearnFromTeacher:
                 parts["kl"] = found.kl
         if self.layers:
             assert signal is not None
-            states = [output.hidden_states[layer] for layer in self.layers]
+            states = [asked_values(output.hidden_states[layer], batch) for layer in self.layers]
             hidden = hidden_state_loss(signal.hidden_states, states, section.hidden_loss)
             loss = loss + section.hidden_weight * hidden
             parts["hidden"] = hidden.detach()
@@ -108,7 +108,7 @@ class LearnLayers:
         self, learner: Learner, batch: Batch, signal: Sequence[LayerRecord]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss for the teacher's signal, and that of each layer (numbered from 1) as its part."""
-        losses = learner.run(_layer_losses, self.layers, signal)
+        losses = learner.run(_layer_losses, self.layers, signal, batch)
         parts = {f"layer_{layer + 1}": loss.detach() for layer, loss in zip(self.layers, losses, strict=True)}
         return torch.stack(losses).mean(), parts
 
@@ -126,20 +126,23 @@ def _record_layers(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[in
 
 
 def _layer_losses(
-    base: PreTrainedModel, layers: Sequence[int], signal: Sequence[LayerRecord]
+    base: PreTrainedModel, layers: Sequence[int], signal: Sequence[LayerRecord], batch: Batch
 ) -> list[Tensor]:
     _, context = base.prepare(None, inputs_embeds=signal[0].x)
     losses = []
     for layer, record in zip(layers, signal, strict=True):
         x, history = base.run_layer(layer, record.x, record.history, **context)
         found = (x, history[-1]) if base.layers[layer].corrector.uses_history else (x,)
-        errors = [_relative_error(mine, wanted) for mine, wanted in zip(found, record.targets, strict=False)]
+        errors = [
+            _relative_error(asked_values(mine, batch), asked_values(wanted, batch))
+            for mine, wanted in zip(found, record.targets, strict=False)
+        ]
         losses.append(torch.stack(errors).mean())
     return losses
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return ||found - wanted||^2 / ||wanted||^2 of (B, T, D), mean over tokens, in float32."""
+    """Return ||found - wanted||^2 / ||wanted||^2 of (N, D), mean over tokens, in float32."""
     found, wanted = found.float(), wanted.float()
     scale = wanted.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     return ((found - wanted).square().sum(-1) / scale).mean()

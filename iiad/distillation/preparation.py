@@ -15,7 +15,7 @@ from iiad.planning import Plan, check_plan
 from iiad.training.corpora import Corpora, require_step
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import set_attention
-from iiad.training.scoring import TokenScore, require_knowledge, score_beginning
+from iiad.training.scoring import COUNTED_TOKENS, TokenScore, require_knowledge, score_beginning
 
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
@@ -82,7 +82,8 @@ class Distillation:
         corpora, section = self.corpora, self.recipe.distillation
         held: Any
         if corpora.score is not None and corpora.validation is not None:
-            where, held = "data.validation", corpora.validation.tokens
+            validation, where = corpora.validation, "data.validation"
+            held = validation.targets(validation.num_tokens)
             self.teacher_score = score = corpora.score(self.teacher, "measuring the teacher")
         else:
             score, held = score_beginning(
@@ -91,7 +92,9 @@ class Distillation:
             where = "data.train"
         override = "distillation.check_teacher=false" if section.check_teacher else None
         vocab_size = self.teacher_config.vocab_size
-        losses = require_knowledge(score.nll, corpora.training.tokens, held, vocab_size, where, override)
+        losses = require_knowledge(
+            score.nll, corpora.training.targets(COUNTED_TOKENS), held, vocab_size, where, override
+        )
         if section.retain is not None and not score.accuracy:
             raise InputError(
                 f"distillation.retain: expected a teacher with accuracy on {where}, got one of 0"

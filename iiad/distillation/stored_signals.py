@@ -12,10 +12,10 @@ from typing import NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from iiad.artefacts import ModelIdentity
-from iiad.data import TokenBlocks
+from iiad.data import RowBlocks, TokenBlocks
 from iiad.errors import InputError
 from iiad.files import file_sha256
 
@@ -147,13 +147,16 @@ class StoredSignals:
 class SignalBlocks(Dataset[dict[str, Tensor]]):
     """Blocks with the teacher's signals: as many as both the corpus and the signals hold.
 
-    Item i is `input_ids` (T,) int64 and what `StoredSignals.read` returns.
+    Item i is the block's and what `StoredSignals.read` returns.
 
     Raises InputError for signals of other text or of blocks of another length, and for hidden states not held.
     """
 
     def __init__(
-        self, blocks: TokenBlocks, stored: StoredSignals, hidden_layers: Sequence[int] | None = None
+        self,
+        blocks: TokenBlocks | RowBlocks,
+        stored: StoredSignals,
+        hidden_layers: Sequence[int] | None = None,
     ):
         """hidden_layers: which of those that are held to read; None: all."""
         stored.require(
@@ -162,6 +165,7 @@ class SignalBlocks(Dataset[dict[str, Tensor]]):
             hidden_layers=hidden_layers or (),
         )
         self.blocks, self.stored, self.hidden_layers = blocks, stored, hidden_layers
+        self.block_size, self.num_asked = blocks.block_size, blocks.num_asked
 
     def __len__(self) -> int:
         return min(len(self.blocks), self.stored.record.num_blocks)
@@ -170,7 +174,14 @@ class SignalBlocks(Dataset[dict[str, Tensor]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         index %= len(self)
-        return {
-            "input_ids": self.blocks[index]["input_ids"],
-            **self.stored.read(index, self.hidden_layers),
+        return {**self.blocks[index], **self.stored.read(index, self.hidden_layers)}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return several blocks with their signals, each (b, T, ...), hidden states (b, n, T, D)."""
+        found = self.blocks.batch(indices)
+        T = found["input_ids"].shape[1]
+        signals = default_collate([self.stored.read(index, self.hidden_layers) for index in indices])
+        return found | {
+            name: values[:, :, :T] if name == "hidden_states" else values[:, :T]
+            for name, values in signals.items()
         }

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from iiad.errors import InputError
+from iiad.training.batches import Batch
+from iiad.training.head import asked_values
 from iiad.training.scoring import PLAIN_HEADS
 
 __all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
@@ -24,7 +26,7 @@ class BatchSignals(NamedTuple):
 
     ids: Tensor  # (B, T, k) int64, the likeliest first
     gaps: Tensor  # (B, T, k) float32: how far entries 2, ..., k and then the tail lie below the likeliest, in nats
-    kept_mass: float  # probability of the k entries, summed over the B * T tokens
+    kept_mass: float  # probability of the k entries, summed over the positions that are asked for
     states: Tensor | None  # (B, n, T, D)
 
 
@@ -42,6 +44,13 @@ def top_gaps(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Te
     gaps = torch.cat([first - top[:, 1:], first - tail[:, None]], dim=1)
     kept = torch.sigmoid((top.logsumexp(1) - tail).double())
     return ids, gaps, kept
+
+
+def _spread(values: Tensor, batch: Batch, fill: Tensor) -> Tensor:
+    """Return the values (N, k) of asked positions in their places, `fill` (k,) in the others: (B * T, k)."""
+    if "asked" not in batch:
+        return values
+    return fill.to(values).repeat(batch["input_ids"].numel(), 1).index_copy(0, batch["asked"], values)
 
 
 class TeacherOutputs:
@@ -68,11 +77,15 @@ class TeacherOutputs:
         self.chunk_tokens = chunk_tokens or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
 
     @torch.inference_mode()
-    def __call__(self, input_ids: Tensor, where: str) -> BatchSignals:
-        """input_ids: (B, T). where: what an error calls the batch. Raises InputError for NaN or infinity."""
+    def __call__(self, batch: Batch, where: str) -> BatchSignals:
+        """batch: input_ids (B, T); where only some positions are asked for, the others' signals mean nothing.
+
+        where: what an error calls the batch. Raises InputError for NaN or infinity.
+        """
+        input_ids = batch["input_ids"]
         last, states = self._run(input_ids)
         ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=last.device)
-        for chunk in last.flatten(0, 1).split(self.chunk_tokens):  # (m, D or V)
+        for chunk in asked_values(last, batch).split(self.chunk_tokens):  # (m, D or V)
             chunk_ids, chunk_gaps, mass = top_gaps(self._logits(chunk), self.top_k, self.temperature)
             ids.append(chunk_ids)
             gaps.append(chunk_gaps)
@@ -85,7 +98,12 @@ class TeacherOutputs:
                 f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
             )
         shape = (*input_ids.shape, self.top_k)
-        return BatchSignals(torch.cat(ids).view(shape), all_gaps.view(shape), float(kept), states)
+        fill = torch.arange(self.top_k), torch.zeros(self.top_k)  # the ids of a token are different ones
+        all_ids, all_gaps = (
+            _spread(values, batch, other).view(shape)
+            for values, other in zip((torch.cat(ids), all_gaps), fill, strict=True)
+        )
+        return BatchSignals(all_ids, all_gaps, float(kept), states)
 
     def _run(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, T) -> final states (B, T, D), or logits (B, T, V) of a model whose head is its own; (B, n, T, D)."""

@@ -1,6 +1,6 @@
 """Teachers: a live model or a folder of stored signals, alike to what learns from them.
 
-Legend: B batch, T tokens, D model width, L layers, V vocabulary, k kept tokens.
+Legend: B batch, T tokens, N positions that are asked for, D model width, L layers, V vocabulary, k kept tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch, Blocks
+from iiad.training.head import asked_values
 from iiad.training.learner import Learner, shard
 
 from .divergences import FullTarget, TopTarget
@@ -22,12 +23,12 @@ __all__ = ["LiveTeacher", "Signal", "StoredTeacher", "Teacher"]
 
 
 class Signal(NamedTuple):
-    """A teacher's output for a batch of B * T tokens."""
+    """A teacher's output for the N positions of a batch that are asked for: of text all B * T."""
 
     target: FullTarget | TopTarget
     """Its next-token distribution."""
     hidden_states: tuple[Tensor, ...]
-    """The hidden states asked for, each (B, T, D)."""
+    """The hidden states asked for, each (N, D)."""
 
 
 class Teacher(Protocol):
@@ -74,9 +75,9 @@ class LiveTeacher:
     def signal(self, batch: Batch) -> Signal:
         """batch: input_ids (B, T)."""
         found = self.learner.states(batch["input_ids"], output_hidden_states=bool(self.hidden_layers))
-        hidden = tuple(found.hidden_states[layer] for layer in self.hidden_layers)
+        hidden = tuple(asked_values(found.hidden_states[layer], batch) for layer in self.hidden_layers)
         head = self.learner.head if self.head is None else self.head
-        return Signal(FullTarget(found.last_hidden_state.flatten(0, 1), head), hidden)
+        return Signal(FullTarget(asked_values(found.last_hidden_state, batch), head), hidden)
 
 
 class StoredTeacher:
@@ -91,5 +92,8 @@ class StoredTeacher:
 
     def signal(self, batch: Batch) -> Signal:
         """batch: top_ids and top_log_probs (B, T, k), top_tail (B, T), and hidden_states (B, n, T, D) if asked."""
-        target = TopTarget(*(batch[f"top_{name}"].flatten(0, 1) for name in ("ids", "log_probs", "tail")))
-        return Signal(target, batch["hidden_states"].unbind(1) if self.hidden_layers else ())
+        target = TopTarget(
+            *(asked_values(batch[f"top_{name}"], batch) for name in ("ids", "log_probs", "tail"))
+        )
+        states = batch["hidden_states"].unbind(1) if self.hidden_layers else ()
+        return Signal(target, tuple(asked_values(state, batch) for state in states))

@@ -5,7 +5,7 @@ Legend: B batch, T tokens, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,15 +29,16 @@ __all__ = ["measure_truncations", "verify_plans"]
 @torch.no_grad()
 def measure_truncations(
     model: IIETForCausalLM,
-    batches: Iterable[Tensor],
+    batches: Iterable[Mapping[str, Tensor]],
     plans: Sequence[Sequence[int]],
     advance: Callable[[float], None] | None = None,
     origins: Sequence[int] | None = None,
 ) -> tuple[float, list[dict[str, float | None]]]:
     """Run plans and compare their outputs with the full model's.
 
-    batches: token ids, each (B, T), without padding. plans: r_t for each layer; equal plans are run once.
-    origins: the data set of each batch, for the standard errors; default: all of one.
+    batches: input_ids and labels, each (B, T), labels negative where nothing is asked for; as `RowBlocks` pads them.
+    plans: r_t for each layer; equal plans are run once. origins: the data set of each batch, for the standard errors;
+        default: all of one.
     Returns the full model's loss and for each plan `kl`, the mean over all tokens of KL(full || truncated), `loss`,
     the mean growth of the NLL of the predicted ones, in nats, and the standard errors `kl_error` and `loss_error`
     (None for one batch). The model keeps its own plan. Raises InputError for no batches and for NaN or infinity.
@@ -47,10 +48,8 @@ def measure_truncations(
     records, weights = [], []
     try:
         for number, batch in enumerate(batches, 1):
-            input_ids = batch.to(model.device)
-            full = FullOutput(
-                model.lm_head, _final_states(model, own, input_ids), input_ids, f"batch {number}"
-            )
+            input_ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
+            full = FullOutput(model.lm_head, _final_states(model, own, input_ids), labels, f"batch {number}")
             found = [
                 full.harms(_final_states(model, plan, input_ids)[None], f"batch {number}: plan {list(plan)}")
                 for plan in different
@@ -59,9 +58,9 @@ def measure_truncations(
             records.append(
                 {name: [harm[name] for harm in found] for name in ("kl", "loss")} | {"full": [[full.loss]]}
             )
-            weights.append(input_ids.numel())
+            weights.append(int(full.asked.sum()))
             if advance is not None:
-                advance(input_ids.numel())
+                advance(weights[-1])
     finally:
         model.set_num_iterations(own)
     if not records:

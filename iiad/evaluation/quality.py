@@ -9,7 +9,7 @@ from typing import Any
 from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.conversion.quantization import check_kinds, quantized_copy
-from iiad.data import TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
+from iiad.data import LabelledCorpus, TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.memory import memory_explained
 from iiad.planning import Plan
@@ -78,7 +78,9 @@ def evaluate_models(
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
         ):
-            num_predicted = min(max_tokens or corpus.num_tokens, corpus.num_tokens) - 1
+            num_predicted = len(corpus.targets(max_tokens or corpus.num_tokens)) - isinstance(
+                corpus, TokenCorpus
+            )
             with (
                 progress(
                     f"evaluating {name}", num_predicted, "tokens", 1 / (num_rows - len(results))
@@ -124,14 +126,16 @@ def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
 
 def _pack_texts(
     models: Sequence[str | Path], data: Sequence[str], text_field: str, cache_dir: str | Path | None
-) -> list[TokenCorpus]:
+) -> list[TokenCorpus | LabelledCorpus]:
     """Tokenize the text by each model's tokenizer."""
     sources = resolve_inputs(data, "validation")
     tokenizers = [load_tokenizer(model) for model in models]
     return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
 
 
-def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> list[DataIdentity]:
+def _identify_data(
+    corpora: Sequence[TokenCorpus | LabelledCorpus], max_tokens: int | None
+) -> list[DataIdentity]:
     """Identify each tokenization once, in order of first occurrence."""
     distinct = {corpus.fingerprint: corpus for corpus in corpora}
     return [
@@ -145,7 +149,11 @@ def _identify_data(corpora: Sequence[TokenCorpus], max_tokens: int | None) -> li
 
 
 def _describe(
-    label: str, identity: ModelIdentity, quantization: str | None, score: TokenScore, corpus: TokenCorpus
+    label: str,
+    identity: ModelIdentity,
+    quantization: str | None,
+    score: TokenScore,
+    corpus: TokenCorpus | LabelledCorpus,
 ) -> EvaluationResult:
     """Return the entry of a model, not yet compared."""
     return EvaluationResult(
@@ -158,6 +166,11 @@ def _describe(
         perplexity=perplexity(score.nll),
         bits_per_byte=bits_per_byte(score.nll, corpus.tokens_per_byte),
         accuracy=score.accuracy,
+        accuracy_by_group={
+            f"{corpus.grouped_by} {group}": accuracy for group, (_, accuracy) in score.by_group.items()
+        }
+        if isinstance(corpus, LabelledCorpus)
+        else {},
         evaluations_per_token=identity.num_evaluations,
         cache_bytes_per_token=identity.cache_bytes_per_token,
         overhead_cut=None,

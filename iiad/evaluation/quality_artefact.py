@@ -35,13 +35,17 @@ class EvaluationResult(Record):
         default=None, description="of the weights of its blocks"
     )
     data: str = Field(description="fingerprint of the entry of the evaluation's data that it read")
-    tokens: Size = Field(description="predicted tokens: all that were used but the first")
+    tokens: Size = Field(description="predicted tokens: all that were used but the first, or all asked for")
     nll: Number = Field(description="mean negative log likelihood of a token, in nats")
     perplexity: Amount = Field(description="exp(nll); depends on the tokenizer")
-    bits_per_byte: Number = Field(
-        description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers"
+    bits_per_byte: Number | None = Field(
+        description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers; "
+        "None for labelled rows"
     )
     accuracy: Share = Field(description="share of tokens that the model ranked first")
+    accuracy_by_group: dict[str, Share] = Field(
+        default={}, description="of generated tasks: accuracy by length, operations or hops"
+    )
     evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
@@ -72,9 +76,9 @@ def perplexity(nll: float) -> float:
     return min(math.exp(min(nll, 709.0)), 1e100)
 
 
-def bits_per_byte(nll: float, tokens_per_byte: float) -> float:
-    """nll / ln 2 * tokens per byte.
+def bits_per_byte(nll: float, tokens_per_byte: float | None) -> float | None:
+    """nll / ln 2 * tokens per byte; None without bytes.
 
     nll: nats per token. tokens_per_byte: of the whole text, so that of a part of it the bytes are prorated.
     """
-    return nll / math.log(2) * tokens_per_byte
+    return None if tokens_per_byte is None else nll / math.log(2) * tokens_per_byte

@@ -11,12 +11,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
-from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
+from iiad.data import RowBlocks, TokenBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.files import lock_file
 from iiad.memory import memory_explained
@@ -44,9 +43,10 @@ LONGEST_DEFAULT_BLOCK = 512
 class CalibrationSet:
     """Blocks drawn of one data set."""
 
-    blocks: TokenBlocks
+    blocks: TokenBlocks | RowBlocks
     indices: list[int]
     identity: DataIdentity
+    """Its `num_tokens` counts the positions that are asked for, of text all."""
 
 
 def measure_influence(
@@ -142,8 +142,15 @@ def _measure(
         for index, (number, batch) in enumerate(numbered_batches(sets, batch_size)):
             if index < num_finished:
                 continue
-            where = f"batch {index + 1}"
-            record = profile_batch(teacher, batch, metrics, data=number, memory=memory, where=where)
+            record = profile_batch(
+                teacher,
+                batch["input_ids"],
+                metrics,
+                labels=batch["labels"],
+                data=number,
+                memory=memory,
+                where=f"batch {index + 1}",
+            )
             records.append(record)
             if journal is not None:
                 journal.append(record)
@@ -198,10 +205,11 @@ def draw_calibration(
     drawn = []
     for names in as_data_sets(data):
         corpus = pack(resolve_inputs(names, split), tokenizer, text_field=text_field, cache_dir=cache_dir)
-        blocks = TokenBlocks(corpus, settings.block_size)
-        indices = sample_blocks(len(blocks), settings.block_size, settings.max_tokens, settings.seed)
+        blocks = make_blocks(corpus, settings.block_size)
+        indices = sample_blocks(len(blocks), blocks.block_size, settings.max_tokens, settings.seed)
         # The names as given: those of the embedded corpus run to hundreds, and the fingerprint covers their content.
-        num_tokens = len(indices) * settings.block_size
+        num_asked = None if blocks.num_asked is None else int(blocks.num_asked[indices].sum())
+        num_tokens = len(indices) * blocks.block_size if num_asked is None else num_asked
         identity = DataIdentity(names=names, fingerprint=corpus.fingerprint, num_tokens=num_tokens)
         drawn.append(CalibrationSet(blocks, indices, identity))
     return drawn
@@ -220,12 +228,15 @@ def sample_blocks(num_blocks: int, block_size: int, max_tokens: int | None, seed
     return sorted(random.Random(seed).sample(range(num_blocks), num_drawn))
 
 
-def numbered_batches(sets: Sequence[CalibrationSet], batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield all blocks drawn as batches (B, T), the last of a set maybe smaller, each with its set number."""
+def numbered_batches(
+    sets: Sequence[CalibrationSet], batch_size: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield all blocks drawn as batches, input_ids and labels (B, T), the last of a set maybe smaller, each with the
+    number of its set."""
     for number, part in enumerate(sets):
         for first in range(0, len(part.indices), batch_size):
             indices = part.indices[first : first + batch_size]
-            yield number, torch.stack([part.blocks[index]["input_ids"] for index in indices])
+            yield number, part.blocks.batch(indices)
 
 
 def partial_path(output: str | Path) -> Path:

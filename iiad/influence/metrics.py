@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iiad.data import next_labels
 from iiad.errors import InputError
 
 from .profile import FixedPoint
 
-__all__ = ["ITERATE_METRICS", "FullOutput", "cosine", "fixed_point", "relative_l2", "wide"]
+__all__ = ["ITERATE_METRICS", "FullOutput", "asked_positions", "cosine", "fixed_point", "relative_l2", "wide"]
 
 NUM_CHUNKS = 16
 """Parts of a batch's tokens in which logits are compared: their probabilities, differences and terms stay small."""
@@ -27,8 +28,8 @@ NUM_CHUNKS = 16
 def cosine(before: Tensor, after: Tensor) -> float:
     """1 - mean over tokens of cos(before, after), in [0, 2] (the paper's kind of score, ShortGPT's block influence).
 
-    before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (B, T, D). Computed as |a/|a| - b/|b||^2 / 2, which equals
-    1 - cos and stays exact where the cosine is so near to 1 that the difference would be rounding alone.
+    before, after: x_{t+1}(i - 1) and x_{t+1}(i), each (N, D) or (B, T, D). Computed as |a/|a| - b/|b||^2 / 2, which
+    equals 1 - cos and stays exact where the cosine is so near to 1 that the difference would be rounding alone.
     """
     gap = F.normalize(wide(before), dim=-1) - F.normalize(wide(after), dim=-1)  # (B, T, D)
     return gap.square().sum(-1).mean(dtype=torch.float64).item() / 2
@@ -78,21 +79,23 @@ class FullOutput:
     of the vocabulary's size is made for a chunk of tokens at a time.
     """
 
-    def __init__(self, head: nn.Linear, hidden_states: Tensor, input_ids: Tensor, where: str = "the model"):
-        """hidden_states: (B, T, D), after the final norm; input_ids: (B, T). where: the batch, for errors.
+    def __init__(self, head: nn.Linear, hidden_states: Tensor, labels: Tensor, where: str = "the model"):
+        """hidden_states: (B, T, D), after the final norm. labels: (B, T), of text its ids; negative: not asked for.
+
+        where: the batch, for errors. Where labels are negative the positions before them do not count.
 
         Raises InputError for logits that hold NaN or infinity.
         """
         self.head, self.hidden_states = head, hidden_states
-        self.targets = F.pad(
-            input_ids[:, 1:].long(), (0, 1), value=-1
-        )  # (B, T); a block's last predicts nothing
+        self.targets, self.asked = next_labels(labels.long()), asked_positions(labels)  # (B, T)
         self.num_predicted = max(1, int((self.targets >= 0).sum()))
         self.chunk_tokens = max(1, self.targets.numel() // NUM_CHUNKS)
         self.logits = head(hidden_states)  # (B, T, V)
         chunks = zip(*map(self._chunks, (self.logits, self.targets)), strict=True)
         total = sum(
-            F.cross_entropy(wide(logits), targets, ignore_index=-1, reduction="none").sum(dtype=torch.float64)
+            F.cross_entropy(wide(logits), targets.clamp(min=-1), ignore_index=-1, reduction="none").sum(
+                dtype=torch.float64
+            )
             for logits, targets in chunks
         )
         self.loss = float(total) / self.num_predicted
@@ -105,13 +108,13 @@ class FullOutput:
         """Compare n stopped models with the full one.
 
         stopped: (n, b, T, D), final states after the norm, of the batch's sequences `rows`.
-        Returns for each of n: `kl`, KL(full || stopped), and `loss`, the growth of the NLL, in nats: means over all
-        and over the predicted tokens of the whole batch, to which other sequences add nothing.
+        Returns for each of n: `kl`, KL(full || stopped), and `loss`, the growth of the NLL, in nats: means over the
+        asked positions and over the targets of the whole batch, to which other sequences add nothing.
         Raises InputError where one of them has NaN or infinity for an output.
         """
-        own = (self.logits[rows], self.hidden_states[rows], self.targets[rows], *stopped)
+        own = (self.logits[rows], self.hidden_states[rows], self.targets[rows], self.asked[rows], *stopped)
         totals = torch.zeros(2, len(stopped), dtype=torch.float64, device=stopped.device)
-        for logits, states, targets, *others in zip(*map(self._chunks, own), strict=True):
+        for logits, states, targets, asked, *others in zip(*map(self._chunks, own), strict=True):
             full = wide(logits).softmax(-1)  # p, (m, V)
             for n, other in enumerate(others):
                 d = wide(self.head((wide(other) - wide(states)).to(other.dtype)))  # (m, V)
@@ -120,12 +123,12 @@ class FullOutput:
                 if not kl.isfinite().all():  # e^d overflows though p e^d need not
                     kl = (wide(logits).log_softmax(-1) + d).logsumexp(-1)
                 growth = kl - d.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-                totals[0, n] += kl.sum(dtype=torch.float64)
+                totals[0, n] += kl.masked_fill(~asked, 0.0).sum(dtype=torch.float64)
                 totals[1, n] += growth[targets >= 0].sum(dtype=torch.float64)
         if not totals.isfinite().all():
             raise InputError(f"{where}: expected finite logits, got NaN or infinity")
         return {
-            "kl": (totals[0] / self.targets.numel()).tolist(),
+            "kl": (totals[0] / self.asked.sum()).tolist(),
             "loss": (totals[1] / self.num_predicted).tolist(),
         }
 
@@ -142,6 +145,12 @@ class FullOutput:
     def _chunks(self, values: Tensor) -> Sequence[Tensor]:
         """(b, T, ...) -> views (m, ...)."""
         return values.flatten(0, 1).split(self.chunk_tokens)
+
+
+def asked_positions(labels: Tensor) -> Tensor:
+    """Return the positions that count, (B, T) bool: those with a next label; of text all, also a block's last."""
+    targets = next_labels(labels)
+    return targets >= 0 if bool((labels < 0).any()) else torch.ones_like(labels, dtype=torch.bool)
 
 
 def wide(states: Tensor) -> Tensor:

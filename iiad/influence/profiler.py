@@ -18,7 +18,7 @@ from iiad.errors import InputError
 from iiad.memory import is_out_of_memory
 from iiad.models import IIETForCausalLM
 
-from .metrics import ITERATE_METRICS, FullOutput, fixed_point, wide
+from .metrics import ITERATE_METRICS, FullOutput, asked_positions, fixed_point, wide
 from .passes import FullPass
 from .profile import METRICS, BatchRecord
 
@@ -45,6 +45,7 @@ def profile_batch(
     input_ids: Tensor,
     metrics: Sequence[str] = tuple(METRICS),
     *,
+    labels: Tensor | None = None,
     data: int = 0,
     memory: int | None = None,
     where: str = "the batch",
@@ -57,7 +58,9 @@ def profile_batch(
     A predictor of several stages (PCformer's) is scored likewise: truncated after each stage, the corrector in full.
 
     model: in evaluation mode, with at least one iteration. It is not changed.
-    input_ids: (B, T), without padding; moved to the model's device.
+    input_ids: (B, T), without padding on the left; moved to the model's device.
+    labels: (B, T), aligned with input_ids, negative where nothing is asked for; only positions before those that are
+        count. Default: every token is asked for.
     data: number of the batch's data set, for the record. where: the batch's name in errors.
     memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
         depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs out, half
@@ -71,19 +74,28 @@ def profile_batch(
     if model.training:
         raise InputError("model: expected evaluation mode, model.eval(), got training mode")
     _require_token_ids(model, input_ids, where)
+    if labels is not None:
+        _require_token_ids(model, labels.clamp(min=0), f"{where}: labels")
     input_ids = input_ids.to(model.device)
+    labels = input_ids if labels is None else labels.to(model.device)
+    asked = asked_positions(labels)
+    every = bool(asked.all())
+
+    def pick(state: Tensor) -> Tensor:
+        return state if every else state[asked]  # (N, D)
+
     full, fixed_points = FullPass(model, input_ids), []
     steps: Steps = {}
     for layer, solved in full.run():
         if not solved.iterates[-1].isfinite().all():
             raise InputError(f"{where}: expected finite states of layer {layer + 1}, got NaN or infinity")
-        fixed_points.append(fixed_point(solved.iterates))
+        fixed_points.append(fixed_point([pick(state) for state in solved.iterates]))
         for number, chain in enumerate(solved.chains):
-            outputs = [full.output(layer, state) for state in chain]
+            outputs = [pick(full.output(layer, state)) for state in chain]
             for metric in set(ITERATE_METRICS) & set(metrics):
                 found = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
                 steps[number, metric, layer] = torch.tensor(found, dtype=torch.float64)
-    output = FullOutput(model.lm_head, full.final_states(), input_ids, where)
+    output = FullOutput(model.lm_head, full.final_states(), labels, where)
     if not set(metrics) <= set(ITERATE_METRICS):
         gradient = output.loss_gradient() if "taylor" in metrics else None
         size = sequences_at_once(model, len(input_ids), input_ids.shape[1], memory)
@@ -98,7 +110,7 @@ def profile_batch(
     )
     return BatchRecord(
         data=data,
-        num_tokens=input_ids.numel(),
+        num_tokens=int(asked.sum()),
         loss=output.loss,
         scores=scores,
         stages=stages if full.num_stages > 1 else {},

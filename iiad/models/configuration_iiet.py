@@ -165,12 +165,12 @@ class IIETConfig(PreTrainedConfig):
         """Nothing: the number follows from other fields, but transformers assigns to it in places."""
 
     def check_values(self) -> None:
-        """Raise ValueError for a field of a wrong type or out of range. None is accepted where it is the default."""
+        """Raise ValueError for a field of a wrong type or out of range. None is accepted where the type says so."""
         for name, (accepts, words) in type(
             self
         ).accepted_values.items():  # the class's own, as a file may bring another
             value = getattr(self, name)
-            may_be_none = type(self).__dataclass_fields__[name].default is None
+            may_be_none = "None" in str(type(self).__dataclass_fields__[name].type)
             self._require(name, (value is None and may_be_none) or accepts(value), words)
 
     def validate_architecture(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.console import RenderableType
+from rich.table import Table
 
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult
 from iiad.progress import format_size
@@ -20,7 +21,7 @@ _LEGEND = (
 _COLUMNS: list[tuple[str, Callable[[EvaluationResult], str]]] = [
     ("model", lambda row: row.label),
     ("perplexity", lambda row: format(row.perplexity, ".2f" if row.perplexity < 1e5 else ".2e")),
-    ("bits per\nbyte", lambda row: f"{row.bits_per_byte:.4f}"),
+    ("bits per\nbyte", lambda row: "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}"),
     ("accuracy", lambda row: format_share(row.accuracy, digits=2)),
     ("retained", lambda row: format_share(row.retained)),
     ("overhead\ncut", lambda row: format_share(row.overhead_cut)),
@@ -36,4 +37,17 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
     settings = evaluation.settings
     read = ", ".join(f"{entry.num_tokens:,}" for entry in evaluation.data)
     head = f"{read} tokens, blocks of {settings.block_size}, {settings.dtype} on {settings.device}"
-    return report(head, record_tables(_COLUMNS, evaluation.results, width), _LEGEND)
+    tables = record_tables(_COLUMNS, evaluation.results, width)
+    groups = list(evaluation.results[0].accuracy_by_group)
+    if groups:
+        tables += _group_tables(evaluation.results, groups, width)
+    return report(head, tables, _LEGEND)
+
+
+def _group_tables(results: list[EvaluationResult], groups: list[str], width: int) -> list[Table]:
+    """Accuracy by length, operations or hops: a row a group, a column a model."""
+
+    def column(result: EvaluationResult) -> tuple[str, Callable[[str], str]]:
+        return result.label, lambda group: format_share(result.accuracy_by_group.get(group), digits=2)
+
+    return record_tables([("accuracy at", str), *map(column, results)], groups, width)

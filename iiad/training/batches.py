@@ -6,14 +6,13 @@ Legend: T tokens of a block, b blocks of a micro-batch, A micro-batches of a ste
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from .sections import OptimizationSection
 
@@ -23,11 +22,15 @@ Batch = dict[str, Tensor]
 
 
 class Blocks(Protocol):
-    """Equally long blocks of tokens: item i is a dict with input_ids (T,)."""
+    """Blocks of at most `block_size` tokens. num_asked: tokens that each asks for; None: all, of equal blocks."""
+
+    block_size: int
+    num_asked: Any
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Batch: ...
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return several blocks: input_ids and labels (b, T) and, where only some tokens are asked for, `asked`."""
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
@@ -37,19 +40,23 @@ def blocks_per_step(optimization: OptimizationSection) -> int:
 
 def micro_batches(
     blocks: Blocks, step: int, optimization: OptimizationSection, seed: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield this process's A micro-batches of a step, counted from 0, each value (b, ...).
+) -> Iterator[tuple[Batch, float]]:
+    """Yield this process's A micro-batches of a step, counted from 0, each with its weight.
 
-    Every epoch is a new order of all blocks, less the few that fill no step. The blocks of a step do not depend on
-    how b, A and P divide them.
+    The weight is the micro-batch's share of what the step asks for, times A P: the mean over the micro-batches of
+    weight * loss is the loss over all tokens that the step asks for. Of text it is 1. Every epoch is a new order of
+    all blocks, less the few that fill no step. The blocks of a step do not depend on how b, A and P divide them.
     """
     size, count = optimization.per_device_train_batch_size, blocks_per_step(optimization)
     epoch, place = divmod(step, len(blocks) // count)
     numbers = _order(len(blocks), _derive_seed("order", seed, epoch))[place * count : (place + 1) * count]
     here = PartialState()
-    for chunk in numbers.split(size)[here.process_index :: here.num_processes]:
-        batch = default_collate([blocks[number] for number in chunk.tolist()])
-        yield {name: value.to(device) for name, value in batch.items()}
+    chunks, asked = numbers.split(size), blocks.num_asked
+    mean = 1.0 if asked is None else asked[numbers.numpy()].sum() / len(chunks)
+    for chunk in chunks[here.process_index :: here.num_processes]:
+        batch = blocks.batch(chunk.tolist())
+        weight = 1.0 if asked is None else float(asked[chunk.numpy()].sum() / mean)
+        yield {name: value.to(device) for name, value in batch.items()}, weight
 
 
 def seed_step(seed: int, step: int) -> None:

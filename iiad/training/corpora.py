@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from typing import Any
 
 from iiad.data import (
-    TokenBlocks,
+    LabelledCorpus,
     TokenCorpus,
     evaluation_windows,
+    make_blocks,
     pack,
     resolve_inputs,
     tokenizer_fingerprint,
@@ -37,16 +38,19 @@ class Corpora:
         """config: the model's."""
         data, optimization = recipe.data, recipe.training
         _require_fit(data, tokenizer, config)
-        self.block_size = data.block_tokens(config.max_position_embeddings)
+        most = data.block_tokens(config.max_position_embeddings)
         self.batch_size = optimization.per_device_train_batch_size
         self.dtype = "bfloat16" if optimization.autocast else "float32"
-        self.training = _pack(data, "train", tokenizer)
-        self.blocks = TokenBlocks(self.training, self.block_size)
+        num_rows = recipe.num_steps * blocks_per_step(optimization)
+        self.training = _pack(data, "train", tokenizer, num_rows)
+        self.blocks = make_blocks(self.training, most)
+        self.block_size = self.blocks.block_size
         require_step("data.train", len(self.blocks), optimization)
         self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
         self.validation = _pack(data, "validation", tokenizer) if data.validation else None
         if self.validation is not None:
-            evaluation_windows(self.validation, self.block_size)  # checks its length
+            self.window_size = most if isinstance(self.validation, LabelledCorpus) else self.block_size
+            evaluation_windows(self.validation, self.window_size)  # checks its length
             self.fingerprints["validation"] = self.validation.fingerprint
 
     @property
@@ -57,8 +61,9 @@ class Corpora:
     def score_validation(self, model: Any, task: str = "") -> TokenScore:
         """Score a model on the whole validation text; task: what to show progress under."""
         assert self.validation is not None
-        windows = evaluation_windows(self.validation, self.block_size, batch_size=self.batch_size)
-        shown = progress(task, self.validation.num_tokens, "tokens") if task else nullcontext()
+        windows = evaluation_windows(self.validation, self.window_size, batch_size=self.batch_size)
+        num_asked = len(self.validation.targets(self.validation.num_tokens))
+        shown = progress(task, num_asked, "tokens") if task else nullcontext()
         with shown as advance:
             return evaluate_model(model, windows, name="validation", dtype=self.dtype, advance=advance)
 
@@ -72,10 +77,14 @@ def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:
             raise InputError(f"{field}: expected at most {most} tokens, the model's {limit}, got {got}")
 
 
-def _pack(data: DataSection, split: str, tokenizer: Any) -> TokenCorpus:
+def _pack(
+    data: DataSection, split: str, tokenizer: Any, num_rows: int | None = None
+) -> TokenCorpus | LabelledCorpus:
     sources = resolve_inputs(getattr(data, split), split)
     with first_process_first():
-        return pack(sources, tokenizer, text_field=data.text_field, cache_dir=data.cache_dir)
+        return pack(
+            sources, tokenizer, text_field=data.text_field, cache_dir=data.cache_dir, num_rows=num_rows
+        )
 
 
 def require_step(where: str, num_blocks: int, optimization: OptimizationSection) -> None:

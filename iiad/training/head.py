@@ -11,13 +11,15 @@ and 1.7 times (V = 32,000; width 192, 4 layers).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["ChunkLoss", "HeadLoss", "TokenLoss", "head_loss", "next_token_labels", "product_dtype"]
+from iiad.data import next_labels
+
+__all__ = ["ChunkLoss", "HeadLoss", "TokenLoss", "asked_labels", "asked_values", "head_loss", "product_dtype"]
 
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits made at a time: enough tokens for efficient products."""
@@ -50,11 +52,15 @@ class HeadLoss(NamedTuple):
     """Mean of the divergence over all tokens; None without one. Detached."""
 
 
-def next_token_labels(input_ids: Tensor) -> Tensor:
-    """Return the token that each one has to predict, -1 at the end of each block: (B, T) -> (B * T,) int64."""
-    labels = torch.full_like(input_ids, -1, dtype=torch.long)
-    labels[:, :-1] = input_ids[:, 1:]
-    return labels.flatten()
+def asked_values(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the values of positions whose next token the batch asks for: (B, T, ...) -> (N, ...); of text all."""
+    values = values.flatten(0, 1)
+    return values[batch["asked"]] if "asked" in batch else values
+
+
+def asked_labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the tokens that the batch asks for, (N,); of text that after each, and a negative one for the last."""
+    return asked_values(next_labels(batch["labels"]), batch)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from transformers import PreTrainedModel
 
 from .batches import Batch
-from .head import head_loss, next_token_labels
+from .head import asked_labels, asked_values, head_loss
 
 __all__ = ["LanguageModelling", "Learner", "Objective", "set_recompute", "shard", "unsharded"]
 
@@ -115,9 +115,7 @@ class LanguageModelling:
         """There is no teacher."""
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids: (B, T) -> mean nats per predicted token, and itself as the part "ce"."""
-        input_ids = batch["input_ids"]
-        found = head_loss(
-            learner.states(input_ids).last_hidden_state, learner.head, next_token_labels(input_ids)
-        )
+        """input_ids and labels (B, T) -> mean nats per token that is asked for, and itself as the part "ce"."""
+        states = learner.states(batch["input_ids"]).last_hidden_state
+        found = head_loss(asked_values(states, batch), learner.head, asked_labels(batch))
         return found.loss, {"ce": found.ce}

@@ -54,7 +54,7 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> Stag
         print_status(f"{stage.name}: {found} before; not run again")
         AveragedWeights(model, settings.ema_decay, start).swap()
         return state
-    size = (settings.per_device_train_batch_size, len(stage.blocks[0]["input_ids"]))
+    size = (settings.per_device_train_batch_size, stage.blocks.block_size)
     with memory_explained(f"{stage.name} on {model.device}", model, *size, training=True):
         run = _StageRun(model, stage, context, checkpoints, state)
         try:
@@ -117,7 +117,7 @@ class _StageRun:
         self.schedule = make_schedule(self.optimizer, settings, stage.length)
         self.average = AveragedWeights(self.model, settings.ema_decay)
         self.window: dict[str, Tensor] = {}  # StageState's, where the losses are
-        tokens = blocks_per_step(settings) * len(stage.blocks[0]["input_ids"])
+        tokens = blocks_per_step(settings) * stage.blocks.block_size
         self.log = StageLog(context.folder / "log.jsonl", stage.name, state, tokens, self.accelerator)
         name = f"{context.folder.name} {stage.name}"
         fields = {key: value for key, value in settings if isinstance(value, int | float | str)}
@@ -182,15 +182,18 @@ class _StageRun:
         stage, state, settings = self.stage, self.state, self.settings
         seed_step(stage.seed, state.step)
         means: dict[str, Tensor] = {}
-        for batch in micro_batches(stage.blocks, state.step, settings, stage.seed, self.accelerator.device):
+        device = self.accelerator.device
+        for batch, weight in micro_batches(stage.blocks, state.step, settings, stage.seed, device):
             with self.accelerator.accumulate(self.wrapped):
                 if isinstance(self.learner, FSDPModule):
                     self.learner.set_requires_gradient_sync(self.accelerator.sync_gradients)
                 loss, parts = self.wrapped(batch, stage.objective.signal(batch))
                 # An infinite loss may have a finite gradient: have it tell, since all processes see the gradient.
-                self.accelerator.backward(loss * (1 + 0 * loss.detach()))
+                self.accelerator.backward(loss * (weight + 0 * loss.detach()))
             for name, part in {"loss": loss.detach(), **parts}.items():
-                means[name] = means.get(name, 0.0) + part.double() / settings.gradient_accumulation_steps
+                means[name] = (
+                    means.get(name, 0.0) + weight * part.double() / settings.gradient_accumulation_steps
+                )
         # The one wait for the device in a step.
         norm = float(clip_gradient(self.model, settings.max_grad_norm))
         if norm < float("inf"):

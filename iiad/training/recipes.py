@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from iiad.data import parse_task
 from iiad.errors import InputError
 
 from .problems import Conflicts, Section, find_problems
@@ -41,12 +42,20 @@ class TrainRecipe(Section):
     """`iiad train`: a model from scratch, or on from a model."""
 
     model: ModelSection = ModelSection()
-    tokenizer: TokenizerSection
+    tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection
     training: TrainingSection
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return self.training.max_steps
+
     def conflicts(self) -> Conflicts:
-        """Blocks within the context."""
+        """A tokenizer, blocks within the context."""
+        given = (self.tokenizer.path, self.tokenizer.vocab_size)
+        if not any(given) and not all(map(parse_task, self.data.train)):
+            yield "tokenizer.vocab_size", "a size, or a path"
         context = self.model.max_position_embeddings
         if self.model.path is None and (self.data.block_size or 0) > context:
             yield "data.block_size", f"at most model.max_position_embeddings ({context})"
@@ -59,6 +68,11 @@ class DistillRecipe(Section):
     student: StudentSection = StudentSection()
     distillation: DistillationSection = DistillationSection()
     training: OptimizationSection = OptimizationSection()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the longest stage."""
+        return max((stage.max_steps for stage in self.distillation.stages().values()), default=1)
 
     def conflicts(self) -> Conflicts:
         """Retention that can be measured, and schedules of the stages that run."""
@@ -148,7 +162,7 @@ def missing_inputs(recipe: TrainRecipe | DistillRecipe) -> list[str]:
         f"data.{field}: no file {name} here"
         for field in ("train", "validation")
         for name in getattr(recipe.data, field)
-        if not re.match("stdlib(:|$)", name) and not _has_files(name)
+        if not re.match("stdlib(:|$)", name) and parse_task(name) is None and not _has_files(name)
     ]
     if isinstance(recipe, TrainRecipe):
         folders = {"model.path": recipe.model.path, "tokenizer.path": recipe.tokenizer.path}

@@ -6,15 +6,16 @@ Legend: B windows of a batch, T tokens, D model width, V vocabulary, n tokens of
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iiad.data import TokenCorpus, evaluation_windows
+from iiad.data import LabelledCorpus, TokenCorpus, Window, evaluation_windows
 from iiad.errors import InputError
 from iiad.progress import print_status
 
@@ -45,11 +46,13 @@ class TokenScore:
         tokens: number of predicted tokens.
         nll: mean negative log likelihood of a token, in nats.
         accuracy: share of tokens that the model ranked first, 0 to 1.
+        by_group: of labelled rows in groups: group -> its number of tokens and its accuracy.
     """
 
     tokens: int
     nll: float
     accuracy: float
+    by_group: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def retained(self, teacher: TokenScore) -> float | None:
         """Accuracy as a share of the teacher's; None where that is 0."""
@@ -59,21 +62,21 @@ class TokenScore:
 @torch.no_grad()
 def evaluate_model(
     model: Any,
-    windows: Iterable[Tensor],
+    windows: Iterable[Window],
     *,
     name: str = "model",
     dtype: str = "float32",
     chunk_tokens: int | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> TokenScore:
-    """Score every token of the windows but the first of each, given those before it in its window (ours).
+    """Score every target of the windows, given the tokens before it in its window (ours).
 
     Sums are in float64; the logits of a whole batch never exist at once for the model types whose head is
     known to be plain. Batch and chunk size change nothing but rounding.
 
     Args:
         model: a causal language model of transformers; its training mode is put back at the end.
-        windows: int64 batches (B, T + 1), as `iiad.data.evaluation_windows` makes them.
+        windows: as `iiad.data.evaluation_windows` makes them.
         name: the model's, for errors.
         dtype: "float32" runs the model as it is, "bfloat16" under autocast, which leaves head and loss alone.
         chunk_tokens: n, tokens whose logits (n, V) are held at a time; default: as many as fit in 64 MiB.
@@ -85,53 +88,66 @@ def evaluate_model(
     vocab_size = model.get_input_embeddings().weight.shape[0]
     chunk_tokens = chunk_tokens or max(1, _LOGITS_AT_ONCE // vocab_size)
     tokens, hits, total = 0, 0, 0.0
+    of_group: Counter[int] = Counter()
+    hits_of_group: Counter[int] = Counter()
     was_training = model.training
     model.eval()
     try:
-        for number, batch in enumerate(windows):
-            if batch[:, 1:].numel() == 0:
+        for number, window in enumerate(windows):
+            asked = window.targets.flatten() >= 0
+            if not asked.any():
                 continue
-            if int(batch.max()) >= vocab_size:
-                got = f"{int(batch.max())} in batch {number}"
+            highest = max(int(window.input_ids.max()), int(window.targets.max()))
+            if highest >= vocab_size:
+                got = f"{highest} in batch {number}"
                 raise InputError(f"{name}: expected tokens below its vocabulary of {vocab_size}, got {got}")
-            nll, num_right = _score_batch(model, batch.to(model.device), dtype, chunk_tokens)
+            nll, right = _score_window(model, window, asked.nonzero()[:, 0], dtype, chunk_tokens)
             if not torch.isfinite(nll).all():
                 bad = int((~torch.isfinite(nll)).nonzero()[0])
                 got = f"{nll[bad].item()} in batch {number} (the {tokens + bad + 1}. token predicted)"
                 raise InputError(f"{name}: loss: expected finite numbers, got {got}")
-            tokens, hits, total = tokens + nll.numel(), hits + num_right, total + float(nll.sum())
+            tokens, hits, total = tokens + nll.numel(), hits + int(right.sum()), total + float(nll.sum())
+            if window.groups is not None:
+                groups = window.groups.flatten()[asked]
+                of_group.update(groups.tolist())
+                hits_of_group.update(groups[right].tolist())
             if advance is not None:
                 advance(nll.numel())
     finally:
         model.train(was_training)
     if not tokens:
         raise InputError(f"{name}: windows: expected at least 1 token to predict, got none")
-    return TokenScore(tokens, total / tokens, hits / tokens)
+    by_group = {
+        group: (count, hits_of_group[group] / count) for group, count in sorted(of_group.items()) if group
+    }
+    return TokenScore(tokens, total / tokens, hits / tokens, by_group)
 
 
-def _score_batch(model: Any, batch: Tensor, dtype: str, chunk_tokens: int) -> tuple[Tensor, int]:
-    """batch: (B, T + 1) -> nll of each token (B * T,) in float64 on the CPU, and the number ranked first."""
-    inputs, targets = batch[:, :-1], batch[:, 1:].flatten()  # (B, T), (B * T,)
+def _score_window(
+    model: Any, window: Window, asked: Tensor, dtype: str, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """asked: (n,) positions of B * T -> nll of each target (n,) in float64, and if it is ranked first; on the CPU."""
+    inputs, targets = window.input_ids.to(model.device), window.targets.flatten()[asked].to(model.device)
     plain = model.config.model_type in PLAIN_HEADS
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if plain:
             states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         else:
             states = model(input_ids=inputs, use_cache=False).logits
     head = model.get_output_embeddings() if plain else None
-    losses, num_right = [], 0
-    # (B, T, D or V) -> (n, D or V) at a time
-    for part, wanted in zip(
-        states.flatten(0, 1).split(chunk_tokens), targets.split(chunk_tokens), strict=True
-    ):
+    losses, right = [], []
+    states = states.flatten(0, 1)  # (B * T, D or V), a chunk of them at a time
+    if len(asked) < len(states):
+        states = states[asked.to(states.device)]
+    for part, wanted in zip(states.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
         # Out of autocast: logits in bfloat16 would tie, and accuracy would hang on the order of the vocabulary.
         logits = part if head is None else head(part.to(head.weight.dtype))
         if logits.dtype != torch.float64:
             logits = logits.float()
         chosen = logits.gather(1, wanted[:, None])[:, 0]  # (n,)
         losses.append((logits.logsumexp(1) - chosen).cpu())
-        num_right += int((logits.argmax(1) == wanted).sum())
-    return torch.cat(losses).double(), num_right
+        right.append((logits.argmax(1) == wanted).cpu())
+    return torch.cat(losses).double(), torch.cat(right)
 
 
 def require_knowledge(
@@ -168,8 +184,8 @@ def _count(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def score_beginning(
-    model: Any, corpus: TokenCorpus, block_size: int, batch_size: int, dtype: str
+    model: Any, corpus: TokenCorpus | LabelledCorpus, block_size: int, batch_size: int, dtype: str
 ) -> tuple[TokenScore, np.ndarray]:
-    """Score a teacher on the first tokens of a text; return those tokens too."""
+    """Score a teacher on the first tokens of a text; return those that are asked for, too."""
     windows = evaluation_windows(corpus, block_size, MEASURED_TOKENS, batch_size)
-    return evaluate_model(model, windows, name="teacher", dtype=dtype), corpus.tokens[:MEASURED_TOKENS]
+    return evaluate_model(model, windows, name="teacher", dtype=dtype), corpus.targets(MEASURED_TOKENS)

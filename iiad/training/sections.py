@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from iiad.data import parse_task
+from iiad.errors import InputError
+
 from .problems import Conflicts, Section, described
 
 __all__ = [
@@ -104,21 +107,23 @@ class ModelSection(Section):
 
 
 class TokenizerSection(Section):
-    """A tokenizer to load, or the size of a byte-level BPE to train on the corpus."""
+    """A tokenizer to load, or the size of a byte-level BPE to train on the text. Generated tasks bring their own."""
 
     path: str | None = Field(None, description="Hugging Face tokenizer folder or hub name")
     vocab_size: int | None = Field(None, ge=257, le=2**24, description="train a tokenizer of this size")
 
     def conflicts(self) -> Conflicts:
-        """Exactly one of the two."""
-        if (self.path is None) == (self.vocab_size is None):
-            yield "vocab_size", "a size, or a path" if self.path is None else "none beside path"
+        """Not both."""
+        if self.path is not None and self.vocab_size is not None:
+            yield "vocab_size", "none beside path"
 
 
 class DataSection(Section):
     """Text to learn from."""
 
-    train: list[str] = Field(min_length=1, description="files, globs, folders, or stdlib")
+    train: list[str] = Field(
+        min_length=1, description="files, globs, folders, stdlib, or a task: states, expressions, hops"
+    )
     validation: list[str] = Field([], description="the same, for validation loss")
     text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
     block_size: int | None = Field(
@@ -134,6 +139,15 @@ class DataSection(Section):
     @classmethod
     def _list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    def conflicts(self) -> Conflicts:
+        """Settings of tasks."""
+        for field in ("train", "validation"):
+            for name in getattr(self, field):
+                try:
+                    parse_task(name)
+                except InputError as error:
+                    yield field, f"files or a task with its settings ({error})"
 
 
 class OptimizationSection(Section):

@@ -12,10 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_see
 from iiad.checkpoints import load_identified
 from iiad.data import (
     Source,
+    TaskSource,
+    labelled_fields,
     load_tokenizer,
-    read_documents,
+    read_texts,
     require_readable,
     resolve_inputs,
+    task_tokenizer,
     train_tokenizer,
 )
 from iiad.errors import InputError, one_line
@@ -143,7 +146,7 @@ def _prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
         if damage := find_damage(kept):
             raise InputError(f"{kept}: {damage}; remove the folder to train the tokenizer again")
         return load_tokenizer(kept)
-    return from_first_process(lambda: _train_tokenizer(recipe))
+    return from_first_process(lambda: _make_tokenizer(recipe))
 
 
 def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
@@ -153,15 +156,24 @@ def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
             write_manifest(stage)
 
 
-def _train_tokenizer(recipe: TrainRecipe) -> Any:
-    assert recipe.tokenizer.vocab_size is not None
-    sources = resolve_inputs(recipe.data.train, "train")
-    require_readable(sources, recipe.data.text_field)
+def _make_tokenizer(recipe: TrainRecipe) -> Any:
+    """Train a tokenizer on the text; of generated tasks take their words."""
+    found = resolve_inputs(recipe.data.train, "train")
+    if recipe.tokenizer.vocab_size is None:
+        words = [word for source in found if isinstance(source, TaskSource) for word in source.task.words]
+        return task_tokenizer(list(dict.fromkeys(words)))
+    sources = [source for source in found if isinstance(source, Source)]
+    if len(sources) < len(found):
+        raise InputError(
+            "tokenizer.vocab_size: expected none with generated tasks, which bring their own words"
+        )
+    text = [source for source in sources if labelled_fields(source, recipe.data.text_field) is None]
+    require_readable(text, recipe.data.text_field)
     total = sum(source.path.stat().st_size for source in sources)
     with progress("training the tokenizer", total, "B") as advance:
 
         def texts(source: Source) -> Any:
-            for document in read_documents(source, recipe.data.text_field):
+            for document in read_texts(source, recipe.data.text_field):
                 yield from document
             advance(source.path.stat().st_size)
 

@@ -28,6 +28,7 @@ from transformers import (
 from iiad import InputError
 from iiad.checkpoints import identify_model, load_model, model_fingerprint, read_weights, save_checkpoint
 from iiad.conversion.released import convert
+from iiad.data import Window
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.models.compatibility import cache_argument
 from iiad.training.scoring import evaluate_model
@@ -273,7 +274,7 @@ def test_the_model_is_identified_scored_and_planned_like_any_iiet(tokens, tmp_pa
     ours, theirs = identify_model(converted, "a"), identify_model(original, "b")
     assert ours.num_iterations == [2, 2]
     assert ours.shape == theirs.shape.model_copy(update={"relaxation": True})
-    assert evaluate_model(converted, [tokens]) == evaluate_model(original, [tokens])
+    assert evaluate_model(converted, [Window.of(tokens)]) == evaluate_model(original, [Window.of(tokens)])
     converted.set_num_iterations([0, 1])
     save_checkpoint(converted, tmp_path / "student")
     assert torch.equal(load_model(tmp_path / "student")(tokens).logits, original(tokens).logits)

@@ -1,6 +1,7 @@
 import pytest
 
-from iiad.data import Source, pack, resolve_inputs, train_tokenizer
+from iiad.data import pack, resolve_inputs, train_tokenizer
+from iiad.data.sources import AnySource
 
 CODE = '''class Stack:
     """Last in, first out."""
@@ -32,8 +33,8 @@ def packed(tokenizer, tmp_path):
     """Pack files, patterns or sources in the test's own cache; `packed.tokenized`: the last call did tokenize."""
 
     def run(*inputs, tokenizer=tokenizer, **options):
-        paths = [str(item) for item in inputs if not isinstance(item, Source)]
-        sources = [item for item in inputs if isinstance(item, Source)]
+        paths = [str(item) for item in inputs if not isinstance(item, AnySource)]
+        sources = [item for item in inputs if isinstance(item, AnySource)]
         sources += resolve_inputs(paths) if paths else []
         run.tokenized = False
 

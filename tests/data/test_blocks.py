@@ -38,18 +38,20 @@ def test_windows_predict_every_token_but_the_first_exactly_once(
 ):
     batches = list(evaluation_windows(corpus_of(num_tokens), block_size, max_tokens, batch_size))
     used = min(num_tokens, max_tokens or num_tokens)
-    inputs = [token for batch in batches for token in batch[:, :-1].flatten().tolist()]
-    targets = [token for batch in batches for token in batch[:, 1:].flatten().tolist()]
+    inputs = [token for batch in batches for token in batch.input_ids.flatten().tolist()]
+    targets = [token for batch in batches for token in batch.targets.flatten().tolist()]
     assert inputs == list(range(used - 1))
     assert targets == list(range(1, used))
-    assert all(batch.shape[1] == block_size + 1 for batch in batches[:-1])
-    assert all(len(batch) <= batch_size for batch in batches)
-    assert all(batch.is_contiguous() and batch.dtype == torch.int64 for batch in batches)
+    assert all(batch.targets.shape[1] == block_size for batch in batches[:-1])
+    assert all(len(batch.targets) <= batch_size for batch in batches)
+    for part in (part for batch in batches for part in batch[:2]):
+        assert part.is_contiguous()
+        assert part.dtype == torch.int64
 
 
 def test_a_short_last_window_is_a_batch_of_its_own():
-    shapes = [tuple(batch.shape) for batch in evaluation_windows(corpus_of(12), 3, batch_size=2)]
-    assert shapes == [(2, 4), (1, 4), (1, 3)]
+    shapes = [tuple(batch.targets.shape) for batch in evaluation_windows(corpus_of(12), 3, batch_size=2)]
+    assert shapes == [(2, 3), (1, 3), (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ def test_bfloat16_is_close_and_says_so(capture, stored, tmp_path):
 
 
 def test_a_model_whose_head_is_not_known_to_be_plain_gives_the_same(teacher, blocks):
-    ids = blocks[0]["input_ids"][None]
+    batch = blocks.batch([0])
     outputs = TeacherOutputs(load_model(teacher), 8, 1.0, [1], chunk_tokens=3)
-    plain = outputs(ids, "block 0")
+    plain = outputs(batch, "block 0")
     outputs.plain = False
-    whole = outputs(ids, "block 0")
+    whole = outputs(batch, "block 0")
     assert torch.equal(plain.ids, whole.ids)
     torch.testing.assert_close(plain.gaps, whole.gaps)
     assert torch.equal(plain.states, whole.states)
@@ -137,11 +137,11 @@ def test_logits_with_nan_are_one_line(teacher, blocks):
     model = load_model(teacher)
     model.lm_head.weight.data[7] = math.nan
     with pytest.raises(InputError, match=r"block 3: the teacher's logits: .* got NaN"):
-        TeacherOutputs(model, 8, 1.0, [])(blocks[0]["input_ids"][None], "block 3")
+        TeacherOutputs(model, 8, 1.0, [])(blocks.batch([0]), "block 3")
     model.model.embed_tokens.weight.data[:] = math.inf
     model.lm_head.weight.data[:] = 0
     with pytest.raises(InputError, match="NaN or infinity"):
-        TeacherOutputs(model, 8, 1.0, [0])(blocks[0]["input_ids"][None], "block 3")
+        TeacherOutputs(model, 8, 1.0, [0])(blocks.batch([0]), "block 3")
 
 
 # In children: one is killed as it starts, the next ones some time after they have finished a shard, in the midst of

@@ -30,7 +30,7 @@ def learn(teacher, student, ids, section, bf16=False):
     num_layers = student.config.num_layers
     live = LiveTeacher(teacher, hidden_layers(section, num_layers), bf16)
     learner = Learner(student, LearnFromTeacher(live, section, num_layers), bf16)
-    batch = {"input_ids": ids}
+    batch = {"input_ids": ids, "labels": ids}
     return learner(batch, learner.objective.signal(batch))
 
 
@@ -82,7 +82,7 @@ def test_a_full_plan_with_the_teachers_weights_has_no_kl_and_the_teachers_loss(b
     ids = torch.randint(3, 200, (2, 16))
     with torch.no_grad():
         loss, parts = learn(teacher, student, ids, DistillationSection(hidden_weight=1.0), bf16)
-        plain, _ = Learner(student, LanguageModelling(), bf16)({"input_ids": ids})
+        plain, _ = Learner(student, LanguageModelling(), bf16)({"input_ids": ids, "labels": ids})
     assert parts["kl"].item() == 0
     assert parts["hidden"].item() == 0
     assert loss.item() == plain.item() == parts["ce"].item()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from iiad.distillation.divergences import DIVERGENCES, FullTarget, TeacherDivergence, TopTarget
 from iiad.evaluation.activation_memory import peak_bytes
-from iiad.training.head import head_loss, next_token_labels
+from iiad.training.head import asked_labels, head_loss
 
 from .naive import autograd_loss, loop_losses, top_target
 
@@ -222,10 +222,10 @@ def test_tokens_that_predict_nothing_have_no_part_in_the_cross_entropy():
 
 def test_the_next_token_is_the_label_and_a_block_ends_without():
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]], dtype=torch.int32)
-    labels = next_token_labels(ids)
-    assert labels.tolist() == [6, 7, -1, 9, 10, -1]
+    labels = asked_labels({"labels": ids.long()})
+    assert labels.tolist() == [6, 7, -100, 9, 10, -100]
     assert labels.dtype == torch.int64
-    assert next_token_labels(torch.tensor([[3]])).tolist() == [-1]
+    assert asked_labels({"labels": torch.tensor([[3]])}).tolist() == [-100]
 
 
 def test_states_of_blocks_are_states_of_tokens():

@@ -142,6 +142,7 @@ def test_items_are_the_corpus_blocks_with_the_teachers_signals(stored, corpus):
     item = data[-1]
     assert {name: tuple(value.shape) for name, value in item.items()} == {
         "input_ids": (T,),
+        "labels": (T,),
         "top_ids": (T, 8),
         "top_log_probs": (T, 8),
         "top_tail": (T,),

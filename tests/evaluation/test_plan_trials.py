@@ -16,6 +16,10 @@ from tests.helpers import VARIANTS, make_iiet, refused
 from tests.influence.naive import naive_kl, naive_nll
 
 
+def text_batch(input_ids):
+    return {"input_ids": input_ids, "labels": input_ids}
+
+
 @pytest.mark.usefixtures("norms_in_float64")
 @pytest.mark.parametrize("kind", ["history-full", "plain", "pcformer-rk2"])
 @torch.no_grad()
@@ -24,7 +28,7 @@ def test_what_a_plan_costs_is_that_of_the_whole_model_under_it(kind, tokens):
     model = VARIANTS[kind]().double()
     own = list(model.config.iterations)
     plans = [[max(0, r - 1) for r in own], [0, 0, 0], own, [0, 0, 0]]
-    loss, found = measure_truncations(model, [tokens], plans)
+    loss, found = measure_truncations(model, [text_batch(tokens)], plans)
     full = model(tokens).logits
     assert loss == pytest.approx(naive_nll(full, tokens), rel=1e-12)
     for plan, harm in zip(plans, found, strict=True):
@@ -40,25 +44,27 @@ def test_the_model_keeps_its_plan_and_a_plan_that_is_there_twice_is_run_once(tok
     model = make_iiet(num_iterations=[2, 1, 0])
     runs = []
     model.model.layers[0].register_forward_hook(lambda *_: runs.append(1))
-    _, found = measure_truncations(model, [tokens, tokens[:1]], [[1, 0, 0], [0, 0, 0], [1, 0, 0]])
+    _, found = measure_truncations(
+        model, list(map(text_batch, [tokens, tokens[:1]])), [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+    )
     assert found[0] == found[2]
     assert len(runs) == 2 * 3
     assert model.config.num_iterations == [2, 1, 0]
     with pytest.raises(ValueError, match="num_iterations"):
-        measure_truncations(model, [tokens], [[3, 0, 0]])
+        measure_truncations(model, [text_batch(tokens)], [[3, 0, 0]])
     assert model.config.num_iterations == [2, 1, 0]
 
 
 def test_a_plan_that_cuts_one_layer_costs_what_its_scores_predict(tokens):
     model = make_iiet(num_iterations=3)
     record = profile_batch(model, tokens, ["kl", "loss"])
-    _, [found] = measure_truncations(model, [tokens], [[3, 1, 3]])
+    _, [found] = measure_truncations(model, [text_batch(tokens)], [[3, 1, 3]])
     for metric in ("kl", "loss"):
         assert found[metric] == pytest.approx(sum(record.scores[metric][1][1:]), rel=1e-3, abs=1e-6)
 
 
 def test_several_batches_have_standard_errors_and_none_are_refused(tokens):
-    _, [found] = measure_truncations(make_iiet(), [tokens[:1], tokens[1:]], [[0, 0, 0]])
+    _, [found] = measure_truncations(make_iiet(), map(text_batch, [tokens[:1], tokens[1:]]), [[0, 0, 0]])
     assert min(found["kl_error"], found["loss_error"]) > 0
     with refused("batches: expected at least one, got none"):
         measure_truncations(make_iiet(), [], [[0, 0, 0]])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from iiad.data import Window
 from iiad.evaluation.quality_artefact import bits_per_byte, perplexity
 from iiad.training.scoring import evaluate_model
 from tests.helpers import VARIANTS, make_iiet, make_llama, make_model, refused
@@ -41,7 +42,7 @@ def windows_of(tokens, block_size, batch_size):
     ]
     batches = [torch.stack(full[i : i + batch_size]) for i in range(0, len(full), batch_size)]
     rest = (len(tokens) - 1) % block_size
-    return [*batches, tokens[-rest - 1 :][None]] if rest else batches
+    return map(Window.of, [*batches, tokens[-rest - 1 :][None]] if rest else batches)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def test_accuracy_counts_what_the_model_itself_would_say(model):
     tokens = stream(9)[None]
     for _ in range(12):
         tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], 1)
-    score = evaluate_model(model, [tokens])
+    score = evaluate_model(model, [Window.of(tokens)])
     assert score.accuracy >= 12 / 20
 
 
@@ -95,7 +96,7 @@ def test_in_float64_batch_and_chunk_size_change_the_last_digits_alone():
 
 def test_the_head_of_a_model_type_not_known_to_be_plain_is_left_to_its_forward():
     model = make_llama()
-    wanted = evaluate_model(model, [stream()[None]])
+    wanted = evaluate_model(model, [Window.of(stream()[None])])
     model.config.model_type = "granite"  # a type that scales its logits
     forward = model.forward
 
@@ -105,15 +106,15 @@ def test_the_head_of_a_model_type_not_known_to_be_plain_is_left_to_its_forward()
         return outputs
 
     model.forward = scaled
-    found = evaluate_model(model, [stream()[None]])
+    found = evaluate_model(model, [Window.of(stream()[None])])
     assert found.nll == pytest.approx(math.log(97), rel=1e-6)
     assert found.nll != pytest.approx(wanted.nll, rel=1e-3)
 
 
 def test_bfloat16_is_near_float32_and_leaves_the_weights_alone():
     model = make_llama()
-    exact = evaluate_model(model, [stream()[None]])
-    rough = evaluate_model(model, [stream()[None]], dtype="bfloat16")
+    exact = evaluate_model(model, [Window.of(stream()[None])])
+    rough = evaluate_model(model, [Window.of(stream()[None])], dtype="bfloat16")
     assert model.dtype == torch.float32
     assert rough.nll != exact.nll
     assert rough.nll == pytest.approx(exact.nll, rel=2e-2)
@@ -121,9 +122,9 @@ def test_bfloat16_is_near_float32_and_leaves_the_weights_alone():
 
 def test_training_mode_is_put_back_and_dropout_is_off():
     model = make_iiet(num_iterations=1, attention_dropout=0.5)
-    wanted = evaluate_model(model, [stream()[None]])
+    wanted = evaluate_model(model, [Window.of(stream()[None])])
     model.train()
-    assert evaluate_model(model, [stream()[None]]) == wanted
+    assert evaluate_model(model, [Window.of(stream()[None])]) == wanted
     assert model.training
 
 
@@ -137,7 +138,7 @@ def test_no_gradient_is_kept_and_progress_adds_up():
 def test_a_uniform_model_has_the_known_bits_per_byte_and_perplexity_stays_a_number():
     model = make_iiet(num_iterations=1, tie_word_embeddings=False)
     nn.init.zeros_(model.lm_head.weight)
-    score = evaluate_model(model, [stream()[None]])
+    score = evaluate_model(model, [Window.of(stream()[None])])
     assert score.nll == pytest.approx(math.log(97), rel=1e-6)
     assert perplexity(score.nll) == pytest.approx(97, rel=1e-5)
     assert bits_per_byte(score.nll, 0.25) == pytest.approx(math.log2(97) / 4, rel=1e-6)
@@ -152,7 +153,7 @@ def test_a_loss_that_is_no_number_names_model_and_first_bad_batch():
     bad = tokens.clone()
     bad[1, 4] = 50
     with refused("student: loss: expected finite numbers, got nan in batch 2 "):
-        evaluate_model(model, [tokens, tokens, bad, bad], name="student")
+        evaluate_model(model, map(Window.of, [tokens, tokens, bad, bad]), name="student")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_loss_that_is_no_number_names_model_and_first_bad_batch():
 )
 def test_tokens_that_cannot_be_scored_are_refused(windows, words):
     with refused(words):
-        evaluate_model(make_iiet(num_iterations=0), windows)
+        evaluate_model(make_iiet(num_iterations=0), map(Window.of, windows))
 
 
 def test_logits_of_a_whole_batch_never_exist_at_once():

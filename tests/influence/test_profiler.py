@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from iiad.artefacts import DataIdentity
 from iiad.checkpoints import identify_model
+from iiad.data import TokenBlocks, TokenCorpus
 from iiad.evaluation.activation_memory import peak_bytes
 from iiad.influence import (
     METRICS,
@@ -297,9 +299,10 @@ def test_blocks_are_drawn_from_the_whole_corpus_and_sorted():
 
 
 def test_batches_hold_the_blocks_drawn_and_the_last_of_a_set_may_be_smaller():
-    blocks = [{"input_ids": torch.full((4,), n)} for n in range(10)]
+    tokens = np.repeat(np.arange(10, dtype=np.uint16), 4)
+    blocks = TokenBlocks(TokenCorpus(tokens, 40, 1, 40, "0" * 64, ("a.txt",), 0), 4)
     sets = [CalibrationSet(blocks, indices, DATA) for indices in ([1, 4, 9], [0])]
-    batches = [(number, batch.tolist()) for number, batch in numbered_batches(sets, 2)]
+    batches = [(number, batch["input_ids"].tolist()) for number, batch in numbered_batches(sets, 2)]
     assert batches == [(0, [[1] * 4, [4] * 4]), (0, [[9] * 4]), (1, [[0] * 4])]
 
 

@@ -67,6 +67,12 @@ def test_any_value_of_any_field_is_refused_by_name_or_makes_a_model_that_loads(k
     assert num_refused > 0.5 * len(names) * len(VALUES)
 
 
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id", "head_dim"])
+def test_none_is_accepted_where_transformers_accepts_it(name):
+    config = IIETConfig(**SHAPE | {name: None})
+    assert IIETConfig.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
+
+
 @pytest.mark.parametrize("config_class", [IIETConfig, PCformerConfig])
 def test_every_field_of_ours_says_what_it_accepts(config_class):
     own = {*config_class.__annotations__, *IIETConfig.__annotations__} - {"accepted_values"}

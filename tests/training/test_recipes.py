@@ -205,7 +205,6 @@ def test_a_misspelled_field_is_not_missing_too_and_what_it_holds_is_checked():
 
 def test_an_empty_recipe_says_what_it_needs():
     assert find_problems(TrainRecipe, {}) == [
-        "tokenizer.vocab_size: expected a size, or a path, got None",
         "data.train: is missing",
         "training.max_steps: is missing",
     ]

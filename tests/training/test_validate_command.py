@@ -87,7 +87,7 @@ def test_the_kind_is_told_from_the_sections_and_said_where_it_is_a_guess(fields,
 
 def test_the_kind_can_be_given(validate):
     code, _, err = validate({"data": {"train": "stdlib"}}, "--kind", "train")
-    assert (code, err.splitlines()[0]) == (2, "r.yaml: 2 problems")
+    assert (code, err.splitlines()[0]) == (2, "r.yaml: 1 problem")
     assert validate("demo", "--kind", "x") == (2, "", "iiad: --kind: expected one of train, distill, got x\n")
 
 

@@ -1,0 +1,276 @@
+"""Tasks that need depth: `states`, `expressions`, `hops`, generated rows whose answers are asked for.
+
+Row i of a split follows from the task, its seed and i alone, so a longer data set begins with a shorter one. A row is
+in validation if the hash of its question says so: no question is in both splits. Answers are uniform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import permutations
+from typing import Any, ClassVar, NamedTuple
+
+from iiad.errors import InputError
+
+__all__ = ["TASKS", "Expressions", "Hops", "Row", "States", "Task", "parse_task"]
+
+VALIDATION_SHARE = 16  # one question of so many
+MOST_DRAWS = 10_000
+PAD = "<pad>"
+END = "<end>"
+
+
+class Row(NamedTuple):
+    """One example, in words of the task's vocabulary.
+
+    labels: aligned with the words, as in transformers: what stands there is asked for after the words before it; None
+        where nothing is asked. groups: of each label its length, operations or hops; 0 without one.
+    """
+
+    words: list[str]
+    labels: list[str | None]
+    groups: list[int]
+
+    @classmethod
+    def of_answer(cls, words: list[str], group: int) -> Row:
+        """Return the row that asks for its last word alone."""
+        before = len(words) - 1
+        return cls(words, [None] * before + words[-1:], [0] * before + [group])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generated data set; its fields are the settings that stand behind the colon, `states:group=s5,length=32`.
+
+    Raises InputError for settings out of their range.
+    """
+
+    seed: int = 0
+    rows: int | None = None
+
+    name: ClassVar[str]
+    grouped_by: ClassVar[str]
+    """Unit of `Row.groups`."""
+
+    def __post_init__(self) -> None:
+        self.require("seed", 0, 2**31)
+        if self.rows is not None:
+            self.require("rows", 1, 2**31)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The words of all rows, in a fixed order."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary, with padding and the end, which come first."""
+        return list(dict.fromkeys([PAD, END, *self.vocabulary]))
+
+    def draw(self, rng: random.Random) -> Row:
+        """Draw one row of either split."""
+        raise NotImplementedError
+
+    def generate(self, split: str, first: int = 0) -> Iterator[Row]:
+        """Yield the rows of a split, "train" or "validation", without end, from number `first` on.
+
+        Raises InputError for a task with so few questions that none falls in the split.
+        """
+        number = first
+        while True:
+            rng = random.Random(f"{self} {split} {number}")
+            for _ in range(MOST_DRAWS):
+                row = self.draw(rng)
+                if _in_validation(row) == (split == "validation"):
+                    break
+            else:
+                raise InputError(f"{self}: expected a task with more questions, got none for {split}")
+            yield row
+            number += 1
+
+    def require(self, field: str, least: int, most: int) -> None:
+        """Raise InputError for a setting that is not in [least, most]."""
+        got = getattr(self, field)
+        if not least <= got <= most:
+            raise InputError(f"{self.name}: {field}: expected {least} to {most}, got {got}")
+
+    def __str__(self) -> str:
+        """Return the whole specification but `rows`, which do not change what a row is."""
+        settings = (
+            f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name != "rows"
+        )
+        return f"{self.name}:{','.join(sorted(settings))}"
+
+
+@dataclass(frozen=True)
+class States(Task):
+    """Running product in a group, asked for at every position: after g_1 ... g_t, g_1 * ... * g_t.
+
+    Depth: log2(length) layers by products of neighbours. A fixed number serves every length in s3 and z2 to z60,
+    which are solvable (Liu et al. 2023), and none does in s5 (Barrington 1989; Merrill et al. 2024).
+    """
+
+    group: str = "s3"
+    length: int = 24
+
+    name: ClassVar[str] = "states"
+    grouped_by: ClassVar[str] = "length"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("length", 1, 4096)
+        known = ["s3", "s5", *(f"z{n}" for n in range(2, 61))]
+        if self.group not in known:
+            raise InputError(f"{self.name}: group: expected s3, s5, or z2 to z60, got {self.group!r}")
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The elements: of s3 and s5 as the images of 0, 1, ...; of z_n as numbers."""
+        return list(_elements(self.group))
+
+    def multiply(self, left: str, right: str) -> str:
+        """Return left * right: of permutations, right first and then left; of numbers, their sum modulo n."""
+        if self.group[0] == "z":
+            return str((int(left) + int(right)) % int(self.group[1:]))
+        return "".join(left[int(image)] for image in right)
+
+    def draw(self, rng: random.Random) -> Row:
+        """Draw the elements uniformly."""
+        elements = rng.choices(_elements(self.group), k=self.length)
+        products = [elements[0]]
+        for element in elements[1:]:
+            products.append(self.multiply(products[-1], element))
+        return Row([*elements, END], [None, *products], list(range(self.length + 1)))
+
+
+@dataclass(frozen=True)
+class Expressions(Task):
+    """Prefix trees of +, - and x modulo a prime, with 1 to `operations` operations; the value is asked at the end.
+
+    Depth: that of the tree, up to `operations`. The task is Mano (Allen-Zhu 2025), on which Ouro (Zhu et al. 2025)
+    compares loops. Values are drawn from the root down, uniform among the pairs that give the value above (ours):
+    so is the answer.
+    """
+
+    operations: int = 8
+    modulus: int = 23
+
+    name: ClassVar[str] = "expressions"
+    grouped_by: ClassVar[str] = "operations"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("operations", 1, 256)
+        self.require("modulus", 2, 997)
+        if any(self.modulus % divisor == 0 for divisor in range(2, int(self.modulus**0.5) + 1)):
+            raise InputError(f"{self.name}: modulus: expected a prime number, got {self.modulus}")
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Numbers and signs."""
+        return [*map(str, range(self.modulus)), "+", "-", "x", "="]
+
+    def draw(self, rng: random.Random) -> Row:
+        """Draw the number of operations, the answer and a tree that has both."""
+        count, value = rng.randint(1, self.operations), rng.randrange(self.modulus)
+        return Row.of_answer([*self._tree(rng, count, value), "=", str(value)], count)
+
+    def _tree(self, rng: random.Random, count: int, value: int) -> list[str]:
+        if count == 0:
+            return [str(value)]
+        sign, of_left, m = rng.choice("+-x"), rng.randrange(count), self.modulus
+        left = rng.randrange(m)
+        if sign == "+":
+            right = (value - left) % m
+        elif sign == "-":
+            right = (left - value) % m
+        elif value:
+            left = rng.randrange(1, m)
+            right = value * pow(left, -1, m) % m
+        else:  # the 2 m - 1 pairs with a zero
+            pair = rng.randrange(2 * m - 1)
+            left, right = (0, pair) if pair < m else (pair - m + 1, 0)
+        return [sign, *self._tree(rng, of_left, left), *self._tree(rng, count - 1 - of_left, right)]
+
+
+@dataclass(frozen=True)
+class Hops(Task):
+    """Follow 1 to `hops` edges of a cycle of `nodes` nodes, whose edges stand in random order; the end is asked for.
+
+    Depth: log2(hops) layers by doubling, else a layer a hop (Sanford et al. 2024, k-hop induction).
+    """
+
+    nodes: int = 16
+    hops: int = 8
+
+    name: ClassVar[str] = "hops"
+    grouped_by: ClassVar[str] = "hops"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("nodes", 2, 1024)
+        self.require("hops", 1, self.nodes - 1)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Nodes and numbers of hops."""
+        return [f"n{node}" for node in range(self.nodes)] + [f"h{hops}" for hops in range(1, self.hops + 1)]
+
+    def draw(self, rng: random.Random) -> Row:
+        """Draw the cycle, the start and the number of hops."""
+        cycle = [f"n{node}" for node in rng.sample(range(self.nodes), self.nodes)]
+        edges = list(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+        rng.shuffle(edges)
+        start, hops = rng.randrange(self.nodes), rng.randint(1, self.hops)
+        answer = cycle[(start + hops) % self.nodes]
+        words = [node for edge in edges for node in edge]
+        return Row.of_answer([*words, f"h{hops}", cycle[start], answer], hops)
+
+
+TASKS: dict[str, Callable[..., Task]] = {kind.name: kind for kind in (States, Expressions, Hops)}
+"""The tasks by name."""
+
+
+def parse_task(text: str) -> Task | None:
+    """Return the task that a data source `NAME` or `NAME:SETTING=VALUE,...` names, None for any other text.
+
+    Raises InputError for an unknown setting, one given twice, and a value that is not accepted.
+    """
+    name, _, rest = text.partition(":")
+    if name not in TASKS:
+        return None
+    kind: Any = TASKS[name]
+    known = {field.name: field.default for field in fields(kind)}
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in known or key in settings:
+            expected = f"some of {', '.join(f'{key}=VALUE' for key in sorted(known))}, each once"
+            raise InputError(f"{name}: expected {expected}, got {part!r}")
+        settings[key] = value if isinstance(known[key], str) else _number(f"{name}: {key}", value)
+    task: Task = kind(**settings)
+    return task
+
+
+@lru_cache
+def _elements(group: str) -> tuple[str, ...]:
+    size = int(group[1:])
+    if group[0] == "z":
+        return tuple(map(str, range(size)))
+    return tuple("".join(map(str, images)) for images in permutations(range(size)))
+
+
+def _number(field: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit()) or len(value) > 10:
+        raise InputError(f"{field}: expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _in_validation(row: Row) -> bool:
+    """Tell by a hash of the question, the words without a final answer."""
+    question = row.words[:-1]
+    return hashlib.sha256(" ".join(question).encode()).digest()[0] % VALIDATION_SHARE == 0
