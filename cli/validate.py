@@ -29,12 +29,12 @@ def validate(
     from iiad.progress import print_status
     from iiad.training.estimates import summarize_recipe
     from iiad.training.problems import find_problems
-    from iiad.training.recipe_files import read_fields
+    from iiad.training.recipe_files import change_fields, read_fields
     from iiad.training.recipes import COMMANDS, commands_of, missing_inputs, shortened_fields
 
     if kind not in (None, *COMMANDS):
         raise InputError(f"--kind: expected one of {', '.join(COMMANDS)}, got {kind}")
-    fields = read_fields(recipe, set_ or [])
+    fields = change_fields(read_fields(recipe), set_ or [])
     own = [kind] if kind else commands_of(fields)
     problems = {name: find_problems(COMMANDS[name], fields) for name in COMMANDS}
     command = own[0] if len(own) == 1 else min(problems, key=lambda name: len(problems[name]))

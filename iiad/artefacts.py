@@ -64,6 +64,17 @@ class ModelShape(Record):
     history: bool = Field(description="layers read a learned combination of all earlier states")
     relaxation: bool = Field(description="a learned damping for every iteration")
 
+    def evaluation_flops(self, tokens: int, attended: int) -> tuple[int, int]:
+        """Count the FLOPs of one block evaluation of new tokens that attend to `attended` in all.
+
+        Returns those of all but the projections of keys and values, and those of these, which a shared cache has
+        once a layer. Norms, biases, softmax, rotation, activations and residuals are not counted.
+        """
+        d, e, heads = self.hidden_size, self.head_dim, self.num_attention_heads
+        projections = 4 * heads * e * d + 6 * d * self.intermediate_size
+        attention = 4 * heads * e * attended  # scores and values
+        return tokens * projections + attention, tokens * 4 * d * self.num_key_value_heads * e
+
 
 class ModelIdentity(Record):
     """A model's name and hash, and the figures that its cost follows from."""

@@ -14,11 +14,9 @@ from torch import Tensor
 from iiad.errors import InputError
 from iiad.training.batches import Batch
 from iiad.training.head import asked_values
-from iiad.training.scoring import PLAIN_HEADS
+from iiad.training.scoring import logits_in_chunks, run_trunk
 
 __all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
-
-LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
 
 class BatchSignals(NamedTuple):
@@ -73,8 +71,7 @@ class TeacherOutputs:
         self.model = model.eval()
         self.top_k, self.temperature, self.hidden_layers = top_k, temperature, hidden_layers
         self.dtype = dtype
-        self.plain = model.config.model_type in PLAIN_HEADS
-        self.chunk_tokens = chunk_tokens or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+        self.chunk_tokens = chunk_tokens
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, where: str) -> BatchSignals:
@@ -83,17 +80,21 @@ class TeacherOutputs:
         where: what an error calls the batch. Raises InputError for NaN or infinity.
         """
         input_ids = batch["input_ids"]
-        last, states = self._run(input_ids)
-        ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=last.device)
-        for chunk in asked_values(last, batch).split(self.chunk_tokens):  # (m, D or V)
-            chunk_ids, chunk_gaps, mass = top_gaps(self._logits(chunk), self.top_k, self.temperature)
+        states, output = run_trunk(self.model, input_ids, self.dtype, bool(self.hidden_layers))
+        hidden = None
+        if self.hidden_layers:
+            hidden = torch.stack([output.hidden_states[layer] for layer in self.hidden_layers], dim=1)
+        del output
+        ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=states.device)
+        for logits in logits_in_chunks(self.model, asked_values(states, batch), self.chunk_tokens):  # (m, V)
+            chunk_ids, chunk_gaps, mass = top_gaps(logits.float(), self.top_k, self.temperature)
             ids.append(chunk_ids)
             gaps.append(chunk_gaps)
             kept += mass.sum()
         all_gaps = torch.cat(gaps)
         if all_gaps.isnan().any():
             raise InputError(f"{where}: the teacher's logits: expected finite numbers, got NaN or infinity")
-        if states is not None and not states.isfinite().all():
+        if hidden is not None and not hidden.isfinite().all():
             raise InputError(
                 f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
             )
@@ -103,22 +104,4 @@ class TeacherOutputs:
             _spread(values, batch, other).view(shape)
             for values, other in zip((torch.cat(ids), all_gaps), fill, strict=True)
         )
-        return BatchSignals(all_ids, all_gaps, float(kept), states)
-
-    def _run(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, T) -> final states (B, T, D), or logits (B, T, V) of a model whose head is its own; (B, n, T, D)."""
-        model = self.model.base_model if self.plain else self.model
-        wanted = bool(self.hidden_layers)
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            output = model(input_ids=input_ids, use_cache=False, output_hidden_states=wanted)
-        states = None
-        if wanted:
-            states = torch.stack([output.hidden_states[layer] for layer in self.hidden_layers], dim=1)
-        return output.last_hidden_state if self.plain else output.logits, states
-
-    def _logits(self, chunk: Tensor) -> Tensor:
-        """(m, D), or (m, V) where the model made them -> logits (m, V) in float32, a copy to work on."""
-        if not self.plain:
-            return chunk.to(torch.float32, copy=True)
-        head = self.model.get_output_embeddings()
-        return head(chunk.to(head.weight.dtype)).float()
+        return BatchSignals(all_ids, all_gaps, float(kept), hidden)

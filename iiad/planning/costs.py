@@ -182,15 +182,12 @@ def _flops(
     teacher: ModelIdentity, shape: ModelShape, num_iterations: Sequence[int], tokens: int, attended: int
 ) -> int:
     """FLOPs of one sequence: `tokens` new tokens that attend to `attended` tokens in all; the head sees one."""
-    d, e = shape.hidden_size, shape.head_dim
-    heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
-    projections = 4 * heads * e * d + 6 * d * shape.intermediate_size  # all but those of keys and values
-    evaluation = tokens * projections + 4 * heads * e * attended  # scores and values
-    evaluations = count_evaluations(teacher, num_iterations)
-    keys_and_values = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
+    d, evaluations = shape.hidden_size, count_evaluations(teacher, num_iterations)
+    evaluation, keys_and_values = shape.evaluation_flops(tokens, attended)
+    times = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
     # States that layer t adds up: t before it and its own for the output; t, once, and its own for its iterations.
     terms = [t + 1 + (t + r if r else 0) for t, r in enumerate(num_iterations, 1)] if shape.history else []
-    blocks = evaluations * evaluation + keys_and_values * tokens * 4 * d * kv_heads * e
+    blocks = evaluations * evaluation + times * keys_and_values
     return blocks + 2 * d * tokens * sum(terms) + 2 * d * shape.vocab_size
 
 

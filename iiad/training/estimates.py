@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from iiad.artefacts import ModelShape
 from iiad.progress import format_duration
 
 from .recipes import DistillRecipe, TrainRecipe
@@ -68,14 +69,22 @@ def forward_flops(
 ) -> tuple[float, float]:
     """Return the floating-point operations for one token of a block of T = context: of the evaluations, of the head.
 
-    Matrix products alone, a multiply-add as 2, with attention over (T + 1) / 2 tokens.
+    As a plan's cost counts them, without the sums over the history.
     """
-    attention = 2 * model.num_attention_heads * _head_dim(model) * (context + 1)
-    blocks = evaluations * (2 * _block_weights(model) + attention)
-    if model.cache_policy == "shared" and model.solver != "transformer":
-        heads = model.num_key_value_heads or model.num_attention_heads
-        blocks -= (evaluations - model.num_layers) * 4 * model.hidden_size * heads * _head_dim(model)
-    return blocks, 2 * model.hidden_size * vocab_size
+    shape = ModelShape(
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads or model.num_attention_heads,
+        head_dim=_head_dim(model),
+        vocab_size=vocab_size,
+        history=False,
+        relaxation=False,
+    )
+    evaluation, keys_and_values = shape.evaluation_flops(context, context * (context + 1) // 2)
+    shared = model.cache_policy == "shared" and model.solver != "transformer"
+    blocks = evaluations * evaluation + (model.num_layers if shared else evaluations) * keys_and_values
+    return blocks / context, 2 * model.hidden_size * vocab_size
 
 
 def training_flops(model: ModelSection, training: TrainingSection, vocab_size: int, context: int) -> float:

@@ -12,7 +12,7 @@ import yaml
 
 from iiad.errors import InputError
 
-__all__ = ["find_recipe", "read_fields"]
+__all__ = ["change_fields", "find_recipe", "read_fields"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,17 +58,22 @@ def find_recipe(name: str | Path) -> Path:
     return shipped[str(name)]
 
 
-def read_fields(
-    path: str | Path | None,
-    settings: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the nested fields of a recipe with overrides and `section.field=value` settings over it, not checked.
+def read_fields(path: str | Path | None) -> dict[str, Any]:
+    """Return the nested fields of a recipe, not checked.
 
     path: a YAML file, the name of a recipe that ships with iiad, or None for no fields. Raises InputError for a file
-    or a setting that cannot be read.
+    that cannot be read.
     """
-    fields = {} if path is None else _read_yaml(find_recipe(path))
+    return {} if path is None else _read_yaml(find_recipe(path))
+
+
+def change_fields(
+    fields: dict[str, Any], settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Put overrides and then `section.field=value` settings over the fields, in place; return them.
+
+    Raises InputError for a setting that cannot be read.
+    """
     _merge(fields, overrides or {})
     for setting in settings:
         _apply(fields, setting)

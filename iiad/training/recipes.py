@@ -13,7 +13,7 @@ from iiad.data import parse_task
 from iiad.errors import InputError
 
 from .problems import Conflicts, Section, find_problems
-from .recipe_files import read_fields
+from .recipe_files import change_fields, read_fields
 from .sections import (
     DataSection,
     DistillationSection,
@@ -116,12 +116,12 @@ def load_recipe(
     that stand above the file's and below the settings. Raises InputError with all problems in one line; for a file
     that is clearly another command's, with that alone.
     """
-    own = commands_of(read_fields(path))
+    fields = read_fields(path)
+    own = commands_of(fields)
     wanted = next(name for name, known in COMMANDS.items() if known is kind)
     if len(own) == 1 and own[0] != wanted:
         raise InputError(f"{path}: expected a recipe for `iiad {wanted}`, got one for `iiad {own[0]}`")
-    fields = read_fields(path, settings, overrides)
-    problems = find_problems(kind, fields)
+    problems = find_problems(kind, change_fields(fields, settings, overrides))
     if problems:
         raise InputError(f"{'the recipe' if path is None else path}: {'; '.join(problems)}")
     return kind.model_validate(fields)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,9 @@ __all__ = [
     "PLAIN_HEADS",
     "TokenScore",
     "evaluate_model",
+    "logits_in_chunks",
     "require_knowledge",
+    "run_trunk",
     "score_beginning",
 ]
 
@@ -86,7 +88,7 @@ def evaluate_model(
         InputError: a token outside the vocabulary, a loss that is NaN or infinite, or no tokens at all.
     """
     vocab_size = model.get_input_embeddings().weight.shape[0]
-    chunk_tokens = chunk_tokens or max(1, _LOGITS_AT_ONCE // vocab_size)
+    chunk_tokens = chunk_tokens or default_chunk(model)
     tokens, hits, total = 0, 0, 0.0
     of_group: Counter[int] = Counter()
     hits_of_group: Counter[int] = Counter()
@@ -128,26 +130,44 @@ def _score_window(
 ) -> tuple[Tensor, Tensor]:
     """asked: (n,) positions of B * T -> nll of each target (n,) in float64, and if it is ranked first; on the CPU."""
     inputs, targets = window.input_ids.to(model.device), window.targets.flatten()[asked].to(model.device)
-    plain = model.config.model_type in PLAIN_HEADS
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        if plain:
-            states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-        else:
-            states = model(input_ids=inputs, use_cache=False).logits
-    head = model.get_output_embeddings() if plain else None
     losses, right = [], []
-    states = states.flatten(0, 1)  # (B * T, D or V), a chunk of them at a time
+    states = run_trunk(model, inputs, dtype)[0].flatten(0, 1)  # (B * T, D or V), a chunk of them at a time
     if len(asked) < len(states):
         states = states[asked.to(states.device)]
-    for part, wanted in zip(states.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
-        # Out of autocast: logits in bfloat16 would tie, and accuracy would hang on the order of the vocabulary.
-        logits = part if head is None else head(part.to(head.weight.dtype))
-        if logits.dtype != torch.float64:
-            logits = logits.float()
+    chunks = zip(logits_in_chunks(model, states, chunk_tokens), targets.split(chunk_tokens), strict=True)
+    for logits, wanted in chunks:
         chosen = logits.gather(1, wanted[:, None])[:, 0]  # (n,)
         losses.append((logits.logsumexp(1) - chosen).cpu())
         right.append((logits.argmax(1) == wanted).cpu())
     return torch.cat(losses).double(), torch.cat(right)
+
+
+def run_trunk(model: Any, input_ids: Tensor, dtype: str, hidden_states: bool = False) -> tuple[Tensor, Any]:
+    """Run a model up to its head, if that is known to be plain.
+
+    input_ids: (B, T). dtype: "bfloat16" for autocast. Returns states (B, T, D), or logits (B, T, V) of a model whose
+    head is its own, and the model's whole output, with hidden_states if they are asked for.
+    """
+    plain = model.config.model_type in PLAIN_HEADS
+    with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        output = (model.base_model if plain else model)(
+            input_ids=input_ids, use_cache=False, output_hidden_states=hidden_states
+        )
+    return output.last_hidden_state if plain else output.logits, output
+
+
+def logits_in_chunks(model: Any, states: Tensor, chunk_tokens: int | None = None) -> Iterator[Tensor]:
+    """Yield the logits of some of `run_trunk`'s states, (N, D or V) -> (n, V), in float32 or float64."""
+    head = model.get_output_embeddings() if model.config.model_type in PLAIN_HEADS else None
+    for part in states.split(chunk_tokens or default_chunk(model)):
+        # Out of autocast: logits in bfloat16 would tie, and accuracy would hang on the order of the vocabulary.
+        logits = part if head is None else head(part.to(head.weight.dtype))
+        yield logits if logits.dtype == torch.float64 else logits.float()
+
+
+def default_chunk(model: Any) -> int:
+    """Return how many tokens' logits fit in 64 MiB."""
+    return max(1, _LOGITS_AT_ONCE // model.get_input_embeddings().weight.shape[0])
 
 
 def require_knowledge(

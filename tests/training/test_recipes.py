@@ -2,6 +2,7 @@
 
 import copy
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import yaml
@@ -351,3 +352,11 @@ def test_fewer_steps_than_the_decay_cut_it_and_say_so():
     assert shortened_fields(recipe) == [
         "training.decay_steps: 300 cut to 20, training.max_steps less its warm-up"
     ]
+
+
+def test_a_recipe_is_read_once(tmp_path, monkeypatch):
+    path, reads, original = tmp_path / "recipe.yaml", [], Path.read_text
+    path.write_text("tokenizer: {path: t}\ndata: {train: [a]}\ntraining: {max_steps: 3}\n")
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: reads.append(self) or original(self, **how))
+    recipe = load_recipe(TrainRecipe, path, ["training.max_steps=4"])
+    assert (recipe.training.max_steps, reads) == (4, [path])
