@@ -113,6 +113,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: expected whole weights, got an adapter (adapter_config.json): merge it first"
         )
+    if "Classification" in str(fields.get("architectures")):
+        got = shorten(fields["architectures"])
+        raise InputError(f"{path}: architectures: expected a causal language model, got {got}")
     most = len(weight_shapes(folder))
     for name, value, nested in _walk(fields):
         if name in _REQUESTS and value and value not in _REQUESTS[name]:

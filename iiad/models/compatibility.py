@@ -26,7 +26,7 @@ def accept_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     def accept(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Before 5.24 `cache` is also what continuous batching hands to attention functions: its own, no Cache.
         if "cache" in kwargs and (CACHE == "cache" or isinstance(kwargs["cache"], Cache)):
-            if "past_key_values" in kwargs:
+            if kwargs.get("past_key_values") is not None:
                 raise ValueError("cache: expected this or past_key_values, got both")
             kwargs["past_key_values"] = kwargs.pop("cache")
         return forward(self, *args, **kwargs)

@@ -129,8 +129,7 @@ class IIETConfig(PreTrainedConfig):
 
         Raises ValueError for what the constructor refuses, and for another cache_policy than the saved one.
         """
-        own = {*cls.__dataclass_fields__} - {*PreTrainedConfig.__dataclass_fields__} | {*cls.accepted_values}
-        given = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        given = {name: kwargs.pop(name) for name in cls.accepted_values.keys() & kwargs.keys()}
         cls._check_names(kwargs, is_saved=False)
         saved = config_dict.get("cache_policy", cls.cache_policy)
         found = given.get("cache_policy", saved)

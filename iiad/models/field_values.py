@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -47,10 +46,6 @@ def _is_rope(value: Any) -> bool:
     return known and _is_between(theta, 0, 1e12) and value.get("partial_rotary_factor", 1) == 1
 
 
-def _is_dtype(value: Any) -> bool:
-    return isinstance(getattr(torch, value, None) if isinstance(value, str) else value, torch.dtype)
-
-
 _SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")
 _SMALL: AcceptedValues = (lambda value: _is_between(value, 0, 1e6), "a number above 0 and below 1,000,000")
 
@@ -78,11 +73,6 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "num_iterations": _one_or_more(0, 1000),
     "max_num_iterations": whole(0, 1000),
     "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
-    "dtype": (_is_dtype, "a type of torch's"),
-    "id2label": (
-        lambda value: isinstance(value, dict) and all(str(key).isdecimal() for key in value),
-        "labels by number",
-    ),
 }
 ACCEPTED |= dict.fromkeys(
     "use_cache tie_word_embeddings attention_bias attention_output_bias mlp_bias history relaxation qk_norm".split(),

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
@@ -27,7 +29,13 @@ from .configuration_iiet import IIETConfig
 from .layers import EvaluationSlot, IterativeLayer, SlottedAttention
 from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
 
-__all__ = ["IIETForCausalLM", "IIETModel", "IIETPreTrainedModel"]
+__all__ = [
+    "IIETForCausalLM",
+    "IIETForSequenceClassification",
+    "IIETForTokenClassification",
+    "IIETModel",
+    "IIETPreTrainedModel",
+]
 
 
 def _record_layers() -> OutputRecorder:
@@ -67,9 +75,12 @@ class IIETPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code, so that the folder also loads where iiad is not installed."""
         base = type(self.base_model)
-        # transformers itself lists the configuration and the class that is saved, not the class of AutoModel.
+        module, kind = base.__module__.rsplit(".")[-1], base.__name__.removesuffix("Model")
+        # transformers itself lists the configuration and the class that is saved, not those of other heads.
+        heads = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
+        others = {f"AutoModel{head}": f"{module}.{kind}{head}" for head in heads}
         known = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = {**known, "AutoModel": f"{base.__module__.rsplit('.')[-1]}.{base.__name__}"}
+        self.config.auto_map = {**known, "AutoModel": f"{module}.{base.__name__}", **others}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def set_num_iterations(self, num_iterations: int | Sequence[int]) -> None:
@@ -288,3 +299,14 @@ class IIETForCausalLM(IIETPreTrainedModel, GenerationMixin):
             )
         cache = getattr(outputs, CACHE)
         return CausalLMOutputWithPast(loss, logits, cache, outputs.hidden_states, outputs.attentions)
+
+
+class IIETForSequenceClassification(GenericForSequenceClassification, IIETPreTrainedModel):
+    """IIET with a label, or a number, for each text: read off the last token that is not padding."""
+
+
+class IIETForTokenClassification(GenericForTokenClassification, IIETPreTrainedModel):
+    """IIET with a label for each token."""
+
+
+AutoModel.register(IIETConfig, IIETModel, exist_ok=True)  # by which the generic heads make their base model

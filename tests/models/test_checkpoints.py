@@ -9,11 +9,24 @@ import venv
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from iiad import InputError
 from iiad.checkpoints import load_model, model_fingerprint, save_checkpoint
 from tests.helpers import VARIANTS, make_iiet
+
+AUTO_MODELS = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 
 def test_a_saved_model_loads_with_auto_classes_and_computes_the_same(variant, tokens, tmp_path):
@@ -31,13 +44,15 @@ import importlib.util, sys
 sys.modules["torchao"] = None  # a slow import of transformers' that nothing here needs
 assert importlib.util.find_spec("iiad") is None, "this test needs an editable installation, as make does it"
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 for name in sys.argv[1:]:
     tokens, wanted, prompt, text = torch.load(name + "/wanted.pt")
     model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
     assert torch.equal(model(tokens).logits, wanted), name
     assert torch.equal(model.generate(prompt, max_new_tokens=4, do_sample=False), text), name
     AutoModel.from_pretrained(name, trust_remote_code=True)
+    classifier = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, num_labels=3)
+    assert classifier(tokens[:1]).logits.shape == (1, 3)
     model.save_pretrained(name + "-again")
     AutoModelForCausalLM.from_pretrained(name + "-again", trust_remote_code=True)
 print("loaded")
@@ -55,7 +70,7 @@ def test_saved_folders_load_with_remote_code_in_an_environment_without_iiad(toke
         variant = VARIANTS[name]()
         save_checkpoint(variant, tmp_path / name)
         auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+        assert set(auto_map) == {"AutoConfig", *(auto.__name__ for auto in AUTO_MODELS)}
         text = variant.generate(prompt, max_new_tokens=4, do_sample=False)
         wanted = (tokens, variant(tokens).logits.detach(), prompt, text)
         torch.save(wanted, tmp_path / name / "wanted.pt")
