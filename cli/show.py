@@ -17,16 +17,47 @@ __all__ = ["load_report", "show"]
 
 
 def show(
-    files: Annotated[
-        list[Path], typer.Argument(help="Profiles, plans and other JSON files that iiad wrote.")
+    paths: Annotated[
+        list[Path], typer.Argument(help="JSON files that iiad wrote; folders of runs, models or signals.")
     ],
 ) -> None:
-    """Print profiles, plans, latency tables, verifications, evaluations, benches, checks and signals.
+    """Print artefacts; of a run's folder, where it is: step, loss, time left, and whether it runs now.
 
     Example:  iiad show profile.json plan.json
+
+    Example:  iiad show teacher
     """
-    for artefact, show_artefact in [load_report(file) for file in files]:
-        print_result(artefact, show_artefact)
+    places = [path.parent if path.name == "run.json" else path for path in paths]
+    places = [path.parent if path.name == "run.json" else path for path in paths]
+    for found, report in [load_folder(path) if path.is_dir() else load_report(path) for path in places]:
+        print_result(found, report)
+
+
+def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
+    """Read the state of a run, model or signals; return it and its report. Raises InputError for another folder."""
+    from iiad.distillation.signal_record import JOURNAL, read_record
+    from iiad.distillation.signal_record import RECORD as SIGNALS
+    from iiad.errors import InputError
+    from iiad.files import find_holder
+    from iiad.folders import summarize_model
+    from iiad.reporting.folder_tables import describe_model, describe_run, describe_state
+    from iiad.reporting.signal_tables import signals_summary
+    from iiad.training.run_record import RECORD
+    from iiad.training.run_status import read_run
+
+    if (folder / RECORD).exists():
+        run = read_run(folder)
+        return run, lambda width: describe_run(run)
+    if (folder / SIGNALS).exists() or (folder / JOURNAL).exists():
+        record, finished = read_record(folder), (folder / SIGNALS).exists()
+        state = describe_state(finished, find_holder(folder))
+        return {"kind": "signals status", "state": state, "signals": record}, lambda width: signals_summary(
+            record, f"{folder}: {state}"
+        )
+    if (folder / "config.json").exists():
+        model = summarize_model(folder)
+        return model, lambda width: describe_model(model)
+    raise InputError(f"{folder}: expected a folder with {RECORD}, config.json or {SIGNALS}, got none of them")
 
 
 def load_report(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:

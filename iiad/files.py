@@ -28,6 +28,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "file_sha256",
+    "find_holder",
     "lock_file",
     "lock_folder",
     "parse_json",
@@ -192,6 +193,17 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         raise InputError(f"{folder}: expected a folder, got a file")
     with _lock(Path(folder) / ".lock", folder):
         yield
+
+
+def find_holder(folder: str | Path) -> str | None:
+    """Return which process holds the folder's lock; None where none does, or this one may not ask."""
+    if not (Path(folder) / ".lock").exists():
+        return None
+    try:
+        with lock_folder(folder):
+            return None
+    except InputError as error:
+        return str(error).partition("is being written by ")[2] or None
 
 
 @contextmanager

@@ -6,13 +6,26 @@ L layers.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 import iiad
-from iiad.artefacts import Amount, Artefact, Count, DataIdentity, ModelIdentity, Record, Size
+from iiad.artefacts import (
+    Amount,
+    Artefact,
+    Count,
+    DataIdentity,
+    Journal,
+    ModelIdentity,
+    Record,
+    Size,
+    check_fields,
+)
+from iiad.errors import InputError
+from iiad.files import MOST_JSON_BYTES, parse_json, read_whole
 
 __all__ = [
     "COMPRESSIONS",
@@ -22,6 +35,7 @@ __all__ = [
     "ShardRecord",
     "SignalLayout",
     "SignalRecord",
+    "read_record",
     "shard_name",
 ]
 
@@ -140,4 +154,22 @@ class SignalRecord(Artefact):
     def kept_mass(self) -> float:
         """Mean over all tokens of the probability of the k entries, 0 to 1."""
         masses = (shard.kept_mass * len(self.blocks_of(shard.index)) for shard in self.shards)
-        return sum(masses) / self.num_blocks
+        return sum(masses) / max(1, sum(len(self.blocks_of(shard.index)) for shard in self.shards))
+
+
+def read_record(folder: Path) -> SignalRecord:
+    """Read the record of a folder of signals; of an unfinished capture, with the shards that are there.
+
+    Raises InputError for a folder without either, or a file that is none.
+    """
+    path = folder / JOURNAL
+    if (folder / RECORD).exists() or not path.exists():
+        return SignalRecord.load(folder / RECORD)
+    heading = parse_json(read_whole(path, MOST_JSON_BYTES).partition("\n")[0], path)
+    if not isinstance(heading, dict) or not all(
+        isinstance(heading.get(n), dict) for n in ("teacher", "data")
+    ):
+        raise InputError(f"{path}: expected a journal of iiad, got another file")
+    unnamed = {"teacher": {**heading["teacher"], "name": "teacher"}, "data": {**heading["data"], "names": []}}
+    record = check_fields(SignalRecord, {**heading, **unnamed, "kind": "signals"}, path)
+    return record.model_copy(update={"shards": Journal(path, heading, ShardRecord).read()})

@@ -22,8 +22,8 @@ def signals_line(record: SignalRecord) -> str:
     )
 
 
-def signals_summary(record: SignalRecord) -> RenderableType:
-    """Return what `iiad show` prints."""
+def signals_summary(record: SignalRecord, head: str = "") -> RenderableType:
+    """Return what `iiad show` prints, under a line about their folder."""
     layout, teacher = record.layout, record.teacher
     states = ", ".join(map(str, layout.hidden_layers))
     hidden = f"hidden states {states} in {layout.compression}" if states else "no hidden states"
@@ -34,9 +34,10 @@ def signals_summary(record: SignalRecord) -> RenderableType:
         f"on {names} ({record.data.fingerprint[:12]}), {record.num_blocks:,} blocks of {layout.block_size}",
         signals_line(record),
         f"temperature {record.temperature:g}, vocabulary {layout.vocab_size:,}, {hidden}",
-        f"{len(record.shards)} shards of {layout.blocks_per_shard:,} blocks; iiad {record.iiad_version}",
+        f"{len(record.shards)} of {record.num_shards} shards of {layout.blocks_per_shard:,} blocks; "
+        f"iiad {record.iiad_version}",
     ]
-    return Group(*map(Text, lines))
+    return Group(*map(Text, [head, *lines] if head else lines))
 
 
 def _plan(num_iterations: list[int]) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 from .recipes import DistillRecipe, TrainRecipe, load_recipe
+from .run_record import RunRecord
 
 if TYPE_CHECKING:
-    from .runs import RunFolder, RunRecord
+    from .runs import RunFolder
     from .scoring import TokenScore, evaluate_model
     from .teacher import build_model, train
 
@@ -28,7 +29,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "runs": ["RunFolder", "RunRecord"],
+        "runs": ["RunFolder"],
         "scoring": ["TokenScore", "evaluate_model"],
         "teacher": ["build_model", "train"],
     },

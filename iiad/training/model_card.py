@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
-    from .runs import RunRecord
+    from .run_record import RunRecord
 
 __all__ = ["model_card"]
 

@@ -11,7 +11,7 @@ import torch
 from iiad.progress import print_status
 
 from .processes import from_first_process
-from .runs import RECORD, RunRecord
+from .run_record import RECORD, RunRecord
 
 __all__ = ["bf16_is_faster", "decide_bf16"]
 

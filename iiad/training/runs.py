@@ -5,7 +5,6 @@ It holds run.json, the record; recipe.yaml; checkpoints; and in the end the fini
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,10 +13,9 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from pydantic import Field, JsonValue, field_validator
 from transformers import PreTrainedModel
 
-from iiad.artefacts import Artefact, list_differences
+from iiad.artefacts import list_differences
 from iiad.checkpoints import require_finite
 from iiad.errors import InputError, one_line
 from iiad.files import atomic_folder, write_text
@@ -27,10 +25,10 @@ from .batches import blocks_per_step
 from .model_card import model_card
 from .processes import from_first_process
 from .recipes import DistillRecipe, TrainRecipe
+from .run_record import RECORD, RunRecord
 
-__all__ = ["RunFolder", "RunRecord"]
+__all__ = ["RunFolder"]
 
-RECORD = "run.json"
 RECIPE = "recipe.yaml"
 
 _FREE_TO_CHANGE = frozenset(
@@ -42,28 +40,6 @@ torch_compile torch_compile_backend attn_implementation
 )
 """Settings that may change when a run is resumed: how it is watched and kept, where its inputs lie (their hashes are
 compared), and what a step costs rather than computes, rounding aside. The blocks of a step may not change."""
-
-
-class RunRecord(Artefact):
-    """Record of a run: written when it starts, and once more when it is finished."""
-
-    kind: str = "run"
-    command: str = Field(description="train or distill")
-    settings: dict[str, JsonValue] = Field(description="the resolved recipe")
-    inputs: dict[str, str] = Field(description="hashes of what the run reads: data, tokenizer, teacher, plan")
-    finished: bool = False
-    results: dict[str, JsonValue] = {}
-
-    @property
-    def identity(self) -> str:
-        """Hash of what the run's checkpoints follow from, by which they know it."""
-        return self.model_copy(update={"finished": False, "results": {}}).fingerprint
-
-    @field_validator("settings", "results")
-    @classmethod
-    def _is_finite(cls, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        json.dumps(fields, allow_nan=False)  # raises ValueError
-        return fields
 
 
 class RunFolder:

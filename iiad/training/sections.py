@@ -81,7 +81,8 @@ class ModelSection(Section):
             yield "num_iterations", "from 0 to 1000"
         if self.path is not None:
             for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
-                yield name, "none beside model.path, which brings its own shape"
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    yield name, "none beside model.path, which brings its own shape"
             return
         if isinstance(given, list) and len(given) != self.num_layers:
             yield "num_iterations", f"one number or {self.num_layers} (num_layers)"

@@ -35,18 +35,24 @@ class StageLog:
 
     path: of log.jsonl; lines of this stage after the state's step, from which it goes on, are removed: they will be
     logged again. state: counts the lines, so that a remark is made on lost ones. tokens_per_step: of all processes,
-    for the rate. note: the newest figures, for a progress bar.
+    for the rate.
     """
 
     def __init__(
         self, path: Path, stage: str, state: StageState, tokens_per_step: int, accelerator: Accelerator
     ):
         self.path, self.stage, self.tokens_per_step = path, stage, tokens_per_step
-        self.state, self.accelerator, self.note = state, accelerator, ""
+        self.state, self.accelerator = state, accelerator
+        self.shown: dict[str, str] = {}
         self.last_step, self.started = state.step, time.monotonic()
         self.last_time = self.started
         if accelerator.is_main_process:
             self._take_up()
+
+    @property
+    def note(self) -> str:
+        """The newest figures."""
+        return ", ".join(self.shown[name] for name in _SHOWN if name in self.shown)
 
     def _take_up(self) -> None:
         """Keep the lines that the stage goes on from."""
@@ -85,9 +91,9 @@ class StageLog:
         entry |= {"memory_bytes": _peak_memory(), "seconds": round(now - self.started, 3)}
         if hasattr(model.config, "num_iterations"):
             entry["evaluations_per_token"] = model.config.num_evaluations
-        self.note = ", ".join(
-            form.format(entry[name]) for name, form in _SHOWN.items() if entry.get(name) is not None
-        )
+        self.shown |= {
+            name: _SHOWN[name].format(entry[name]) for name in _SHOWN if entry.get(name) is not None
+        }
         append_line(self.path, json.dumps(entry), "; make room and continue with --resume")
         self.state.logged += 1
         numbers = {f"{self.stage}/{name}": value for name, value in entry.items() if _is_number(value)}
