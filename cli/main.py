@@ -11,6 +11,7 @@ import typer
 from iiad import __version__
 from iiad.conversion.quantization import hide_load_remarks
 from iiad.errors import InputError, Unfinished, printable, require_printable
+from iiad.memory import is_out_of_memory
 
 from .bench import bench
 from .capture import capture
@@ -114,12 +115,6 @@ def run() -> None:
     sys.exit(code)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    from iiad.memory import is_out_of_memory  # with torch, which a RuntimeError of its own has loaded
-
-    return is_out_of_memory(error)
-
-
 def _describe(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the line for an error."""
     line = " ".join(str(error).split())
@@ -129,7 +124,7 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return BAD_INPUT, " ".join(error.format_message().split())
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_out_of_memory(error)):
+    if is_out_of_memory(error):
         return BAD_INPUT, f"out of memory: {line or 'a smaller model, batch or context helps'}"
     if isinstance(error, Unfinished):
         return UNFINISHED, str(error)

@@ -27,7 +27,7 @@ def validate(
     """
     from iiad.errors import InputError
     from iiad.progress import print_status
-    from iiad.training.estimates import summarize_recipe
+    from iiad.training.estimates import find_excess, summarize_recipe
     from iiad.training.problems import find_problems
     from iiad.training.recipe_files import change_fields, read_fields
     from iiad.training.recipes import COMMANDS, commands_of, missing_inputs, shortened_fields
@@ -40,14 +40,17 @@ def validate(
     command = own[0] if len(own) == 1 else min(problems, key=lambda name: len(problems[name]))
     if len(own) != 1:
         print_status(f"note: sections do not tell train from distill; checked for {command} (--kind)")
-    if found := problems[command]:
+    found = problems[command]
+    checked = None if found else COMMANDS[command].model_validate(fields)
+    if checked is not None and (excess := find_excess(checked)):
+        found = [excess]
+    if checked is None or found:
         if is_json():
             print_result({"command": command, "problems": found}, lambda width: "")
         typer.echo(f"{recipe}: {len(found)} problem{'s' if len(found) > 1 else ''}", err=True)
         for problem in found:
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2)
-    checked = COMMANDS[command].model_validate(fields)
     summary, notes = summarize_recipe(checked), shortened_fields(checked) + missing_inputs(checked)
     lines = [f"{recipe}: a valid recipe for `iiad {command}`"]
     lines += [f"  {name:12} {text}" for name, text in summary.items()]

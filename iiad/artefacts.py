@@ -18,6 +18,7 @@ from .errors import InputError, require_printable, shorten
 from .files import append_line, parse_json, read_json, write_text
 
 __all__ = [
+    "MOST_ITERATIONS",
     "Amount",
     "Artefact",
     "Count",
@@ -39,7 +40,8 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**63)]
-Iterations = Annotated[int, Field(ge=0, le=2**12)]
+MOST_ITERATIONS = 1000
+Iterations = Annotated[int, Field(ge=0, le=MOST_ITERATIONS)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 """A number whose squares and sums are finite, too."""
 Amount = Annotated[float, Field(ge=0, le=1e100)]

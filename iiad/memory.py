@@ -10,20 +10,21 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import psutil
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .progress import BINARY_UNITS, format_size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "cache_bytes",
     "describe_run",
     "free_bytes",
     "is_out_of_memory",
+    "machine_bytes",
     "memory_explained",
     "tensor_bytes",
     "weight_bytes",
@@ -75,21 +76,40 @@ def cache_bytes(model: Any, batch_size: int, num_tokens: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Return the free bytes of a device; on the CPU within the limit that a container sets."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    available = int(psutil.virtual_memory().available)
+    available, limit = int(_virtual_memory().available), _container_limit()
+    return available if limit is None else min(available, limit[0] - limit[1])
+
+
+def machine_bytes() -> int:
+    """Return the bytes of this machine's memory, within the limit that a container sets."""
+    total, limit = int(_virtual_memory().total), _container_limit()
+    return total if limit is None else min(total, limit[0])
+
+
+def _virtual_memory() -> Any:
+    import psutil
+
+    return psutil.virtual_memory()
+
+
+def _container_limit() -> tuple[int, int] | None:
+    """Return the most bytes and the used ones of the container, if it has a limit."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
-        return min(available, int(limit.read_text()) - int(used.read_text()))
+        return int(limit.read_text()), int(used.read_text())
     except (OSError, ValueError):  # no such file, or "max"
-        return available
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a failed allocation: CUDA's, the CPU allocator's or Python's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, MemoryError)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 
 from iiad.artefacts import ModelShape
-from iiad.progress import format_duration
+from iiad.memory import machine_bytes
+from iiad.progress import format_duration, format_size
 
 from .recipes import DistillRecipe, TrainRecipe
 from .sections import ModelSection, OptimizationSection, TrainingSection
@@ -20,6 +21,7 @@ __all__ = [
     "StageWork",
     "count_parameters",
     "evaluations_per_layer",
+    "find_excess",
     "forward_flops",
     "measure_cpu",
     "summarize_recipe",
@@ -34,6 +36,7 @@ USUAL_VOCABULARY = 32_000
 """Where a tokenizer is named that nobody has looked into."""
 
 # Bytes per parameter.
+WEIGHT_BYTES = 4  # in float32
 STATE_BYTES = 16  # the parameter, its gradient and Adam's two averages, each in float32
 AUTOCAST_BYTES = 2  # a copy in bfloat16, kept for the backward pass
 # Bytes per token and feature that autograd keeps, in bf16 at F = 2.75 D, counted on the models.
@@ -53,6 +56,26 @@ def count_parameters(model: ModelSection, vocab_size: int) -> int:
     elif model.solver == "iiet" and model.relaxation:
         count += L * max(_iterations(model))
     return count
+
+
+def find_excess(
+    recipe: TrainRecipe | DistillRecipe, vocab_size: int | None = None, states: bool = False
+) -> str | None:
+    """Say if the weights of a new model do not fit this machine's memory, whatever else is there; None if they may.
+
+    vocab_size: default: the recipe's or, where a tokenizer is loaded, 1. states: with gradients and Adam's.
+    """
+    if isinstance(recipe, DistillRecipe) or recipe.model.path is not None:
+        return None
+    count = count_parameters(recipe.model, vocab_size or recipe.tokenizer.vocab_size or 1)
+    size, most = count * (STATE_BYTES if states else WEIGHT_BYTES), machine_bytes()
+    if size <= most:
+        return None
+    what = "weights, gradients and Adam's averages" if states else "weights"
+    return (
+        f"model: expected {what} within this machine's memory of {format_size(most)}, got {format_size(size)}, for "
+        f"{_describe_count(count)} parameters"
+    )
 
 
 def evaluations_per_layer(model: ModelSection) -> list[int]:

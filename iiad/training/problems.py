@@ -11,6 +11,7 @@ from pydantic import ConfigDict, ValidationError, WrapValidator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from iiad.artefacts import Record, describe_problems
+from iiad.errors import printable
 
 __all__ = ["Conflicts", "Section", "described", "find_problems"]
 
@@ -77,11 +78,11 @@ def _correct_names(
     problems = []
     for name in [name for name in fields if name not in known]:
         elsewhere = [path for path in _paths(recipe) if path.rpartition(".")[2] == name]
-        meant = elsewhere or difflib.get_close_matches(str(name), kind.model_fields, n=1)
+        meant = elsewhere or difflib.get_close_matches(str(name)[:60], kind.model_fields, n=1)
         hint = (
             f"did you mean {' or '.join(meant)}?" if meant else f"there are: {', '.join(kind.model_fields)}"
         )
-        problems.append(f"{above}{name}: no such field ({hint})")
+        problems.append(f"{above}{_cut(name)}: no such field ({hint})")
         if meant and not elsewhere:
             known.setdefault(meant[0], fields[name])
     for name, field in kind.model_fields.items():
@@ -92,6 +93,11 @@ def _correct_names(
             known[name], inner = _correct_names(recipe, section, known[name], f"{above}{name}.")
             problems += inner
     return known, problems
+
+
+def _cut(name: Any) -> str:
+    """Return a name, or the beginning of a long one."""
+    return printable(str(name)[:60]) + "..." * (len(str(name)) > 60)
 
 
 def _paths(kind: type[Section], above: str = "") -> Iterator[str]:

@@ -10,16 +10,22 @@ from typing import Any
 
 import yaml
 
-from iiad.errors import InputError
+from iiad.errors import InputError, one_line, require_printable, shorten
+from iiad.files import read_whole
 
-__all__ = ["change_fields", "find_recipe", "read_fields"]
+__all__ = ["MOST_BYTES", "change_fields", "find_recipe", "read_fields"]
+
+MOST_BYTES = 1 << 18
+"""Of a recipe: so many are read in three seconds at most."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of JSON: 1e-3 is one, 010 and 1:30 are text. A key that stands twice is an error."""
+    """YAML with the scalars of JSON: 1e-3 is a number; 010, 1:30 and dates are text. No key stands twice."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -31,9 +37,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 break  # refused below, with its place
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is there twice", key_node.start_mark
-                )
+                problem = f"{shorten(key)} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -81,12 +86,14 @@ def change_fields(
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_whole(path, MOST_BYTES)
     try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+        fields = yaml.load(text, _Loader)
+    except Exception as error:  # YAMLError, and whatever the constructors of values raise
+        raise InputError(f"{path}: expected YAML, got {one_line(error)}") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{path}: expected sections (model, tokenizer, data, ...), got {fields!r}")
+        raise InputError(f"{path}: expected sections (model, tokenizer, data, ...), got {shorten(fields)}")
+    require_printable(fields, path)
     return fields
 
 
@@ -109,6 +116,7 @@ def _apply(fields: dict[str, Any], setting: str) -> None:
             raise InputError(f"--set {setting}: expected a section before the last dot, got field {part}")
     try:
         fields[parts[-1]] = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError):
+    except Exception:  # as above
         hint = "quote a name that begins with *" if "*" in text else "put it in quotes"
         raise InputError(f"--set {setting}: expected YAML after =, got {text}; {hint}") from None
+    require_printable(fields[parts[-1]], f"--set {setting}")

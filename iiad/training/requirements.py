@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from iiad.errors import InputError, one_line
 from iiad.progress import print_status
 
+from .estimates import find_excess
 from .precision import decide_bf16
 from .recipes import Recipe, shortened_fields
 from .sections import OptimizationSection
 
-__all__ = ["fit_recipe", "set_attention"]
+__all__ = ["fit_recipe", "require_memory", "set_attention"]
 
 
 def fit_recipe(recipe: Recipe, folder: str | Path) -> Recipe:
@@ -28,8 +29,15 @@ def fit_recipe(recipe: Recipe, folder: str | Path) -> Recipe:
     fitted = recipe.model_copy(update={"training": recipe.training.model_copy(update={"bf16": bf16})})
     for line in shortened_fields(fitted):
         print_status(line)
+    require_memory(fitted)
     _check_machine(fitted.training)
     return fitted
+
+
+def require_memory(recipe: Recipe, vocab_size: int | None = None) -> None:
+    """Raise InputError for a new model that this machine's memory cannot hold; on a CPU, not while it learns."""
+    if excess := find_excess(recipe, vocab_size, states=not torch.cuda.is_available()):
+        raise InputError(excess)
 
 
 def _check_machine(optimization: OptimizationSection) -> None:

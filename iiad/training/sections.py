@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from iiad.artefacts import MOST_ITERATIONS
 from iiad.data import parse_task
 from iiad.errors import InputError
 
@@ -29,13 +30,15 @@ __all__ = [
     "count_warmup",
 ]
 
+Steps = Annotated[int, Field(ge=1, le=2**40)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 STAGES = ("layerwise", "distill", "recover")
 """Stages of distillation, in order."""
 
 Scheduler = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
 
 Warmup = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)],
+    Annotated[int, Field(ge=0, le=2**40)] | Annotated[float, Field(ge=0, lt=1)],
     described("a number of steps, or a share of max_steps below 1"),
     Field(description="steps, or a share of max_steps below 1; never more than max_steps"),
 ]
@@ -52,12 +55,12 @@ class ModelSection(Section):
     intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
     num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
     num_attention_heads: int = Field(4, ge=1, le=2**12)
-    num_key_value_heads: int | None = Field(None, ge=1, description="default: num_attention_heads")
+    num_key_value_heads: int | None = Field(None, ge=1, le=2**12, description="default: num_attention_heads")
     head_dim: int | None = Field(
         None, ge=2, le=2**14, description="default: hidden_size / num_attention_heads"
     )
     max_position_embeddings: int = Field(2048, ge=2, le=2**24, description="longest context, in tokens")
-    rope_theta: float = Field(10000.0, gt=0)
+    rope_theta: float = Field(10000.0, gt=0, le=1e18)
     rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
     initializer_range: float = Field(0.02, gt=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
@@ -77,8 +80,8 @@ class ModelSection(Section):
         """Shape and iterations."""
         given = self.num_iterations
         plan = given if isinstance(given, list) else [given or 0]
-        if not all(0 <= r <= 1000 for r in plan):
-            yield "num_iterations", "from 0 to 1000"
+        if not all(0 <= r <= MOST_ITERATIONS for r in plan):
+            yield "num_iterations", f"from 0 to {MOST_ITERATIONS}"
         if self.path is not None:
             for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -128,7 +131,7 @@ class DataSection(Section):
     validation: list[str] = Field([], description="the same, for validation loss")
     text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
     block_size: int | None = Field(
-        None, ge=2, description="tokens in a block; default: 512, or the model's context if shorter"
+        None, ge=2, le=2**24, description="tokens in a block; default: 512, or the model's context if shorter"
     )
     cache_dir: str | None = Field(None, description="folder for tokenized data")
 
@@ -162,16 +165,19 @@ class OptimizationSection(Section):
     min_lr_ratio: float = Field(
         0.0, ge=0, lt=1, description="learning rate at the schedule's end, as a share of learning_rate"
     )
-    decay_steps: int | None = Field(
-        None, ge=1, description="warmup_stable_decay: length of the decay; default: a tenth of max_steps"
+    decay_steps: Steps | None = Field(
+        None, description="warmup_stable_decay: length of the decay; default: a tenth of max_steps"
     )
     weight_decay: float = Field(0.1, ge=0, lt=1, description="on matrices alone")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
+    max_grad_norm: Weight = Field(1.0, description="0: no clipping")
     max_skipped_steps: int = Field(
-        10, ge=0, description="steps in a row that may be skipped for a NaN or infinite loss or gradient"
+        10,
+        ge=0,
+        le=2**40,
+        description="steps in a row that may be skipped for a NaN or infinite loss or gradient",
     )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay per step of an average of the weights; the average is the result"
@@ -191,13 +197,11 @@ class OptimizationSection(Section):
         False, description="several processes: shard weights, gradients and optimizer (FSDP2); default: DDP"
     )
     seed: int = Field(0, ge=0, lt=2**31)
-    save_steps: int = Field(500, ge=1)
-    save_total_limit: int | None = Field(
-        2, ge=1, description="checkpoints to keep besides the best; null: all"
-    )
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(
-        None, ge=1, description="steps between validation losses; default: at the end alone"
+    save_steps: Steps = 500
+    save_total_limit: Steps | None = Field(2, description="checkpoints to keep besides the best; null: all")
+    logging_steps: Steps = 10
+    eval_steps: Steps | None = Field(
+        None, description="steps between validation losses; default: at the end alone"
     )
     report_to: list[str] = Field([], description="tensorboard, wandb, ...")
 
@@ -224,7 +228,7 @@ class OptimizationSection(Section):
 class StageSection(Section):
     """One stage of distillation: its length, learning rate and schedule."""
 
-    max_steps: int = Field(1000, ge=0, description="optimizer steps; 0 leaves the stage out")
+    max_steps: int = Field(1000, ge=0, le=2**40, description="optimizer steps; 0 leaves the stage out")
     learning_rate: float = Field(1e-4, gt=0, lt=10)
     warmup_steps: Warmup = 50
     lr_scheduler_type: Scheduler | None = Field(None, description="default: training.lr_scheduler_type")
@@ -233,7 +237,7 @@ class StageSection(Section):
 class TrainingSection(OptimizationSection):
     """Training from scratch, or on from a model."""
 
-    max_steps: int = Field(ge=1, description="optimizer steps")
+    max_steps: Steps = Field(description="optimizer steps")
     learning_rate: float = Field(3e-4, gt=0, lt=10)
     warmup_steps: Warmup = 100
     iterations_start: float = Field(
@@ -280,13 +284,13 @@ class StudentSection(Section):
 class DistillationSection(Section):
     """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text."""
 
-    ce_weight: float = Field(1.0, ge=0, description="stage distill: weight of the cross-entropy on the text")
-    kl_weight: float = Field(1.0, ge=0, description="stage distill: weight of T^2 times the divergence")
+    ce_weight: Weight = Field(1.0, description="stage distill: weight of the cross-entropy on the text")
+    kl_weight: Weight = Field(1.0, description="stage distill: weight of T^2 times the divergence")
     divergence: Literal["forward", "reverse", "jsd"] = Field(
         "forward", description="KL(teacher || student), KL(student || teacher) or Jensen-Shannon"
     )
     temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
-    hidden_weight: float = Field(0.0, ge=0, description="stage distill: weight of the hidden-state loss")
+    hidden_weight: Weight = Field(0.0, description="stage distill: weight of the hidden-state loss")
     hidden_loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
     hidden_layers: list[int] | None = Field(
         None, min_length=1, description="hidden states, 0 (embeddings) to L (after the norm); default: all"
@@ -321,5 +325,5 @@ class DistillationSection(Section):
                 "null where stage distill does not run, or has neither kl_weight nor hidden_weight",
             )
         layers = self.hidden_layers
-        if layers and (min(layers) < 0 or len(set(layers)) < len(layers)):
+        if layers and (min(layers) < 0 or max(layers) > 2**12 or len(set(layers)) < len(layers)):
             yield "hidden_layers", "different numbers from 0 on"

@@ -35,7 +35,7 @@ from .loop import run_stage
 from .phases import TwoPhases
 from .processes import from_first_process, join_processes, lock_run
 from .recipes import TrainRecipe
-from .requirements import fit_recipe, set_attention
+from .requirements import fit_recipe, require_memory, set_attention
 from .runs import RunFolder
 from .sections import ModelSection
 from .stage import RunContext, Stage
@@ -73,6 +73,7 @@ def train(
         set_seed(training.seed)
         kept = run.path / "tokenizer"
         tokenizer = _prepare_tokenizer(recipe, kept)
+        require_memory(recipe, len(tokenizer))
         model, inputs = _start_model(recipe.model, tokenizer)
         set_attention(model, training)
         corpora = Corpora(recipe, tokenizer, model.config)

@@ -2,7 +2,6 @@
 
 import copy
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from iiad.training import DistillRecipe, TrainRecipe, load_recipe
+from iiad.training import DistillRecipe, TrainRecipe, load_recipe, recipe_files
 from iiad.training.problems import find_problems
 from iiad.training.recipe_files import read_fields
 from iiad.training.recipes import shortened_fields
@@ -355,8 +354,10 @@ def test_fewer_steps_than_the_decay_cut_it_and_say_so():
 
 
 def test_a_recipe_is_read_once(tmp_path, monkeypatch):
-    path, reads, original = tmp_path / "recipe.yaml", [], Path.read_text
+    path, reads, original = tmp_path / "recipe.yaml", [], recipe_files.read_whole
     path.write_text("tokenizer: {path: t}\ndata: {train: [a]}\ntraining: {max_steps: 3}\n")
-    monkeypatch.setattr(Path, "read_text", lambda self, **how: reads.append(self) or original(self, **how))
+    monkeypatch.setattr(
+        recipe_files, "read_whole", lambda file, most: reads.append(file) or original(file, most)
+    )
     recipe = load_recipe(TrainRecipe, path, ["training.max_steps=4"])
     assert (recipe.training.max_steps, reads) == (4, [path])

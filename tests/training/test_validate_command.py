@@ -128,7 +128,7 @@ def test_neither_validate_nor_the_data_package_imports_what_takes_time():
             run()
         except SystemExit as exit_:
             assert not exit_.code
-        heavy = "torch transformers scipy pyarrow tokenizers huggingface_hub psutil accelerate".split()
+        heavy = "torch transformers scipy pyarrow tokenizers huggingface_hub accelerate".split()
         print([name for name in heavy if name in sys.modules], len(sys.modules) < 700)
         import iiad.data
         print([name for name in heavy if name in sys.modules])
