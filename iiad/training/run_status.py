@@ -91,7 +91,11 @@ def _read_recipe(record: RunRecord, where: Path) -> TrainRecipe | DistillRecipe:
     if record.command not in COMMANDS:
         raise InputError(f"{where}: command: expected {' or '.join(COMMANDS)}, got {record.command}")
     kind = COMMANDS[record.command]
-    return check_fields(kind, {name: record.settings.get(name) for name in kind.model_fields}, where)
+    sections = {name: record.settings.get(name) for name in kind.model_fields}
+    model = sections.get("model")
+    if isinstance(model, dict) and model.get("path") is not None:
+        sections["model"] = {"path": model["path"]}  # a shape beside it would be refused
+    return check_fields(kind, sections, where)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -84,8 +84,7 @@ class ModelSection(Section):
             yield "num_iterations", f"from 0 to {MOST_ITERATIONS}"
         if self.path is not None:
             for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    yield name, "none beside model.path, which brings its own shape"
+                yield name, "none beside model.path, which brings its own shape"
             return
         if isinstance(given, list) and len(given) != self.num_layers:
             yield "num_iterations", f"one number or {self.num_layers} (num_layers)"

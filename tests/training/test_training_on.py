@@ -8,6 +8,7 @@ from iiad.checkpoints import load_model, save_checkpoint
 from iiad.conversion.released import convert
 from iiad.data import load_tokenizer
 from iiad.training import RunRecord, TrainRecipe, train
+from iiad.training.run_status import read_run
 from tests.helpers import make_llama, refused
 
 
@@ -47,6 +48,7 @@ def test_an_upcycled_llama_trains_on_as_an_iiet_whose_relaxation_leaves_zero(
     assert trained.dtype == torch.float32
     assert all(layer.corrector.relaxation.abs().min() > 0 for layer in trained.model.layers)
     assert set(RunRecord.load(run / "run.json").inputs) == {"tokenizer", "data", "validation", "model"}
+    assert read_run(run).command == "train"
 
 
 STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
