@@ -318,7 +318,7 @@ REFUSALS = [
     ("llama", {"model_type": "gpt2"}, "got 'gpt2'"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: expected none"),
     ("llama", {"auto_map": {"AutoModel": "m.M"}}, "auto_map: expected transformers' own model, got code"),
-    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "got LlamaForSequenceClassification"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ("llama", {"pretraining_tp": 2}, "pretraining_tp: expected none or 1, got 2"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected none or 1, got 0.5"),
     ("llama", {"residual_multiplier": 0.22}, f"residual_multiplier: {UNKNOWN} 0.22"),

@@ -30,9 +30,9 @@ def averaged(quick, settings, tmp_path_factory):
     folder, seen = tmp_path_factory.mktemp("averaged") / "run", []
     original = teacher_module.Corpora.score_validation
 
-    def score(self, model):
+    def score(self, model, *task):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return original(self, model)
+        return original(self, model, *task)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher_module.Corpora, "score_validation", score)
