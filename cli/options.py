@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from iiad.errors import InputError, require_seed
-from iiad.files import lock_file, require_apart, require_new_file
+from iiad.outputs import lock_file, require_apart, require_new_file
 
 __all__ = [
     "RECIPE_HELP",

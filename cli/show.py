@@ -38,8 +38,8 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     from iiad.distillation.signal_record import JOURNAL, read_record
     from iiad.distillation.signal_record import RECORD as SIGNALS
     from iiad.errors import InputError
-    from iiad.files import find_holder
     from iiad.folders import summarize_model
+    from iiad.outputs import find_holder
     from iiad.reporting.folder_tables import describe_model, describe_run, describe_state
     from iiad.reporting.signal_tables import signals_summary
     from iiad.training.run_record import RECORD

@@ -15,8 +15,8 @@ from .artefacts import Artefact
 from .distillation import distill
 from .errors import InputError
 from .evaluation import Bench, Evaluation, bench_models, evaluate_models
-from .files import lock_folder
 from .influence import Profile, measure_influence
+from .outputs import lock_folder
 from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
 from .progress import print_status
 from .training import DistillRecipe, RunRecord, TrainRecipe, load_recipe, train

@@ -291,7 +291,7 @@ def printed(renderable, width=110, encoding="utf-8", **options):
 def held_by_another(lock: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     """Have another process, which is given, hold `lock_folder` or `lock_file` of a path inside of the block."""
     script = (
-        f"import sys\nfrom iiad.files import {lock}\nwith {lock}(sys.argv[1]): print(flush=True), input()"
+        f"import sys\nfrom iiad.outputs import {lock}\nwith {lock}(sys.argv[1]): print(flush=True), input()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script, str(path)], **pipes) as process:

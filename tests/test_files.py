@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from iiad.files import (
-    atomic_file,
-    atomic_folder,
-    lock_file,
-    lock_folder,
-    require_apart,
-    require_new_file,
-    require_new_folder,
-)
+from iiad.files import atomic_file, atomic_folder
+from iiad.outputs import lock_file, lock_folder, require_apart, require_new_file, require_new_folder
 from tests.helpers import held_by_another, refused
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from iiad.checkpoints import copy_companions, load_model, read_weights, save_checkpoint
 from iiad.errors import InputError
-from iiad.files import atomic_folder, require_new_folder
+from iiad.files import atomic_folder
 from iiad.folders import read_config
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.outputs import require_new_folder
 
 from .upcycling import SHARED_FIELDS, upcycle
 from .weights import assign_weights, build_model

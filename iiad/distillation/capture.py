@@ -21,8 +21,9 @@ from iiad.data import (
     tokenizer_fingerprint,
 )
 from iiad.errors import InputError
-from iiad.files import atomic_file, file_sha256, lock_folder
+from iiad.files import atomic_file, file_sha256
 from iiad.memory import memory_explained
+from iiad.outputs import lock_folder
 from iiad.progress import print_status, progress
 from iiad.training.batches import Batch
 from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning

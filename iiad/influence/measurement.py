@@ -17,9 +17,9 @@ from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.data import RowBlocks, TokenBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
 from iiad.errors import InputError
-from iiad.files import lock_file
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
+from iiad.outputs import lock_file
 from iiad.progress import print_status, progress
 
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings

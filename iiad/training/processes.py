@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from iiad.files import lock_folder
+from iiad.outputs import lock_folder
 
 __all__ = [
     "any_process",

@@ -9,8 +9,9 @@ from pydantic import Field, JsonValue
 
 from iiad.artefacts import Count, Record, Size, check_fields
 from iiad.errors import InputError
-from iiad.files import find_holder, parse_json
+from iiad.files import parse_json
 from iiad.folders import ModelSummary, summarize_model
+from iiad.outputs import find_holder
 
 from .checkpointing import BEST, Checkpoints
 from .estimates import StageWork, teacher_work
