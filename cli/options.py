@@ -15,6 +15,7 @@ from iiad.outputs import lock_file, require_apart, require_new_file
 __all__ = [
     "RECIPE_HELP",
     "CachePolicy",
+    "Details",
     "Device",
     "Dtype",
     "MaxMinutes",
@@ -79,6 +80,9 @@ TrustRemoteCode = Annotated[
         help="Run the Python code that a model's folder or repository brings or names (auto_map). It can do all that "
         "you can: use it only for models whose code you have read.",
     ),
+]
+Details = Annotated[
+    bool, typer.Option("--details", help="Show all tables and rows, also those that say little.")
 ]
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]

@@ -11,6 +11,7 @@ import typer
 from iiad.errors import require_seed
 
 from .options import (
+    Details,
     Overwrite,
     all_data,
     claim_outputs,
@@ -106,6 +107,7 @@ def plan(
     output: Annotated[
         Path | None, typer.Option(help="Write the plan (JSON). Required unless --curve stands alone.")
     ] = None,
+    details: Details = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Choose how many iterations each layer keeps: by a threshold, or the best plan for targets.
@@ -163,18 +165,6 @@ def plan(
             refuse_options(command, "with --curve alone, without --latency", "context", "batch_size")
 
     curves = planning.trade_off(measured, metric, normalize or "none", bounds)
-    if curve:
-        print_result(
-            {"kind": "curve", **vars(curves)}, lambda width: CurveReport(curves, table, targets.phase)
-        )
-    if made is not None:
-        costs, kept = made.costs(context, batch_size, table), None
-        if threshold is not None:
-            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
-        report = PlanReport(made, costs, kept, table)
-        print_result(made, lambda width: report)
-    if plot is not None:
-        draw_trade_off(curves, plot)
     if verify is not None:
         from iiad.evaluation.plan_trials import verify_plans
         from iiad.reporting.verification_tables import VerificationReport, draw_predictions
@@ -192,9 +182,22 @@ def plan(
         )
         if verification is not None:
             found.save(verification)
-        print_result(found, lambda width: VerificationReport(found))
+        print_result(found, lambda width: VerificationReport(found, details))
         if plot is not None:
             draw_predictions(found, plot)
+    if curve:
+        print_result(
+            {"kind": "curve", **vars(curves)},
+            lambda width: CurveReport(curves, table, targets.phase, details),
+        )
+    if made is not None:
+        costs, kept = made.costs(context, batch_size, table), None
+        if threshold is not None:
+            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
+        report = PlanReport(made, costs, kept, table)
+        print_result(made, lambda width: report)
+    if plot is not None:
+        draw_trade_off(curves, plot)
     if made is not None and output is not None:  # last, so that nothing is written where something was wrong
         made.save(output)
         print_status(f"plan written to {output}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Details,
     Device,
     Dtype,
     Overwrite,
@@ -72,6 +73,7 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the finished batches of an interrupted run.")
     ] = False,
+    details: Details = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Score each iteration of a model by its contribution to the output.
@@ -113,7 +115,9 @@ def profile(
         output=output,
         resume=resume,
     )
-    print_result(measured, lambda width: InfluenceReport(measured, assess_trust(measured, threshold, seed)))
+    print_result(
+        measured, lambda width: InfluenceReport(measured, assess_trust(measured, threshold, seed), details)
+    )
     if plot is not None:
         from iiad.progress import print_status
         from iiad.reporting.pictures import draw_influence

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Details
 from .output import print_result
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def show(
     paths: Annotated[
         list[Path], typer.Argument(help="JSON files that iiad wrote; folders of runs, models or signals.")
     ],
+    details: Details = False,
 ) -> None:
     """Print artefacts; of a run's folder, where it is: step, loss, time left, and whether it runs now.
 
@@ -29,7 +31,9 @@ def show(
     """
     places = [path.parent if path.name == "run.json" else path for path in paths]
     places = [path.parent if path.name == "run.json" else path for path in paths]
-    for found, report in [load_folder(path) if path.is_dir() else load_report(path) for path in places]:
+    for found, report in [
+        load_folder(path) if path.is_dir() else load_report(path, details) for path in places
+    ]:
         print_result(found, report)
 
 
@@ -60,7 +64,7 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     raise InputError(f"{folder}: expected a folder with {RECORD}, config.json or {SIGNALS}, got none of them")
 
 
-def load_report(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
+def load_report(path: Path, details: bool = False) -> tuple[Any, Callable[[int], RenderableType]]:
     """Load a file as the artefact that it names; return it and its report. Raises InputError for another kind."""
     from iiad.distillation.signal_record import SignalRecord
     from iiad.errors import InputError, shorten
@@ -79,9 +83,9 @@ def load_report(path: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     from iiad.reporting.verification_tables import VerificationReport
 
     reports: dict[Any, Any] = {
-        Profile: lambda profile, width: InfluenceReport(profile, assess_trust(profile)),
+        Profile: lambda profile, width: InfluenceReport(profile, assess_trust(profile), details),
         Plan: lambda plan, width: PlanReport(plan, plan.costs()),
-        Verification: lambda verification, width: VerificationReport(verification),
+        Verification: lambda verification, width: VerificationReport(verification, details),
         LatencyTable: latency_table,
         Evaluation: evaluation_table,
         Bench: bench_table,

@@ -19,6 +19,7 @@ from .latency import LatencyTable
 __all__ = [
     "DEFAULT_CONTEXT",
     "LOSS_UNITS",
+    "NEGLIGIBLE",
     "PlanCost",
     "compare_costs",
     "compute_cut",
@@ -42,6 +43,9 @@ LOSS_UNITS: dict[str, str] = {
     "relative_l2": "of relative change, summed over layers",
 }
 """Unit of the predicted loss by each metric. Only the first three are losses of the model's output."""
+
+NEGLIGIBLE = {"kl": 1e-4, "loss": 1e-4, "taylor": 1e-4, "cosine": 1e-6, "relative_l2": 1e-4}
+"""Scores below it are no contribution: of an iteration that has learnt nothing, or has converged before."""
 
 
 def predicted_loss(scores: Scores, num_iterations: Sequence[int]) -> float:

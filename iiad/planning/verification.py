@@ -107,6 +107,12 @@ class Verification(Artefact):
         return rank_correlation([plan.predicted for plan in plans], [self.true_loss(plan) for plan in plans])
 
     @property
+    def largest_loss(self) -> float:
+        """Largest loss of all plans, predicted where it is a loss, or true."""
+        predicted = [plan.predicted for plan in self.plans if self.metric in ("kl", "loss", "taylor")]
+        return max(map(abs, [*predicted, *map(self.true_loss, self.plans)]))
+
+    @property
     def additivity(self) -> float | None:
         """True loss / predicted loss, over all points of curve and front together (ours); 1: scores add up.
 

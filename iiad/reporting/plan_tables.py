@@ -123,11 +123,17 @@ class PlanReport:
 class CurveReport:
     """Rich renderable: every best trade of evaluations for predicted loss, beside what thresholds give.
 
-    latency: adds the predicted milliseconds of the best plans, of one call of `phase`.
+    latency: adds the predicted milliseconds of the best plans, of one call of `phase`. details: all rows.
     """
 
-    def __init__(self, curves: TradeOff, latency: LatencyTable | None = None, phase: str = "decode"):
-        self.curves, self.name = curves, phase
+    def __init__(
+        self,
+        curves: TradeOff,
+        latency: LatencyTable | None = None,
+        phase: str = "decode",
+        details: bool = False,
+    ):
+        self.curves, self.name, self.details = curves, phase, details
         self.phase = getattr(latency, phase) if latency is not None else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -136,7 +142,7 @@ class CurveReport:
         ruled = {sum(point.num_iterations): point for point in curves.thresholds}
         counts = sorted({*best, *ruled}, reverse=True)
         knees = {sum(knee.num_iterations) for knee in (curves.front_knee, curves.threshold_knee)}
-        shown = _thinned(counts, knees)
+        shown = counts if self.details else _thinned(counts, knees)
         table = Table(title=f"trade-off by {curves.metric}", title_justify="left")
         milliseconds = [f"{self.name} ms"] if self.phase is not None else []
         for name in ("evaluations", "overhead cut", "least loss", *milliseconds, "by threshold", "its loss"):
@@ -178,7 +184,7 @@ class CurveReport:
                 f"Milliseconds predicted by the latency table, off by up to {self.phase.largest_error:.1%}."
             )
         if num_shown < num_rows:
-            lines.append(f"Thinned: {num_shown} of {num_rows} rows are shown.")
+            lines.append(f"Thinned: {num_shown} of {num_rows} rows are shown (--details: all).")
         return "\n".join(lines)
 
 

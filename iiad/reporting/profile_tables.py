@@ -9,46 +9,150 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from iiad.influence.diagnostics import Agreement
 from iiad.influence.profile import METRICS, Profile, Scores
+from iiad.planning.costs import LOSS_UNITS
+from iiad.planning.stability import Stability
 from iiad.planning.trust import Trust
 
-from .tables import format_number, format_share, plain_table
+from .tables import filled_table, format_number, format_share
 
-__all__ = ["InfluenceReport"]
+__all__ = ["InfluenceReport", "profile_verdict"]
 
 SHADES = ((0.5, "bold red"), (0.2, "yellow"), (0.05, "green"), (0.0, "cyan"))
 """Style of a score by its share of the metric's largest."""
 NEGATIVE = "magenta"
 MOST_DECIMALS = 6
+REVERSED = -0.5
+"""Rank correlation from which on a metric misleads."""
+_CERTAIN = {"100 %", "0 %", "+1.00", "1.00", "-", ""}
 
 
 class InfluenceReport:
-    """Rich renderable: all scores of a profile, coloured by size where there is colour, and the trust in them."""
+    """Rich renderable: a verdict, the scores, coloured by size where there is colour, and the trust in them.
 
-    def __init__(self, profile: Profile, trust: Trust):
-        self.profile, self.trust = profile, trust
+    details: the scores by every metric and all rows; else those by the reference, and rows that say something.
+    """
+
+    def __init__(self, profile: Profile, trust: Trust, details: bool = False):
+        self.profile, self.trust, self.details = profile, trust, details
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        profile = self.profile
+        profile, trust = self.profile, self.trust
         sign = "+-" if options.ascii_only else "±"
         batches = f"{len(profile.batches)} batch{'es' if len(profile.batches) > 1 else ''}"
+        yield Text(f"Verdict: {profile_verdict(profile, trust)}\n", style="bold")
         yield Text(
             f"{profile.model.name}: {profile.loss:.4f} nats a token on {profile.num_tokens:,} tokens in {batches}"
             + (", standard errors over the batches\n" if profile.standard_errors else "\n")
         )
         for metric, scores in profile.scores.items():
-            errors = (profile.standard_errors or {}).get(metric)
-            yield Text(f"influence by {metric}", style="italic")
-            yield _table("iteration", 1, scores, errors, sign)
-            yield Text(f"{metric}: {METRICS[metric]}.\n", style="dim")
+            if metric == trust.reference or self.details:
+                errors = (profile.standard_errors or {}).get(metric)
+                yield Text(f"influence by {metric}", style="italic")
+                yield _table("iteration", 1, scores, errors, sign)
+                yield Text(f"{metric}: {METRICS[metric]}.\n", style="dim")
         for metric, scores in profile.stages.items():
-            errors = (profile.stage_errors or {}).get(metric)
-            yield Text(f"predictor's stages by {metric}", style="italic")
-            yield _table("stage", 2, scores, errors, sign)
+            if metric == trust.reference or self.details:
+                errors = (profile.stage_errors or {}).get(metric)
+                yield Text(f"predictor's stages by {metric}", style="italic")
+                yield _table("stage", 2, scores, errors, sign)
         if profile.stages:
             note = "a stage's score: the layer's predictor truncated before it, the corrector in full.\n"
             yield Text(note, style="dim")
-        yield from _trust(profile, self.trust)
+        if self.details:
+            yield Text("fixed points: does the iteration settle?", style="italic")
+            yield _fixed_points(profile, trust)
+        yield Text(trust.advice + "\n")
+        yield from self._agreements()
+        yield from self._kept()
+        yield from self._stabilities()
+        if not self.details:
+            more = "--details adds the other metrics, fixed points, and rows that say 100 % or +1.00."
+            yield Text(more, style="dim")
+
+    def _telling(self, rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Rows that say more than that all is decided or alike; with details all."""
+        return [row for row in rows if self.details or not set(row[1:]) <= _CERTAIN]
+
+    def _agreements(self) -> Iterator[RenderableType]:
+        reference, found = self.trust.reference, self.trust.agreements
+        rows = self._telling([_agreement_row(agreement) for agreement in found])
+        if rows:
+            yield Text(f"agreement with {reference}", style="italic")
+            yield filled_table(["metric", "Spearman", "Kendall", "top half"], rows)
+            yield Text(
+                "order of all iterations: 1 is the same, -1 the reverse; top half: share of the iterations in the "
+                f"upper half by {reference} that are there by the metric too (0.5 by chance).\n",
+                style="dim",
+            )
+        for a in found:
+            if a.spearman is not None and a.spearman <= REVERSED:
+                yield Text(
+                    f"{a.metric} ranks the iterations in reverse ({a.spearman:+.2f}): do not plan by it.\n"
+                )
+
+    def _kept(self) -> Iterator[RenderableType]:
+        trust = self.trust
+        if trust.kept is None:
+            yield Text("stability: expected several batches, got one; give more --max-tokens\n")
+            return
+        rows = self._telling(
+            [[str(t), *(format_share(share, 0) for share in layer)] for t, layer in enumerate(trust.kept, 1)]
+        )
+        if rows:
+            title = (
+                f"kept at threshold {trust.threshold:.3g} on {trust.reference}, share of bootstrap samples"
+            )
+            yield Text(title, style="italic")
+            width = max(map(len, rows))
+            padded = [[*row, *[""] * (width - len(row))] for row in rows]
+            yield filled_table(["layer", *(f"iteration {i}" for i in range(1, width))], padded)
+            note = "near 0 or 100 %: decided; near 50 %: undecided on other text of this kind.\n"
+            yield Text(note, style="dim")
+
+    def _stabilities(self) -> Iterator[RenderableType]:
+        profile, found = self.profile, self.trust.stabilities
+        pairs = [f"{a + 1} with {b + 1}" for a, b in found[0].between_sets]
+        rows = self._telling(
+            [
+                [each.metric, *(format_number(value, "+.2f") for value in _correlations(each))]
+                for each in found
+                if each.metric == self.trust.reference or self.details
+            ]
+        )
+        if rows:
+            yield Text(
+                "rank correlation of the scores with those of other samples of the text", style="italic"
+            )
+            yield filled_table(["metric", "median", "5th percentile", *pairs], rows)
+            note = "Spearman's, over bootstrap samples of the batches"
+            if len(profile.data) > 1:
+                named = ", ".join(f"{n}: {' '.join(part.names)}" for n, part in enumerate(profile.data, 1))
+                note += f"; between data sets ({named})"
+            yield Text(f"{note}.\n", style="dim")
+
+
+def profile_verdict(profile: Profile, trust: Trust) -> str:
+    """Say in one line whether there is something to plan, and what a plan by the threshold comes to."""
+    unit = LOSS_UNITS[trust.reference]
+    if trust.guess is not None and profile.loss >= trust.guess:
+        return (
+            f"the teacher knows no more of this text than a uniform guess ({profile.loss:.2f} nats a token): "
+            "train it first."
+        )
+    if not trust.contributes:
+        return (
+            f"the iterations contribute nothing (at most {trust.largest:.1e} {unit}): they have learnt nothing yet, "
+            "or are not needed."
+        )
+    total, kept = sum(profile.model.num_iterations), sum(trust.budget)
+    line = (
+        f"{total - kept} of {total} iterations can go for about {trust.predicted_loss:.3g} {unit} "
+        f"(threshold {trust.threshold:.3g})"
+    )
+    undecided = trust.num_undecided
+    return line + (f"; {undecided} undecided on other text." if undecided else ".")
 
 
 def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign: str) -> Table:
@@ -84,64 +188,21 @@ def _style(score: float, largest: float) -> str:
     return next(style for least, style in SHADES if share >= least)
 
 
-def _trust(profile: Profile, trust: Trust) -> Iterator[RenderableType]:
-    """The tables below the scores, each with the meaning of its columns, and one line of advice."""
-    yield Text("fixed points: does the iteration settle?", style="italic")
-    yield _fixed_points(profile, trust)
-    yield Text(trust.advice + "\n")
-    if trust.agreements:
-        yield Text(f"agreement with {trust.reference}", style="italic")
-        table = plain_table(["metric"], ["Spearman", "Kendall", "top half"])
-        for a in trust.agreements:
-            table.add_row(
-                a.metric,
-                *(format_number(value, "+.2f") for value in (a.spearman, a.kendall)),
-                format_number(a.overlap),
-            )
-        yield table
-        yield Text(
-            "order of all iterations: 1 is the same, -1 the reverse; top half: share of the iterations in the upper "
-            f"half by {trust.reference} that are there by the metric too (0.5 by chance).\n",
-            style="dim",
-        )
-    yield from _kept(trust)
-    yield Text("rank correlation of the scores with those of other samples of the text", style="italic")
-    yield _stabilities(trust)
-    note = "Spearman's, over bootstrap samples of the batches"
-    if len(profile.data) > 1:
-        named = ", ".join(f"{n}: {' '.join(part.names)}" for n, part in enumerate(profile.data, 1))
-        note += f"; between data sets ({named})"
-    yield Text(f"{note}.\n", style="dim")
-
-
 def _fixed_points(profile: Profile, trust: Trust) -> Table:
-    table = plain_table(["layer"], ["residuals", "contraction", "turns", "the iteration"])
+    rows = []
     for number, (layer, diagnosis) in enumerate(zip(profile.fixed_point, trust.diagnoses, strict=True), 1):
         numbers = ((layer.residuals, ".3f"), (layer.contractions, ".2f"), (layer.turns, "+.2f"))
-        table.add_row(str(number), *(_numbers(*each) for each in numbers), diagnosis.verdict)
-    return table
+        rows.append([str(number), *(_numbers(*each) for each in numbers), diagnosis.verdict])
+    return filled_table(["layer", "residuals", "contraction", "turns", "the iteration"], rows)
 
 
-def _kept(trust: Trust) -> Iterator[RenderableType]:
-    if trust.kept is None:
-        yield Text("stability: expected several batches, got one; give more --max-tokens\n")
-        return
-    title = f"kept at threshold {trust.threshold:.3g} on {trust.reference}, share of bootstrap samples"
-    yield Text(title, style="italic")
-    table = plain_table(["layer"], [f"iteration {i}" for i in range(1, max(map(len, trust.kept)) + 1)])
-    for number, layer in enumerate(trust.kept, 1):
-        table.add_row(str(number), *(format_share(share, 0) for share in layer))
-    yield table
-    yield Text("near 0 or 100 %: decided; near 50 %: undecided on other text of this kind.\n", style="dim")
+def _agreement_row(agreement: Agreement) -> list[str]:
+    correlations = (format_number(value, "+.2f") for value in (agreement.spearman, agreement.kendall))
+    return [agreement.metric, *correlations, format_number(agreement.overlap)]
 
 
-def _stabilities(trust: Trust) -> Table:
-    pairs = [f"{a + 1} with {b + 1}" for a, b in trust.stabilities[0].between_sets]
-    table = plain_table(["metric"], ["median", "5th percentile", *pairs])
-    for found in trust.stabilities:
-        values = (found.median, found.low, *found.between_sets.values())
-        table.add_row(found.metric, *(format_number(value, "+.2f") for value in values))
-    return table
+def _correlations(stability: Stability) -> list[float | None]:
+    return [stability.median, stability.low, *stability.between_sets.values()]
 
 
 def _numbers(values: Sequence[float], form: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["format_number", "format_share", "plain_table", "record_tables", "report", "stacked_tables"]
+__all__ = ["filled_table", "format_number", "format_share", "record_tables", "report", "stacked_tables"]
 
 _GAP = 2
 T = TypeVar("T")
@@ -45,20 +44,22 @@ def stacked_tables(columns: list[str], rows: list[list[str]], width: int) -> lis
         if len(groups[-1]) > 1 and taken + widths[column] > width + _GAP:  # nothing follows the last column
             groups.append([0])
         groups[-1].append(column)
-    tables = [plain_table([columns[column] for column in group]) for group in groups]
-    for table, group in zip(tables, groups, strict=True):
-        for row in rows:
-            table.add_row(*(row[column] for column in group))
-    return tables
+    return [
+        filled_table(
+            [columns[column] for column in group], [[row[column] for column in group] for row in rows]
+        )
+        for group in groups
+    ]
 
 
-def plain_table(*headings: list[str]) -> Table:
-    """Make an empty table without frames from lists of headings: the first column text, the others numbers."""
+def filled_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Make a table without frames: the first column text, the others numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    first, *others = chain(*headings)
-    table.add_column(first, overflow="fold", vertical="bottom")
-    for heading in others:
+    table.add_column(headings[0], overflow="fold", vertical="bottom")
+    for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -9,14 +9,17 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from iiad.evaluation.quality_artefact import perplexity
-from iiad.planning.costs import LOSS_UNITS
+from iiad.planning.costs import LOSS_UNITS, NEGLIGIBLE
 from iiad.planning.verification import Verification, VerifiedPlan
 from iiad.progress import print_status
 
 from .pictures import draw_verification
 from .tables import format_share, stacked_tables
 
-__all__ = ["VerificationReport", "draw_predictions", "verification_remarks"]
+__all__ = ["VerificationReport", "draw_predictions", "verification_remarks", "verification_verdict"]
+
+REVERSED, RANKED, CERTAIN = -0.5, 0.5, 0.995
+"""Rank correlations up to which scores mislead, from which they rank, and that say nothing over a curve."""
 
 KINDS = {
     "plan": ("plan", "the plan"),
@@ -31,26 +34,40 @@ COLUMNS = ["plan", "iterations", "overhead\ncut", "predicted", "true KL", "loss\
 
 
 class VerificationReport:
-    """Rich renderable: all plans of a verification by where they come from, and what they say about the scores."""
+    """Rich renderable: a verdict, the plans by where they come from, and what they say about the scores.
 
-    def __init__(self, verification: Verification):
-        self.verification = verification
+    details: also plans that a row above has shown, and correlations that hold for any scores.
+    """
+
+    def __init__(self, verification: Verification, details: bool = False):
+        self.verification, self.details = verification, details
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         verification = self.verification
+        yield Text(f"Verdict: {verification_verdict(verification)}\n", style="bold")
         tokens = sum(part.num_tokens for part in verification.data)
         yield Text(
             f"{verification.model.name}, untrained, on {tokens:,} tokens: "
             f"perplexity {perplexity(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
-        sign = "+-" if options.ascii_only else "±"
+        sign, shown = "+-" if options.ascii_only else "±", set[tuple[int, ...]]()
         for kind, (_, title) in KINDS.items():
-            rows = [self._cells(plan, sign) for plan in verification.plans if plan.kind == kind]
-            if rows:
+            plans = []
+            for plan in verification.plans:
+                if plan.kind == kind and (self.details or tuple(plan.num_iterations) not in shown):
+                    shown.add(tuple(plan.num_iterations))
+                    plans.append(plan)
+            if plans:
                 yield Text(title, style="italic")
-                yield from stacked_tables(COLUMNS, rows, options.max_width)
+                yield from stacked_tables(
+                    COLUMNS, [self._cells(plan, sign) for plan in plans], options.max_width
+                )
                 yield Text()
-        yield Text("\n".join(verification_remarks(verification)))
+        yield Text("\n".join(verification_remarks(verification, self.details)))
+        if not self.details:
+            yield Text(
+                "--details adds plans that are the same as one above, and all correlations.", style="dim"
+            )
 
     def _cells(self, plan: VerifiedPlan, sign: str) -> list[str]:
         separator = "" if max(plan.num_iterations) < 10 else " "  # as in 2211
@@ -65,8 +82,37 @@ class VerificationReport:
         ]
 
 
-def verification_remarks(verification: Verification) -> list[str]:
-    """Say if scores are additive, if they rank plans, and if influence beats choosing without it."""
+def verification_verdict(verification: Verification) -> str:
+    """Say in one line whether plans may be made by these scores."""
+    alike, points = verification.equal_cost, verification.points
+    order, judged = verification.rank_correlation(alike), f"{len(alike)} plans of like cost"
+    if order is None:
+        order, judged = verification.rank_correlation(points), f"{len(points)} plans"
+    if verification.largest_loss < NEGLIGIBLE["kl"]:
+        return (
+            f"no plan loses anything (at most {verification.largest_loss:.1e} nats per token): the iterations have "
+            "learnt nothing yet, or are not needed."
+        )
+    if order is None:
+        return "too few plans, or too equal ones, to judge the predictions by."
+    if order <= REVERSED:
+        return (
+            f"do not plan by these scores: they rank {judged} in reverse of their true loss ({order:+.2f})."
+        )
+    if order < RANKED:
+        return f"these scores hardly rank {judged} ({order:+.2f}): profile more text, or verify on more."
+    line = f"scores rank {judged} as their true loss does ({order:+.2f})"
+    first = verification.plans[0]
+    if first.kind == "plan":
+        line += f"; the plan loses {verification.true_loss(first):.4f}, predicted {first.predicted:.4f}"
+    return f"{line}."
+
+
+def verification_remarks(verification: Verification, details: bool = False) -> list[str]:
+    """Say if scores are additive, if they rank plans, and if influence beats choosing without it.
+
+    details: say also that they rank the points of the curve, each of which holds the next, which any scores do.
+    """
     remarks = []
     ratio, points, alike = verification.additivity, verification.points, verification.equal_cost
     if ratio is not None:
@@ -76,7 +122,7 @@ def verification_remarks(verification: Verification) -> list[str]:
             verdict = f"scores are not additive: together, iterations are worth {than} than one by one"
         remarks.append(f"True loss / predicted loss over the {len(points)} points: {ratio:.2f}: {verdict}.")
     order = verification.rank_correlation(points)
-    if order is not None:
+    if order is not None and (details or order < CERTAIN):
         remarks.append(f"Rank correlation of predicted and true loss over them: {order:+.2f} (Spearman).")
     order = verification.rank_correlation(alike)
     if order is not None:

@@ -179,7 +179,9 @@ def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
 
 def test_the_curve_is_verified_without_a_plan(plan_command, world):
     verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 64]
-    assert "points of the threshold's curve" in plan_command("--curve", *verify)[1]
+    shown = plan_command("--curve", *verify)[1]
+    assert shown.startswith("Verdict: ")
+    assert "points of the threshold's curve" in shown
 
 
 @pytest.mark.parametrize(

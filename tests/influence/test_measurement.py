@@ -46,8 +46,9 @@ def run(folder, tmp_path, monkeypatch, iiad):
 
 def test_the_command_writes_a_profile_and_prints_its_tables(run, tmp_path):
     options = ["--max-tokens", 320, "--batch-size", 4, "--seed", 3]
-    code, shown, _ = run(*options)
+    code, shown, _ = run(*options, "--details")
     assert code == 0
+    assert shown.startswith("Verdict: ")
     assert all(f"influence by {metric}" in shown for metric in METRICS)
     assert "iiad profile teacher --data stdlib --output profile.json" in run("--help")[1]
     made = Profile.load(tmp_path / "profile.json")

@@ -206,7 +206,10 @@ def test_a_long_curve_is_thinned_and_says_so():
     text = printed(CurveReport(trade_off(profile)))
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert len(rows) == 40
-    assert "Thinned: 40 of 73 rows are shown." in text
+    assert "Thinned: 40 of 73 rows are shown (--details: all)." in text
+    text = printed(CurveReport(trade_off(profile), details=True))
+    assert len([line for line in text.splitlines() if line.startswith("│")]) == 73
+    assert "Thinned" not in text
     assert text.count("◄") >= 2
     assert rows[0].split("│")[1].strip() == "96"
     assert rows[-1].split("│")[1].strip() == "24"

@@ -1,12 +1,14 @@
 """A profile as tables."""
 
+import pytest
+
 from iiad.planning.trust import assess_trust
 from iiad.reporting.profile_tables import InfluenceReport
 from tests.helpers import make_profile, printed
 
 
-def report(profile, threshold=None, seed=0, **options):
-    return printed(InfluenceReport(profile, assess_trust(profile, threshold, seed)), **options)
+def report(profile, threshold=None, seed=0, details=True, **options):
+    return printed(InfluenceReport(profile, assess_trust(profile, threshold, seed), details), **options)
 
 
 def test_the_report_shows_scores_errors_meaning_and_how_far_to_trust_them():
@@ -61,3 +63,54 @@ def test_the_report_survives_one_batch_zero_tiny_and_negative_scores_and_an_asci
     assert "stability: expected several batches, got one" in text
     text = report(make_profile({"kl": [[-3e-9, 1e-10]]}, (2,)), encoding="ascii")
     assert "-3.0e-09 +-3.0e-10" in text
+
+
+def test_rows_that_say_that_all_is_decided_or_alike_need_details():
+    scores = {"kl": [[1.0, 0.5, 0.1]], "loss": [[1.0, 0.5, 0.1]], "cosine": [[0.1, 0.2, 0.3]]}
+    profile = make_profile(scores, (3,))
+    tables = [report(profile, threshold=0.3, details=details) for details in (False, True)]
+    short, long = (" ".join(table.split()) for table in tables)
+    for words in (
+        "influence by cosine",
+        "loss +1.00 +1.00 1.00",
+        "100 %",
+        "other samples of the text",
+        "fixed points",
+    ):
+        assert words in long
+        assert words not in short.replace("fixed points, and rows that say 100 % or", "")
+    for words in ("influence by kl", "cosine -1.00 -1.00", "cosine ranks the iterations in reverse (-1.00)"):
+        assert words in short
+    assert "--details" in short
+    assert len(tables[0].splitlines()) < 0.6 * len(tables[1].splitlines())
+    undecided = report(make_profile({"kl": [[1.0, 0.5]]}, (2,)), threshold=0.5, details=False)
+    assert "kept at threshold 0.5 on kl" in undecided
+
+
+@pytest.mark.parametrize(
+    ("profile", "verdict"),
+    [
+        (make_profile(), "4 of 5 iterations can go for about 0.219 nats per token (threshold 0.17)."),
+        (
+            make_profile({"cosine": [[0.4, 0.1]]}, (2,)),
+            "1 of 2 iterations can go for about 0.1 of cosine distance, summed over layers (threshold 0.2).",
+        ),
+        (
+            make_profile({"kl": [[3e-9, -4e-9]]}, (2,)),
+            "the iterations contribute nothing (at most 4.0e-09 nats per token): "
+            "they have learnt nothing yet, or are not needed.",
+        ),
+        (
+            make_profile(loss=4.6),
+            "the teacher knows no more of this text than a uniform guess (4.60 nats a token): train it first.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("details", [False, True])
+def test_the_report_begins_with_a_verdict_of_one_line(profile, verdict, details):
+    assert report(profile, details=details, width=200).splitlines()[0] == f"Verdict: {verdict}"
+
+
+def test_the_verdict_counts_what_other_text_may_decide_otherwise():
+    text = report(make_profile({"kl": [[1.0, 0.5]]}, (2,)), threshold=0.5, width=200)
+    assert text.splitlines()[0].endswith("(threshold 0.5); 1 undecided on other text.")
