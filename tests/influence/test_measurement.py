@@ -14,7 +14,7 @@ from iiad.data import train_tokenizer
 from iiad.influence import METRICS, Profile, measure_influence
 from iiad.influence import measurement as room
 from iiad.influence.measurement import partial_path
-from tests.helpers import make_iiet, refused
+from tests.helpers import held_by_another, make_iiet, refused
 
 TEXT = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(400))
 
@@ -130,6 +130,13 @@ def measure(folder, tmp_path):
         return measure_influence(folder / "model", data or [str(folder / "text.txt")], **options)
 
     return run
+
+
+def test_two_processes_do_not_share_the_batches_of_one_profile(measure, tmp_path):
+    with held_by_another("lock_file", tmp_path / "p.json") as process, refused(f"process {process.pid} on"):
+        measure(max_tokens=64)
+    assert not list(tmp_path.glob("p.json*"))
+    assert measure(max_tokens=64).data[0].num_tokens == 64
 
 
 def test_several_data_sets_are_kept_apart(folder, tmp_path, measure):
