@@ -27,6 +27,7 @@ from .output import with_output_options
 from .plan import plan
 from .profile import profile
 from .show import show
+from .study import study
 from .train import train
 from .validate import validate
 
@@ -80,7 +81,8 @@ def main(
 
 # fmt: off
 COMMANDS = (
-    validate, train, profile, plan, capture, distill, evaluate, generate, bench, check, convert, show, demo, env,
+    validate, train, profile, plan, capture, distill, evaluate, generate, bench, check, convert, show, study, demo,
+    env,
 )
 # fmt: on
 for command in COMMANDS:

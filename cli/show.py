@@ -80,7 +80,9 @@ def load_report(path: Path, details: bool = False) -> tuple[Any, Callable[[int],
     from iiad.reporting.plan_tables import PlanReport
     from iiad.reporting.profile_tables import InfluenceReport
     from iiad.reporting.signal_tables import signals_summary
+    from iiad.reporting.study_tables import study_table
     from iiad.reporting.verification_tables import VerificationReport
+    from iiad.studies.study_artefact import StudyResult
 
     reports: dict[Any, Any] = {
         Profile: lambda profile, width: InfluenceReport(profile, assess_trust(profile), details),
@@ -90,6 +92,7 @@ def load_report(path: Path, details: bool = False) -> tuple[Any, Callable[[int],
         Evaluation: evaluation_table,
         Bench: bench_table,
         Check: lambda check, width: check_table(check),
+        StudyResult: study_table,
         SignalRecord: lambda record, width: signals_summary(record),
     }
     kinds = {kind.model_fields["kind"].default: kind for kind in reports}

@@ -71,6 +71,11 @@ class Task:
         """The vocabulary, with padding and the end, which come first."""
         return list(dict.fromkeys([PAD, END, *self.vocabulary]))
 
+    @property
+    def longest(self) -> int:
+        """Words of the longest row."""
+        raise NotImplementedError
+
     def draw(self, rng: random.Random) -> Row:
         """Draw one row of either split."""
         raise NotImplementedError
@@ -132,6 +137,11 @@ class States(Task):
         """The elements: of s3 and s5 as the images of 0, 1, ...; of z_n as numbers."""
         return list(_elements(self.group))
 
+    @property
+    def longest(self) -> int:
+        """The elements and the end."""
+        return self.length + 1
+
     def multiply(self, left: str, right: str) -> str:
         """Return left * right: of permutations, right first and then left; of numbers, their sum modulo n."""
         if self.group[0] == "z":
@@ -173,6 +183,11 @@ class Expressions(Task):
     def vocabulary(self) -> list[str]:
         """Numbers and signs."""
         return [*map(str, range(self.modulus)), "+", "-", "x", "="]
+
+    @property
+    def longest(self) -> int:
+        """Signs, one number more, `=` and the answer."""
+        return 2 * self.operations + 3
 
     def draw(self, rng: random.Random) -> Row:
         """Draw the number of operations, the answer and a tree that has both."""
@@ -219,6 +234,11 @@ class Hops(Task):
     def vocabulary(self) -> list[str]:
         """Nodes and numbers of hops."""
         return [f"n{node}" for node in range(self.nodes)] + [f"h{hops}" for hops in range(1, self.hops + 1)]
+
+    @property
+    def longest(self) -> int:
+        """Two nodes an edge, the hops, the start and the answer."""
+        return 2 * self.nodes + 3
 
     def draw(self, rng: random.Random) -> Row:
         """Draw the cycle, the start and the number of hops."""

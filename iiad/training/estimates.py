@@ -142,7 +142,7 @@ def teacher_work(recipe: TrainRecipe) -> StageWork:
     if model.path is not None or model.solver != "iiet":
         return StageWork()
     context = recipe.data.block_tokens(model.max_position_embeddings)
-    evaluations, head = forward_flops(model, recipe.tokenizer.vocab_size or USUAL_VOCABULARY, context, 1)
+    evaluations, head = forward_flops(model, recipe.vocab_size or USUAL_VOCABULARY, context, 1)
     head /= evaluations
     switch = math.ceil(training.iterations_start * training.max_steps)
     return StageWork(switch, model.num_layers + head, sum(evaluations_per_layer(model)) + head)
@@ -203,7 +203,7 @@ def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
 
 
 def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
-    model, training, vocab_size = recipe.model, recipe.training, recipe.tokenizer.vocab_size
+    model, training, vocab_size = recipe.model, recipe.training, recipe.vocab_size
     block = recipe.data.block_tokens(model.max_position_embeddings)
     size = f"{_describe_count(count_parameters(model, vocab_size or 0))} parameters"
     if vocab_size is None:

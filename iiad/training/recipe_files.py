@@ -13,10 +13,14 @@ import yaml
 from iiad.errors import InputError, one_line, require_printable, shorten
 from iiad.files import read_whole
 
+<<<<<<< HEAD
 __all__ = ["MOST_BYTES", "change_fields", "find_recipe", "read_fields"]
 
 MOST_BYTES = 1 << 18
 """Of a recipe: so many are read in three seconds at most."""
+=======
+__all__ = ["find_recipe", "read_fields", "read_yaml"]
+>>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,7 +73,7 @@ def read_fields(path: str | Path | None) -> dict[str, Any]:
     path: a YAML file, the name of a recipe that ships with iiad, or None for no fields. Raises InputError for a file
     that cannot be read.
     """
-    return {} if path is None else _read_yaml(find_recipe(path))
+    return {} if path is None else read_yaml(find_recipe(path))
 
 
 def change_fields(
@@ -79,14 +83,23 @@ def change_fields(
 
     Raises InputError for a setting that cannot be read.
     """
+<<<<<<< HEAD
+=======
+    fields = {} if path is None else read_yaml(find_recipe(path))
+>>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
     _merge(fields, overrides or {})
     for setting in settings:
         _apply(fields, setting)
     return fields
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+<<<<<<< HEAD
+def read_yaml(path: Path) -> dict[str, Any]:
     text = read_whole(path, MOST_BYTES)
+=======
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of nested fields. Raises InputError for anything else."""
+>>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
     try:
         fields = yaml.load(text, _Loader)
     except Exception as error:  # YAMLError, and whatever the constructors of values raise

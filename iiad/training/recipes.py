@@ -47,6 +47,12 @@ class TrainRecipe(Section):
     training: TrainingSection
 
     @property
+    def vocab_size(self) -> int | None:
+        """Tokens of the vocabulary; None where a tokenizer is named that nobody has looked into."""
+        words = {word for task in self.data.tasks for word in task.words}
+        return self.tokenizer.vocab_size or len(words) or None
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps."""
         return self.training.max_steps
@@ -54,7 +60,7 @@ class TrainRecipe(Section):
     def conflicts(self) -> Conflicts:
         """A tokenizer, blocks within the context."""
         given = (self.tokenizer.path, self.tokenizer.vocab_size)
-        if not any(given) and not all(map(parse_task, self.data.train)):
+        if not any(given) and not self.data.tasks:
             yield "tokenizer.vocab_size", "a size, or a path"
         context = self.model.max_position_embeddings
         if self.model.path is None and (self.data.block_size or 0) > context:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from iiad.artefacts import MOST_ITERATIONS
 from iiad.data import parse_task
+from iiad.data.tasks import Task
 from iiad.errors import InputError
 
 from .problems import Conflicts, Section, described
@@ -135,8 +136,15 @@ class DataSection(Section):
     cache_dir: str | None = Field(None, description="folder for tokenized data")
 
     def block_tokens(self, context: int) -> int:
-        """Return the tokens in a block, for a model of that context (max_position_embeddings)."""
-        return self.block_size or min(512, context)
+        """Return the most tokens in a block, for a model of that context (max_position_embeddings)."""
+        most = self.block_size or min(512, context)
+        return min(most, max(task.longest for task in self.tasks)) if self.tasks else most
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Return the generated tasks; none where the data is anything else, too."""
+        found = [task for task in map(parse_task, self.train) if task is not None]
+        return found if len(found) == len(self.train) else []
 
     @field_validator("train", "validation", mode="before")
     @classmethod
