@@ -48,9 +48,8 @@ def study(
     result = conduct_study(loaded, output_dir, resume=resume, num_processes=jobs)
     print_result(result, lambda width: study_table(result, width))
     if plot is not None:
-        from iiad.reporting.study_pictures import draw_study
-
         from iiad.progress import print_status
+        from iiad.reporting.study_pictures import draw_study
 
         for path in draw_study(result, plot):
             print_status(f"wrote {path}")

@@ -13,14 +13,10 @@ import yaml
 from iiad.errors import InputError, one_line, require_printable, shorten
 from iiad.files import read_whole
 
-<<<<<<< HEAD
-__all__ = ["MOST_BYTES", "change_fields", "find_recipe", "read_fields"]
+__all__ = ["MOST_BYTES", "change_fields", "find_recipe", "read_fields", "read_yaml"]
 
 MOST_BYTES = 1 << 18
 """Of a recipe: so many are read in three seconds at most."""
-=======
-__all__ = ["find_recipe", "read_fields", "read_yaml"]
->>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
 
 
 class _Loader(yaml.SafeLoader):
@@ -83,23 +79,15 @@ def change_fields(
 
     Raises InputError for a setting that cannot be read.
     """
-<<<<<<< HEAD
-=======
-    fields = {} if path is None else read_yaml(find_recipe(path))
->>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
     _merge(fields, overrides or {})
     for setting in settings:
         _apply(fields, setting)
     return fields
 
 
-<<<<<<< HEAD
-def read_yaml(path: Path) -> dict[str, Any]:
-    text = read_whole(path, MOST_BYTES)
-=======
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of nested fields. Raises InputError for anything else."""
->>>>>>> ba5fa48 (iiad study: arms, seeds, tuned learning rates and students, with intervals over seeds)
+    text = read_whole(path, MOST_BYTES)
     try:
         fields = yaml.load(text, _Loader)
     except Exception as error:  # YAMLError, and whatever the constructors of values raise
