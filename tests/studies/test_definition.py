@@ -51,7 +51,7 @@ def test_runs_are_recipes_with_the_changes_of_the_study_the_arm_the_seed_and_the
         ({"learning_rates": [0]}, "learning_rates.0: expected greater than 0"),
         ({"train": "nothing"}, "arms.r0: recipe: expected a file or one of"),
         ({"arms": {"r0": {"model.deep": 3}}, "students": None}, "arms.r0: task: model.deep: no such field"),
-        ({"arms": {"r0": {"data.validation": []}}, "students": None}, "arms.r0: data.validation: expected text to measure on"),
+        ({"arms": {"r0": {"data.validation": []}}, "students": None}, "arms.r0: data.validation: expected text"),
         ({"students": {"teacher": "r1", "cuts": [0.5]}}, "students.teacher: expected one of the arms"),
         ({"students": {"teacher": "r0", "cuts": [0.5]}}, "students.teacher: expected an arm with iterations, got r0"),
         ({"students": {"teacher": "r2", "cuts": [0.5, 0.5]}}, "students.cuts: expected different numbers"),

@@ -1,0 +1,117 @@
+"""Studies run for real: other processes, ordinary run folders; killed, resumed, and with runs that fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from iiad.reporting.study_pictures import draw_study
+from iiad.reporting.study_tables import study_table
+from iiad.studies.conduct import conduct_study
+from iiad.studies.definition import load_study
+from iiad.studies.study_artefact import StudyResult
+from tests.helpers import printed, refused
+
+SPEC = "states:length=4"
+FIELDS = {
+    "train": "task",
+    "settings": {
+        "data.train": [SPEC],
+        "data.validation": [f"{SPEC},rows=32"],
+        "model.hidden_size": 16,
+        "model.intermediate_size": 24,
+        "training.max_steps": 3,
+        "training.warmup_steps": 0,
+        "training.logging_steps": 1,
+        "training.per_device_train_batch_size": 4,
+    },
+    "arms": {"r0": {"model.num_iterations": 0}, "r2": {"model.num_iterations": 2}},
+    "reference": "r0",
+    "seeds": [0],
+}
+STUDENTS = {
+    "teacher": "r2",
+    "cuts": [0.5, 1.0],
+    "distill": "task-distill",
+    "settings": {
+        "distillation.distill.max_steps": 2,
+        "distillation.distill.warmup_steps": 0,
+        "training.per_device_train_batch_size": 4,
+    },
+    "calibration_tokens": 100,
+    "baselines": ["uniform"],
+    "from_scratch": True,
+}
+
+
+def write(folder, **changes):
+    path = folder / "a.yaml"
+    path.write_text(yaml.safe_dump({**FIELDS, **changes}))
+    return path
+
+
+def test_arms_are_run_compared_and_kept_and_what_fails_is_listed(tmp_path):
+    arms = {**FIELDS["arms"], "broken": {"data.train": [f"{SPEC[:-1]}9"], "data.block_size": 5}}
+    study = load_study(write(tmp_path, arms=arms))
+    result = conduct_study(study, tmp_path / "study", num_processes=2)
+    assert [arm.name for arm in result.arms] == ["r0", "r2"]
+    assert list(result.failed) == ["broken-seed0"]
+    assert "exit code 2" in result.failed["broken-seed0"]
+    assert "block_size: expected at least the 10 tokens" in result.failed["broken-seed0"]
+    r0, r2 = result.arms
+    assert (r0.evaluations_per_token, r2.evaluations_per_token) == (2, 6)
+    assert r2.accuracy_difference.mean == pytest.approx(r2.runs[0].accuracy - r0.runs[0].accuracy)
+    assert r0.accuracy_difference is None
+    assert r2.training_flops > 2 * r0.training_flops
+    assert StudyResult.load(tmp_path / "study" / "study.json") == result
+    assert (tmp_path / "study" / "runs" / "r2-seed0" / "model.safetensors").exists()
+    table = printed(study_table(result, 110))
+    assert "One seed, so no interval and no claim" in table
+    assert "failed: broken-seed0" in table
+    assert {path.name for path in draw_study(result, tmp_path / "plots")} == {"study.png", "study.svg"}
+    with refused("holds this study; continue it with --resume"):
+        conduct_study(study, tmp_path / "study")
+    with refused("holds another study"):
+        conduct_study(load_study(write(tmp_path)), tmp_path / "study", resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with refused("is not empty and holds no study"):
+        conduct_study(study, tmp_path / "other")
+
+
+def as_table(path):
+    """A result without what differs from run to run: seconds."""
+    fields = json.loads(path.read_text())
+    for row in [*fields["arms"], *fields["students"]]:
+        for run in row["runs"]:
+            run["seconds"] = None
+    return fields
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_that_is_killed_goes_on_to_the_same_table(how, tmp_path):
+    path = write(tmp_path, seeds=[0, 1], learning_rates=[0.001, 0.01], students=STUDENTS)
+    whole = conduct_study(load_study(path), tmp_path / "whole", num_processes=2)
+    assert not whole.failed
+    kinds = {(row.cut, row.plan, row.training) for row in whole.students}
+    for training in ("none", "distilled", "from scratch"):
+        assert {(0.5, "influence", training), (1.0, "influence", training)} <= kinds
+    assert all(len(row.runs) == 2 for row in whole.students if row.plan == "influence")
+    command = [sys.executable, "-m", "iiad_cli.worker"]
+    arguments = ["study", str(path), "--output-dir", str(tmp_path / "killed")]
+    for part in range(3):
+        process = subprocess.Popen(
+            [*command, json.dumps([[*arguments, *(["--resume"] if part else [])]])], start_new_session=True
+        )
+        time.sleep(25)
+        if process.poll() is None:
+            os.killpg(process.pid, how)
+        process.wait()
+    conduct_study(load_study(path), tmp_path / "killed", resume=True, num_processes=2)
+    assert as_table(tmp_path / "killed" / "study.json") == as_table(tmp_path / "whole" / "study.json")
