@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .options import claim_outputs
 from .output import print_result
 
 __all__ = ["study"]
@@ -28,7 +29,7 @@ def study(
     """
     from iiad.errors import InputError
     from iiad.reporting.study_tables import estimates_table, study_table
-    from iiad.studies.definition import load_study
+    from iiad.studies.definition import find_study, load_study
 
     loaded = load_study(study)
     if dry_run:
@@ -43,6 +44,7 @@ def study(
         from iiad.reporting.pictures import require_pictures
 
         require_pictures(plot)
+    claim_outputs([find_study(study)], folders={"output_dir": output_dir})
     from iiad.studies.conduct import conduct_study
 
     result = conduct_study(loaded, output_dir, resume=resume, num_processes=jobs)

@@ -12,8 +12,9 @@ import yaml
 from iiad import __version__
 from iiad.errors import InputError
 from iiad.evaluation.quality_artefact import Evaluation
-from iiad.files import lock_folder, write_text
+from iiad.files import write_text
 from iiad.influence.profile import Profile
+from iiad.outputs import lock_folder
 from iiad.planning import Plan, baseline_plans
 from iiad.progress import print_status
 from iiad.training.estimates import training_flops
