@@ -165,6 +165,10 @@ def plan(
             refuse_options(command, "with --curve alone, without --latency", "context", "batch_size")
 
     curves = planning.trade_off(measured, metric, normalize or "none", bounds)
+    if made is not None:
+        costs, kept = made.costs(context, batch_size, table), None
+        if threshold is not None:
+            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
     if verify is not None:
         from iiad.evaluation.plan_trials import verify_plans
         from iiad.reporting.verification_tables import VerificationReport, draw_predictions
@@ -182,22 +186,21 @@ def plan(
         )
         if verification is not None:
             found.save(verification)
-        print_result(found, lambda width: VerificationReport(found, details))
         if plot is not None:
             draw_predictions(found, plot)
+    if plot is not None:
+        draw_trade_off(curves, plot)
+    if made is not None and output is not None:
+        # After all that can go wrong, before the reader of the tables (`| head`) may go away.
+        made.save(output)
+        print_status(f"plan written to {output}")
+    if verify is not None:
+        print_result(found, lambda width: VerificationReport(found, details))
     if curve:
         print_result(
             {"kind": "curve", **vars(curves)},
             lambda width: CurveReport(curves, table, targets.phase, details),
         )
     if made is not None:
-        costs, kept = made.costs(context, batch_size, table), None
-        if threshold is not None:
-            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
         report = PlanReport(made, costs, kept, table)
         print_result(made, lambda width: report)
-    if plot is not None:
-        draw_trade_off(curves, plot)
-    if made is not None and output is not None:  # last, so that nothing is written where something was wrong
-        made.save(output)
-        print_status(f"plan written to {output}")

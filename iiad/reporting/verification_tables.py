@@ -104,7 +104,7 @@ def verification_verdict(verification: Verification) -> str:
     line = f"scores rank {judged} as their true loss does ({order:+.2f})"
     first = verification.plans[0]
     if first.kind == "plan":
-        line += f"; the plan loses {verification.true_loss(first):.4f}, predicted {first.predicted:.4f}"
+        line += f"; the plan loses {verification.true_loss(first):.3g}, predicted {first.predicted:.3g}"
     return f"{line}."
 
 

@@ -1,6 +1,8 @@
 """`iiad plan`, and plans and their trade-off as tables."""
 
 import re
+import sys
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -213,3 +215,10 @@ def test_a_long_curve_is_thinned_and_says_so():
     assert text.count("◄") >= 2
     assert rows[0].split("│")[1].strip() == "96"
     assert rows[-1].split("│")[1].strip() == "24"
+
+
+def test_a_plan_is_written_before_it_is_printed_so_that_a_reader_may_go_away(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["cli.plan"], "print_result", Mock(side_effect=BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        run("--threshold", "0.1")
+    assert Plan.load(tmp_path / "plan.json").threshold == 0.1

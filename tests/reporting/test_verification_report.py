@@ -95,7 +95,7 @@ TINY = {"kl": [[4e-9, 1e-9], [], [3e-9, 5e-10, 1e-10]], "cosine": SCORES["cosine
         (
             {},
             "scores rank 3 plans of like cost as their true loss does (+1.00); "
-            "the plan loses 0.1600, predicted 0.1600.",
+            "the plan loses 0.16, predicted 0.16.",
         ),
         ({"plan": None}, "scores rank 3 plans of like cost as their true loss does (+1.00)."),
         (
