@@ -1,6 +1,7 @@
 """--json, --quiet, --version and completion: one mechanism for every command."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import yaml
 
 import iiad as package
 from cli.main import COMMANDS
+from iiad import progress
 from iiad.planning import plan_by_threshold
 from tests.helpers import make_profile
 
@@ -125,3 +127,32 @@ def test_a_shell_completes_commands(iiad, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     assert iiad() == (0, "profile\n", "")
+
+
+DISTILL = """
+distill TEACHER PLAN --data LITTLE --output-dir run --set distillation.distill.max_steps=2 --set data.block_size=32
+--set distillation.recover.max_steps=0 --set distillation.check_teacher=false
+"""
+TASKS = {
+    "train": "train",
+    "profile": "profiling",
+    "capture": "capturing",
+    "evaluate": "evaluating",
+    "bench": "",
+}
+LONG = {line: TASKS[line.split()[0]] for line in LINES if line.split()[0] in TASKS}
+LONG |= {DISTILL: "distill"}
+LONG |= {"plan teacher.json --curve --verify TEACHER --data LITTLE --max-tokens 64": "verifying"}
+
+
+@pytest.mark.parametrize("line", LONG)
+def test_long_commands_say_how_long_they_will_take(line, world, iiad, plan_file, monkeypatch):
+    words = {**world, "PLAN": plan_file}
+    if "teacher.json" in line:
+        made = "profile TEACHER --data TEXT --output teacher.json --max-tokens 64"
+        assert iiad(*(words.get(word, word) for word in made.split()))[0] == 0
+    for bound in ("_MEASURED_FOR", "_LONG"):
+        monkeypatch.setattr(progress, bound, 0.0)
+    code, _, err = iiad(*(words.get(word, word) for word in line.split()))
+    assert code == 0
+    assert re.search(rf"^{LONG[line]}.*: will take about ", err, re.MULTILINE)
