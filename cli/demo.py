@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,31 +18,38 @@ __all__ = ["demo"]
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for all outputs.")] = Path("demo-output"),
+    minutes: Annotated[
+        float,
+        typer.Option(min=0, max=1e6, help="Scale the steps to them, not below what it needs."),
+    ] = 8.0,
 ) -> None:
-    """Run the whole pipeline on the source of Python's standard library; takes minutes on two CPU cores.
+    """Run the whole pipeline on a task where iterations pay; takes minutes on two CPU cores.
 
-    Stages that are finished in the folder do not run again: after Ctrl-C, repeat the command.
+    Runs that are finished in the folder do not run again: after Ctrl-C, repeat the command.
 
     Example:  iiad demo --output-dir demo-output
     """
     from iiad.demo import run_demo
     from iiad.influence import Profile
-    from iiad.planning import Plan
+    from iiad.planning import Plan, trade_off
     from iiad.planning.trust import assess_trust
     from iiad.progress import print_status
     from iiad.reporting.demo_tables import demo_report, next_steps
-    from iiad.reporting.plan_tables import PlanReport
+    from iiad.reporting.plan_tables import CurveReport, PlanReport
     from iiad.reporting.profile_tables import InfluenceReport
+    from iiad.reporting.study_pictures import draw_study
 
     def show(artefact: Artefact) -> None:
         if isinstance(artefact, Plan):
             print_result(artefact, lambda width: PlanReport(artefact, artefact.costs()))
         elif isinstance(artefact, Profile):
             print_result(artefact, lambda width: InfluenceReport(artefact, assess_trust(artefact)))
+            curve = trade_off(artefact)
+            print_result({"kind": "curve", **vars(curve)}, lambda width: CurveReport(curve))
 
-    made = run_demo(output_dir, show)
-    print_result(
-        {"evaluation": made.evaluation, "bench": made.bench, "tokens": made.tokens},
-        lambda width: demo_report(made.evaluation, made.bench, made.tokens, width),
-    )
+    made = run_demo(output_dir, show, minutes)
+    print_result(made.result, lambda width: demo_report(made.result, made.bench, width))
+    if find_spec("matplotlib"):
+        for path in draw_study(made.result, output_dir / "pictures"):
+            print_status(f"wrote {path}")
     print_status(next_steps(made.folder, made.minutes))

@@ -1,176 +1,122 @@
-"""`iiad demo`: the whole pipeline on a small text, in the order of the README.
-
-Every stage leaves its output in the folder; a stage that is finished there does not run again.
-"""
+"""`iiad demo`: a study of the whole pipeline that fits the minutes, then the students' decoding speed."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from pydantic import JsonValue
 
 from .artefacts import Artefact
-from .distillation import distill
 from .errors import InputError
-from .evaluation import Bench, Evaluation, bench_models, evaluate_models
-from .influence import Profile, measure_influence
+from .evaluation import Bench, bench_models
 from .outputs import lock_folder
-from .planning import Plan, choose_threshold, plan_by_threshold, threshold_curve
 from .progress import print_status
-from .training import DistillRecipe, RunRecord, TrainRecipe, load_recipe, train
-from .training.precision import decide_bf16
+from .studies.conduct import RESULT, STUDY, Conduct, claim_folder
+from .studies.definition import Study, load_study
+from .studies.estimates import estimate_runs
+from .studies.study_artefact import StudyResult
 
-__all__ = ["Demo", "DemoSize", "run_demo"]
+__all__ = ["Demo", "fit_steps", "run_demo"]
 
-MODELS = {
-    "transformer": ["model.solver=transformer"],
-    "iiet-r0": ["model.num_iterations=0"],
-    "teacher": [],
-}
-"""The models trained from scratch, and what each changes in the recipe `demo`."""
-
-OUTPUTS = [*MODELS, "profile.json", "plan.json", "student", "evaluation.json", "bench.json"]
-
-Kind = TypeVar("Kind", bound=Artefact)
-
-
-@dataclass(frozen=True)
-class DemoSize:
-    """Text and sizes of a demo. train, distill: recipe changes, SECTION.FIELD=VALUE. Counts are in tokens."""
-
-    text: tuple[str, ...] = ("stdlib",)
-    train: tuple[str, ...] = ()
-    distill: tuple[str, ...] = ()
-    calibration_tokens: int = 16384
-    evaluation_tokens: int | None = None
-    prompt_tokens: int = 128
-    new_tokens: int = 64
-    repeats: int = 5
+BENCH = "bench.json"
+LEAST_SHARE = 0.4
+"""Of the steps: after fewer the arms do not differ."""
+OTHER_WORK = 0.3
+"""Time of what is not a step (starting, evaluating, profiling, decoding), as a share of all."""
+STEPS = ("training.max_steps", "distillation.distill.max_steps")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The artefacts of a demo, and why its threshold was chosen.
-
-    tokens: how many each model learned from, the student's teacher included. minutes: taken by this call.
-    """
+    """The artefacts of a demo. minutes: taken by this call."""
 
     folder: Path
-    profile: Profile
-    plan: Plan
-    explanation: str
-    evaluation: Evaluation
+    result: StudyResult
     bench: Bench
-    tokens: dict[str, int]
     minutes: float
 
 
-def run_demo(output_dir: str | Path, show: Callable[[Artefact], None], size: DemoSize | None = None) -> Demo:
-    """Run the stages of the pipeline that are not finished in output_dir.
+def run_demo(
+    output_dir: str | Path,
+    show: Callable[[Artefact], None],
+    minutes: float = 8.0,
+    changes: Mapping[str, JsonValue] | None = None,
+    repeats: int = 5,
+) -> Demo:
+    """Run what is not finished of the demo in output_dir: models, profile, plans, students, decoding speed.
 
-    show: called with profile and plan as soon as they exist. Raises InputError for a folder that holds other files.
+    show: called with profile and plans as they are made. minutes: that it may take; steps are scaled to them, down to
+    0.4 of the whole. changes: of the study's settings. repeats: of the decoding. Raises InputError for a folder that
+    holds other files.
     """
-    with lock_folder(output_dir):
-        return _run_stages(_require_own(Path(output_dir)), show, size or DemoSize())
-
-
-def _run_stages(folder: Path, show: Callable[[Artefact], None], size: DemoSize) -> Demo:
     started = time.monotonic()
-    teacher, student, plan_file = folder / "teacher", folder / "student", folder / "plan.json"
-    print_status(f"output folder: {folder}")
-    fast = decide_bf16("auto", folder / next(iter(MODELS)))  # once, for all models
-    bf16 = f"training.bf16={str(fast).lower()}"
+    folder = Path(output_dir)
+    with lock_folder(folder):
+        processes = min(2, os.cpu_count() or 1)
+        if (folder / STUDY).exists():
+            study = load_study(folder / STUDY)
+            print_status(f"{folder}: goes on with the demo that was begun there")
+        else:
+            study = _change(load_study("demo"), changes or {})
+            study = fit_steps(study, minutes, processes)
+        claim_folder(folder, study, resume=True)
+        conduct = Conduct(study, folder, processes, show)
+        result = conduct.run()
+        result.save(folder / RESULT)
+        if result.failed:
+            name, problem = next(iter(result.failed.items()))
+            raise InputError(f"{name}: {problem}; see {folder / 'logs'}, then repeat the command")
+        print_status("\ndecoding speed, interleaved")
+        bench = _bench(conduct, folder, repeats)
+    return Demo(folder, result, bench, (time.monotonic() - started) / 60)
 
-    tokens = {}
-    for number, (name, changes) in enumerate(MODELS.items(), 1):
-        _begin(number, f"train {name}")
-        recipe = load_recipe(TrainRecipe, "demo", [*changes, bf16, *size.train])
-        tokens[name] = _run_once(train, folder / name, recipe)["tokens"]
 
-    _begin(4, "profile the teacher: how much does each iteration contribute?")
-    profile = _make_once(
-        Profile,
-        folder / "profile.json",
-        lambda: measure_influence(
-            teacher, size.text, metrics=["kl", "cosine"], max_tokens=size.calibration_tokens
-        ),
+def fit_steps(study: Study, minutes: float, num_processes: int) -> Study:
+    """Measure a step of every arm and scale the steps of all runs to the minutes; say how long it will take."""
+    print_status("measuring this machine")
+    whole = sum(run.minutes for run in estimate_runs(study, num_processes)) / (1 - OTHER_WORK)
+    share = min(1.0, max(LEAST_SHARE, minutes / whole))
+    if share == 1:
+        print_status(f"about {whole:.0f} min")
+        return study
+    least = ", as fewer would not show the lesson" if share > minutes / whole else ""
+    print_status(
+        f"about {share * whole:.0f} min: {share:.0%} of the steps (all would take {whole:.0f} min){least}"
     )
-    show(profile)
+    return _change(study, {}, share)
 
-    _begin(5, "plan: the knee of the trade-off curve")
-    threshold, explanation = choose_threshold(threshold_curve(profile))
-    plan = _make_once(Plan, plan_file, lambda: plan_by_threshold(profile, threshold))
-    print_status(explanation)
-    show(plan)
 
-    _begin(6, "distil the teacher into a student under that plan")
-    lesson = load_recipe(DistillRecipe, "demo-distill", [bf16, *size.distill])
-    learned = _run_once(distill, student, teacher, plan_file, lesson)["tokens"]
-    tokens["student"] = tokens["teacher"] + learned
+def _change(study: Study, changes: Mapping[str, JsonValue], share: float = 1.0) -> Study:
+    """Return the study with other settings and a share of its steps."""
+    assert study.students is not None
 
-    models = [teacher, folder / "transformer", folder / "iiet-r0", student]
-    _begin(7, "evaluate all models on the validation text")
-    evaluation = _make_once(
-        Evaluation,
-        folder / "evaluation.json",
-        lambda: evaluate_models(
-            models,
-            size.text,
-            plan=plan,
-            block_size=lesson.data.block_size,
-            max_tokens=size.evaluation_tokens,
-            dtype="bfloat16" if fast else "float32",
-        ),
+    def scaled(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: max(1, round(share * value)) if name in STEPS else value for name, value in settings.items()
+        }
+
+    own = scaled(
+        {**study.settings, **{name: changes[name] for name in changes if not name.startswith("students.")}}
     )
-    _begin(8, "measure their decoding speed, interleaved")
-    bench = _make_once(
-        Bench,
-        folder / "bench.json",
-        lambda: bench_models(
-            models,
-            plan=plan,
-            prompt_tokens=size.prompt_tokens,
-            new_tokens=size.new_tokens,
-            repeats=size.repeats,
-        ),
-    )
-    minutes = (time.monotonic() - started) / 60
-    return Demo(folder, profile, plan, explanation, evaluation, bench, tokens, minutes)
+    theirs = {
+        name.removeprefix("students."): changes[name] for name in changes if name.startswith("students.")
+    }
+    students = study.students.model_copy(update={"settings": scaled({**study.students.settings, **theirs})})
+    return study.model_copy(update={"settings": own, "students": students})
 
 
-def _require_own(folder: Path) -> Path:
-    """Return the folder. Raises InputError for one that holds anything but a demo's outputs."""
-    for name in sorted(path.name for path in folder.iterdir()):
-        if name not in OUTPUTS and not name.startswith("."):
-            raise InputError(f"{folder}: holds other files than a demo's ({name}); name another folder")
-    return folder
-
-
-def _begin(number: int, title: str) -> None:
-    print_status(f"\n[{number}/8] {title}")
-
-
-def _run_once(run: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> dict[str, Any]:
-    """Return the results of a training run, started or resumed unless it is finished."""
-    begun = (folder / "run.json").exists()
-    record = RunRecord.load(folder / "run.json") if begun else None
-    if record is not None and record.finished:
-        print_status(f"{folder}: finished; not run again")
-        return record.results
-    return run(*arguments, folder, resume=begun)
-
-
-def _make_once(kind: type[Kind], path: Path, make: Callable[[], Kind]) -> Kind:
-    """Return the artefact in a file, made and saved unless it is there."""
+def _bench(conduct: Conduct, folder: Path, repeats: int) -> Bench:
+    """Measure or load the decoding speed of the teacher, the other arms and the distilled students."""
+    path = folder / BENCH
     if path.exists():
-        try:
-            found = kind.load(path)
-        except InputError as error:
-            raise InputError(f"{error}; delete the file to make it again") from None
-        print_status(f"{path}: exists; not made again")
-        return found
-    made = make()
-    made.save(path)
-    return made
+        return Bench.load(path)
+    models = [model for model in conduct.models if model.cut is None or model.training == "distilled"]
+    models.sort(key=lambda model: model.arm != "teacher" or model.cut is not None)
+    bench = bench_models([model.run for model in models], prompt_tokens=4, new_tokens=8, repeats=repeats)
+    bench.save(path)
+    return bench

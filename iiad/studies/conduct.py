@@ -26,7 +26,7 @@ from .jobs import Job, Step, run_jobs
 from .results import Model, PlanKind, collect, student_name
 from .study_artefact import StudyResult
 
-__all__ = ["Conduct", "conduct_study"]
+__all__ = ["RESULT", "STUDY", "Conduct", "claim_folder", "conduct_study"]
 
 STUDY = "study.yaml"
 RESULT = "study.json"
@@ -49,13 +49,13 @@ def conduct_study(
     """
     folder = Path(output_dir)
     with lock_folder(folder):
-        _claim(folder, study, resume)
+        claim_folder(folder, study, resume)
         result = Conduct(study, folder, num_processes, show or (lambda made: None)).run()
         result.save(folder / RESULT)
     return result
 
 
-def _claim(folder: Path, study: Study, resume: bool) -> None:
+def claim_folder(folder: Path, study: Study, resume: bool) -> None:
     """Write the study's file. Raises InputError where another one lies there, or it must be resumed."""
     text = yaml.safe_dump(study.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     path = folder / STUDY
@@ -80,6 +80,7 @@ class Conduct:
 
     def __post_init__(self) -> None:
         self.failed: dict[str, str] = {}
+        self.models: list[Model] = []
         self.num_runs = 0
 
     def run(self) -> StudyResult:
@@ -106,15 +107,15 @@ class Conduct:
             (arm, seed): self.training_job(arm, seed, rates[arm]) for arm in arms for seed in study.seeds
         }
         self.run_all("arms", list(jobs_of_arms.values()))
-        models = [
+        self.models = [
             Model(arm=arm, seed=seed, run=job.steps[0].output, evaluation=job.steps[-1].output)
             for (arm, seed), job in jobs_of_arms.items()
             if job.is_done
         ]
         if study.students is not None:
-            teachers = [model for model in models if model.arm == study.students.teacher]
-            models += self.run_students(teachers, rates.get(study.students.teacher))
-        return collect(study, rates, tried, models, self.failed, self.num_runs, __version__)
+            teachers = [model for model in self.models if model.arm == study.students.teacher]
+            self.models += self.run_students(teachers, rates.get(study.students.teacher))
+        return collect(study, rates, tried, self.models, self.failed, self.num_runs, __version__)
 
     def run_all(self, phase: str, jobs: list[Job]) -> None:
         """Run jobs and note what failed."""
@@ -205,6 +206,8 @@ class Conduct:
                 path = teacher.run.with_name(f"{student_name(teacher.run.name, cut, kind)}.plan.json")
                 if not path.exists():
                     plan.save(path)
+                if kind == "influence" and teacher.seed == self.study.seeds[0]:
+                    self.show(plan)
                 yield cut, kind, path
 
     def student_jobs(

@@ -1,43 +1,26 @@
-"""The demo at a toy size: every stage runs once, an interrupted demo goes on, a foreign folder is refused."""
+"""The demo at a toy size: every run is made once, an interrupted demo goes on, a foreign folder is refused."""
 
 import pytest
-from rich.console import Console
 
 from iiad import InputError
-from iiad.demo import DemoSize, run_demo
+from iiad.demo import LEAST_SHARE, fit_steps, run_demo
 from iiad.reporting.demo_tables import demo_report, next_steps
+from iiad.studies import load_study
+from iiad.studies.estimates import RunEstimate
+from tests.helpers import printed
 
-TINY = (
-    *("training.logging_steps=1", "training.save_steps=100", "training.per_device_train_batch_size=2"),
-    "data.block_size=32",
-)
-TINY_TRAIN = (
-    *("training.max_steps=4", "training.warmup_steps=1", "tokenizer.vocab_size=300"),
-    *("model.hidden_size=16", "model.intermediate_size=16", "model.num_attention_heads=2"),
-    *("model.num_layers=2", "model.max_position_embeddings=256"),
-)
-TINY_DISTILL = (
-    *("distillation.distill.max_steps=2", "distillation.distill.warmup_steps=0"),
-    *("distillation.recover.max_steps=2", "distillation.recover.warmup_steps=0"),
-    "distillation.check_teacher=false",  # four steps teach nothing
-)
-
-
-@pytest.fixture
-def tiny(tmp_path, text_file, little_text, monkeypatch):
-    """The demo's size in these tests: a few documents, steps and tokens."""
-    monkeypatch.setenv("IIAD_CACHE", str(tmp_path / "cache"))
-    text = (f"data.train=[{text_file}]", f"data.validation=[{little_text}]")
-    return DemoSize(
-        text=(str(text_file),),
-        train=(*TINY, *TINY_TRAIN, *text),
-        distill=(*TINY, *TINY_DISTILL, *text),
-        calibration_tokens=512,
-        evaluation_tokens=500,
-        prompt_tokens=8,
-        new_tokens=2,
-        repeats=1,
-    )
+TINY = {
+    "data.train": ["states:length=3"],
+    "data.validation": ["states:length=3,rows=32"],
+    "training.max_steps": 2,
+    "training.warmup_steps": 0,
+    "training.per_device_train_batch_size": 2,
+    "model.hidden_size": 16,
+    "model.intermediate_size": 16,
+    "students.distillation.distill.max_steps": 1,
+    "students.distillation.distill.warmup_steps": 0,
+    "students.training.per_device_train_batch_size": 2,
+}
 
 
 def interrupt(artefact):
@@ -45,35 +28,52 @@ def interrupt(artefact):
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_demo_goes_on_and_runs_every_stage_once(tiny, tmp_path, capsys):
+@pytest.mark.slow
+def test_an_interrupted_demo_goes_on_and_makes_every_run_once(tmp_path, capsys):
     folder = tmp_path / "demo"
     with pytest.raises(KeyboardInterrupt):
-        run_demo(folder, interrupt, tiny)
-    assert not (folder / "student").exists()
-    (folder / ".bench.json-left-by-a-kill").write_text("{")
-    assert capsys.readouterr().err.count("again") == 0
+        run_demo(folder, interrupt, changes=TINY, repeats=1)
+    assert not (folder / "runs" / "teacher-seed0-cut0.3-distilled").exists()
     shown = []
-    made = run_demo(folder, shown.append, tiny)
-    assert capsys.readouterr().err.count("not run again") == 3  # all models but the student
-    assert [artefact.kind for artefact in shown] == ["profile", "plan"]
-    assert made.tokens["student"] > made.tokens["teacher"] == 4 * 2 * 32
-    console = Console(width=80, record=True)
-    console.print(demo_report(made.evaluation, made.bench, made.tokens, 80))
-    text = console.export_text()
-    for row in ("Transformer", "IIET, r = 0", "teacher, r = 3", "truncated teacher", "E-IIET", "evaluations"):
+    made = run_demo(folder, shown.append, repeats=1)
+    assert "goes on with the demo" in capsys.readouterr().err
+    assert [artefact.kind for artefact in shown] == ["profile", "plan", "plan", "plan"]
+    text = printed(demo_report(made.result, made.bench, 100))
+    for row in (
+        "Transformer",
+        "IIET, r = 0",
+        "teacher, r = 3",
+        "cut 55 %, untrained",
+        "cut 100 %, distilled",
+    ):
         assert row in text
-    assert f"iiad generate {folder}/student" in next_steps(folder, made.minutes)
+    assert f"iiad show {folder}/study.json" in next_steps(folder, made.minutes)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+    again = run_demo(folder, shown.append)
+    assert {
+        path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()
+    } == before
+    assert again.result == made.result
 
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    again = run_demo(folder, shown.append, tiny)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
-    assert capsys.readouterr().err.count("not run again") == 4
-    assert again.evaluation == made.evaluation
+
+@pytest.mark.parametrize(("whole", "share"), [(1.0, 1.0), (10.0, 8 * 0.7 / 10), (100.0, LEAST_SHARE)])
+def test_steps_are_scaled_to_the_minutes_but_not_below_what_the_lesson_needs(
+    whole, share, monkeypatch, capsys
+):
+    study = load_study("demo")
+    estimate = [RunEstimate("teacher", 1, 1, 1.0, whole)]
+    monkeypatch.setattr("iiad.demo.estimate_runs", lambda study, processes: estimate)
+    found = fit_steps(study, 8.0, 2)
+    assert found.settings["training.max_steps"] == round(share * study.settings["training.max_steps"])
+    assert found.students.settings["distillation.distill.max_steps"] == round(share * 500)
+    said = capsys.readouterr().err
+    assert ("would not show the lesson" in said) == (whole == 100.0)
+    assert "about" in said
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match=r"thesis\.tex"):
-        run_demo(tmp_path, interrupt)
+    with pytest.raises(InputError, match="is not empty and holds no study"):
+        run_demo(tmp_path, interrupt, changes=TINY)
     with pytest.raises(InputError, match="expected a folder, got a file"):
         run_demo(tmp_path / "thesis.tex", interrupt)
