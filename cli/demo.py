@@ -29,7 +29,6 @@ def demo(
 
     Example:  iiad demo --output-dir demo-output
     """
-    from iiad.demo import run_demo
     from iiad.influence import Profile
     from iiad.planning import Plan, trade_off
     from iiad.planning.trust import assess_trust
@@ -38,6 +37,7 @@ def demo(
     from iiad.reporting.plan_tables import CurveReport, PlanReport
     from iiad.reporting.profile_tables import InfluenceReport
     from iiad.reporting.study_pictures import draw_study
+    from iiad.studies.demo import run_demo
 
     def show(artefact: Artefact) -> None:
         if isinstance(artefact, Plan):

@@ -51,8 +51,8 @@ def demo_report(result: StudyResult, bench: Bench, width: int) -> RenderableType
             ]
         )
     legend = (
-        "\nAccuracy: of running products in the group S3, asked for at every position. The teacher beats r = 0, which "
-        "has as many parameters: its iterations pay. Cutting them costs accuracy; distillation gets some of it back. "
+        "\nAccuracy: of running products in the group S3, asked for at every position. The teacher beats r = 0, of "
+        "as many parameters: its iterations pay. Cutting them costs accuracy; distillation gets some of it back. "
         "Retained accuracy, overhead cut (dropped iterations) and decode speed (batch 1) are relative to the "
         "teacher. One seed; docs/evidence.md has three, with intervals."
     )

@@ -3,9 +3,9 @@
 import pytest
 
 from iiad import InputError
-from iiad.demo import LEAST_SHARE, fit_steps, run_demo
 from iiad.reporting.demo_tables import demo_report, next_steps
 from iiad.studies import load_study
+from iiad.studies.demo import LEAST_SHARE, fit_steps, run_demo
 from iiad.studies.estimates import RunEstimate
 from tests.helpers import printed
 
@@ -62,7 +62,7 @@ def test_steps_are_scaled_to_the_minutes_but_not_below_what_the_lesson_needs(
 ):
     study = load_study("demo")
     estimate = [RunEstimate("teacher", 1, 1, 1.0, whole)]
-    monkeypatch.setattr("iiad.demo.estimate_runs", lambda study, processes: estimate)
+    monkeypatch.setattr("iiad.studies.demo.estimate_runs", lambda study, processes: estimate)
     found = fit_steps(study, 8.0, 2)
     assert found.settings["training.max_steps"] == round(share * study.settings["training.max_steps"])
     assert found.students.settings["distillation.distill.max_steps"] == round(share * 500)

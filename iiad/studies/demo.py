@@ -11,15 +11,16 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from .artefacts import Artefact
-from .errors import InputError
-from .evaluation import Bench, bench_models
-from .outputs import lock_folder
-from .progress import print_status
-from .studies.conduct import RESULT, STUDY, Conduct, claim_folder
-from .studies.definition import Study, load_study
-from .studies.estimates import estimate_runs
-from .studies.study_artefact import StudyResult
+from iiad.artefacts import Artefact
+from iiad.errors import InputError
+from iiad.evaluation import Bench, bench_models
+from iiad.outputs import lock_folder
+from iiad.progress import print_status
+
+from .conduct import RESULT, STUDY, Conduct, claim_folder
+from .definition import Study, load_study
+from .estimates import estimate_runs
+from .study_artefact import StudyResult
 
 __all__ = ["Demo", "fit_steps", "run_demo"]
 
