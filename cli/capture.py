@@ -25,7 +25,7 @@ def capture(
     output: Annotated[
         Path, typer.Option("--output", "--output-dir", help="A new folder for signals.json and the shards.")
     ],
-    top_k: Annotated[int, typer.Option(min=1, help="Tokens whose probability is kept.")] = 64,
+    top_k: Annotated[int, typer.Option(help="Tokens whose probability is kept.")] = 64,
     temperature: Annotated[float, typer.Option(help="The logits are divided by it.")] = 1.0,
     hidden_layers: Annotated[
         str | None,
@@ -34,16 +34,16 @@ def capture(
     compression: Annotated[
         str, typer.Option(help="Of hidden states: int8 (a scale for each token) or bfloat16.")
     ] = "int8",
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks run at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Blocks run at a time.")] = 8,
     block_size: Annotated[
         int | None,
-        typer.Option(min=2, help="Tokens of a block. Default: 512, or the model's context if shorter."),
+        typer.Option(help="Tokens of a block. Default: 512, or the model's context if shorter."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Whole blocks of so many tokens, from the start. Default: all.")
+        int | None, typer.Option(help="Whole blocks of so many tokens, from the start. Default: all.")
     ] = None,
     blocks_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Blocks that a kill can cost. Default: 64 MiB of them.")
+        int | None, typer.Option(help="Blocks that a kill can cost. Default: 64 MiB of them.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the teacher in bfloat16, its head not.")] = False,
     device: Device = None,

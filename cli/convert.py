@@ -25,7 +25,6 @@ def convert(
     iterations: Annotated[
         int | None,
         typer.Option(
-            min=0,
             help="Iterations per layer of a released IIET or an upcycled Llama. Default: 3.",
         ),
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,7 @@ from iiad.errors import InputError, require_seed
 from iiad.outputs import lock_file, require_apart, require_new_file
 
 __all__ = [
+    "BOUNDS",
     "RECIPE_HELP",
     "CachePolicy",
     "Details",
@@ -32,6 +33,7 @@ __all__ = [
     "gather_data",
     "locks",
     "refuse_options",
+    "require_bounds",
     "require_models",
     "require_plan",
     "require_text",
@@ -87,12 +89,55 @@ Details = Annotated[
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "batch_size": (1, 2**20),
+    "block_size": (1, 2**24),
+    "blocks_per_shard": (1, 2**30),
+    "compute_cut": (0, 1),
+    "context": (1, 2**40),
+    "draft_length": (1, 2**10),
+    "iterations": (0, 1000),
+    "max_cache_bytes": (1, 2**60),
+    "max_evaluations": (1, 2**40),
+    "max_iterations": (0, 1000),
+    "max_latency_ms": (0, 10**12),
+    "max_minutes": (0, 10**6),
+    "max_new_tokens": (1, 2**24),
+    "max_score": (-1e100, 1e100),
+    "max_tokens": (2, 2**40),
+    "memory_gib": (0, 2**20),
+    "min_iterations": (0, 1000),
+    "new_tokens": (1, 2**24),
+    "num_samples": (1, 2**16),
+    "overhead_cut": (0, 1),
+    "prompt_tokens": (1, 2**24),
+    "repeats": (1, 10**4),
+    "retain": (0, 1),
+    "seed": (0, 2**31 - 1),
+    "speedup": (0, 10**12),
+    "temperature": (0, 100),
+    "threshold": (0, 1e100),
+    "top_k": (1, 2**24),
+    "top_p": (0, 1),
+}
+"""Least and most of every option that is a number, whatever the command; what a model or text allows is less."""
+
 Given = TypeVar("Given")
 
 _SEPARATOR = "\0"  # no argument of a process can hold it
 
 locks = ExitStack()
 """Locks of the outputs of the command that runs; released when it ends."""
+
+
+def require_bounds(options: Mapping[str, Any]) -> None:
+    """Raise InputError for the first option out of its bounds; NaN is."""
+    for name, given in options.items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                low, high = BOUNDS[name]
+                if not low <= value <= high:
+                    raise InputError(f"{name}: expected from {low:,} to {high:,}, got {value}")
 
 
 def claim_outputs(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import require_bounds
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -34,10 +36,14 @@ def with_output_options(command: Callable[..., None]) -> Callable[..., None]:
         global _stdout
         from iiad.progress import console
 
-        console.quiet = quiet or not _is_first_process()
+        before, console.quiet = console.quiet, quiet or not _is_first_process()
         _stdout = sys.stdout if json else None
-        with redirect_stdout(sys.stderr) if json else nullcontext():
-            command(*arguments, **options)
+        try:
+            with redirect_stdout(sys.stderr) if json else nullcontext():
+                require_bounds(options)
+                command(*arguments, **options)
+        finally:
+            console.quiet, _stdout = before, None
 
     signature = inspect.signature(command, eval_str=True)
     added = [

@@ -98,7 +98,7 @@ def plan(
         _verify("Text for --verify; best not the profile's.", callback=require_text),
     ] = None,
     text_field: Annotated[str, _verify("jsonl field or parquet column with the text.")] = "text",
-    max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.", min=2)] = None,
+    max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.")] = None,
     seed: Annotated[int, _verify("Seed of the random baselines.", callback=require_seed)] = 0,
     verification: Annotated[Path | None, _verify("Write what --verify measured (JSON).")] = None,
     plot: Annotated[

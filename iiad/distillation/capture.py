@@ -302,7 +302,7 @@ def _require_values(
     _require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
     if dtype == "bfloat16" and device.startswith("cuda"):
         _require("dtype", dtype, torch.cuda.is_bf16_supported(), "float32, as this GPU has no bfloat16")
-    _require("temperature", temperature, 0 < temperature < float("inf"), "a number above 0")
+    _require("temperature", temperature, 0.01 <= temperature <= 100, "from 0.01 to 100")
     _require("batch_size", batch_size, batch_size >= 1, "at least 1")
     _require(
         "blocks_per_shard", blocks_per_shard, blocks_per_shard is None or blocks_per_shard >= 1, "at least 1"

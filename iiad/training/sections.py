@@ -296,7 +296,7 @@ class DistillationSection(Section):
     divergence: Literal["forward", "reverse", "jsd"] = Field(
         "forward", description="KL(teacher || student), KL(student || teacher) or Jensen-Shannon"
     )
-    temperature: float = Field(1.0, gt=0, le=100, description="T, softens both distributions")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="T, softens both distributions")
     hidden_weight: Weight = Field(0.0, description="stage distill: weight of the hidden-state loss")
     hidden_loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
     hidden_layers: list[int] | None = Field(

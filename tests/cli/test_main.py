@@ -338,4 +338,4 @@ def test_a_limit_of_memory_that_is_none_is_refused(value, iiad, folders, tmp_pat
     line = ("profile", folders.teacher, "--data", folders.text, "--output", output, "--memory-gib", value)
     code, _, err = iiad(*line)
     assert (code, output.exists()) == (2, False)
-    assert err == f"iiad: memory_gib: expected a number from 0 to 1e+06, got {float(value)}\n"
+    assert err == f"iiad: memory_gib: expected from 0 to 1,048,576, got {float(value)}\n"

@@ -346,7 +346,7 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_shards(capture, signals, 
     [
         ({"top_k": 301}, "top_k: expected 1 to 300, the teacher's vocabulary, got 301"),
         ({"top_k": 0}, "top_k: .* got 0"),
-        ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature: expected from 0.01 to 100, got 0.0"),
         ({"temperature": math.nan}, "temperature: .* got nan"),
         ({"block_size": 129}, "block_size: expected 2 to 128, the teacher's context, got 129"),
         ({"block_size": 0}, "block_size: .* got 0"),

@@ -57,8 +57,8 @@ def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_
             ["--hidden-layers", "0", "--compression", "zip"],
             "compression: expected int8 or bfloat16, got 'zip'",
         ),
-        (["--temperature", "0"], "temperature: expected a number above 0, got 0.0"),
-        (["--top-k", "0"], "--top-k"),
+        (["--temperature", "0"], "temperature: expected from 0.01 to 100, got 0.0"),
+        (["--top-k", "0"], "top_k: expected from 1 to "),
     ],
 )
 def test_bad_options_are_one_line(options, message, iiad, tmp_path):

@@ -208,10 +208,15 @@ def test_several_samples_are_told_apart(folders, iiad):
 @pytest.mark.parametrize(
     ("model", "draft", "options", "words"),
     [
-        ("owner/nowhere", None, ("--temperature", -1), "temperature: expected 0"),  # before the model
+        (
+            "owner/nowhere",
+            None,
+            ("--temperature", -1),
+            "temperature: expected from 0 to 100",
+        ),  # before the model
         ("teacher", "other_tokenizer", (), "draft: expected the vocabulary of"),
         ("teacher", "nowhere", (), "nowhere: no such model folder"),
-        ("teacher", "self", ("--draft-length", 0), "draft length: expected at least 1, got 0"),
+        ("teacher", "self", ("--draft-length", 0), "draft_length: expected from 1 to 1,024, got 0"),
         (
             "teacher",
             "auto",

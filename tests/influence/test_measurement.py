@@ -83,7 +83,7 @@ def test_the_options_reach_the_profile(run, tmp_path):
         (["--dtype", "int8"], "model", "dtype: "),
         (["--block-size", "33"], "model", "block_size: expected 2 to 32, the model's context, got 33"),
         (["--max-tokens", "31"], "model", "max_tokens: expected at least one block of 32, got 31"),
-        (["--memory-gib", "-1"], "model", "memory_gib: expected a number from 0 to 1e+06, got -1.0"),
+        (["--memory-gib", "-1"], "model", "memory_gib: expected from 0 to 1,048,576, got -1.0"),
         (["--data", "no-such-file.txt"], "model", "no-such-file.txt"),
         ([], "flat", "got type 'iiet' and no iterations"),
         ([], "missing", "missing"),

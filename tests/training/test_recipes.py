@@ -57,7 +57,7 @@ DISTILL_PROBLEMS = [
     ({"distillation.distil": {"warmup_steps": 0}}, "distillation.distil: no such field (did you mean distill?)"),
     ({"distillation.recover.max_step": 99}, "distillation.recover.max_step: no such field (did you mean max_steps?)"),
     ({"distillation.layerwise": 7}, "distillation.layerwise: expected fields, got 7"),
-    ({"distillation.temperature": 0}, "distillation.temperature: expected greater than 0, got 0"),
+    ({"distillation.temperature": 0}, "distillation.temperature: expected greater than or equal to 0.01"),
     ({"student.start_norm": "x"}, "student.start_norm: expected 'start' or 'update', got 'x'"),
     ({"student.int": "x"}, "student.int: no such field (did you mean init?)"),
     ({"training.max_steps": 3}, "training.max_steps: no such field (did you mean distillation.l"),
