@@ -97,6 +97,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "context": (1, 2**40),
     "draft_length": (1, 2**10),
     "iterations": (0, 1000),
+    "jobs": (1, 1024),
     "max_cache_bytes": (1, 2**60),
     "max_evaluations": (1, 2**40),
     "max_iterations": (0, 1000),

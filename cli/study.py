@@ -17,7 +17,7 @@ def study(
     study: Annotated[str, typer.Argument(help="A YAML study, or the name of one that ships with iiad.")],
     output_dir: Annotated[Path | None, typer.Option(help="Folder for all runs and study.json.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time, of one thread each.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, of one thread each.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List runs, tokens, FLOPs and minutes from a measured step.")
     ] = False,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from .errors import InputError, require_printable, shorten
 from .files import append_line, parse_json, read_json, write_text
@@ -23,6 +23,7 @@ __all__ = [
     "Artefact",
     "Count",
     "DataIdentity",
+    "Fields",
     "Iterations",
     "Journal",
     "ModelIdentity",
@@ -46,6 +47,15 @@ Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 """A number whose squares and sums are finite, too."""
 Amount = Annotated[float, Field(ge=0, le=1e100)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _require_finite(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(fields, allow_nan=False)  # raises ValueError
+    return fields
+
+
+Fields = Annotated[dict[str, JsonValue], AfterValidator(_require_finite)]
+"""Any fields, without NaN and infinity."""
 
 
 class Record(BaseModel):

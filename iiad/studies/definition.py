@@ -54,7 +54,7 @@ class Study(Section):
         [], description="each arm's is the best of these for the first seed; none: the recipe's"
     )
     evaluation_tokens: int | None = Field(
-        None, ge=2, description="of the validation data, from its start; default: all"
+        None, ge=2, le=2**40, description="of the validation data, from its start; default: all"
     )
     students: StudentsSection | None = None
 

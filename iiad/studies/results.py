@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult
 from iiad.training.estimates import count_parameters, training_flops
+from iiad.training.run_status import LOG, read_log
 from iiad.training.runs import RunRecord
 
 from .definition import Study
@@ -50,11 +50,10 @@ class Model:
     @property
     def seconds(self) -> float | None:
         """Seconds of training: tokens over the median of the logged tokens per second."""
-        log = self.run / "log.jsonl"
         if self.training == "none" and self.cut is not None:
             return 0.0
-        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        rates = [entry["tokens_per_second"] for entry in entries if entry.get("tokens_per_second")]
+        found = [entry.get("tokens_per_second") for entry in read_log(self.run / LOG)]
+        rates = [rate for rate in found if isinstance(rate, float) and rate > 0]
         tokens = RunRecord.load(self.run / "run.json").results.get("tokens")
         return float(tokens) / statistics.median(rates) if rates and isinstance(tokens, int) else None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from iiad.artefacts import Amount, Artefact, Count, Number, Record, Share, Size
+from iiad.artefacts import Amount, Artefact, Count, Fields, Number, Record, Share, Size
 
 from .estimation import Estimate
 
@@ -59,7 +59,7 @@ class StudyResult(Artefact):
     """Arms and students of a study, as far as their runs ended well."""
 
     kind: Literal["study"] = "study"
-    definition: dict[str, JsonValue] = Field(description="the study's file")
+    definition: Fields = Field(description="the study's file")
     iiad_version: str
     reference: str
     arms: list[ArmResult]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from pydantic import Field
 
-from pydantic import Field, JsonValue, field_validator
-
-from iiad.artefacts import Artefact
+from iiad.artefacts import Artefact, Fields
 
 __all__ = ["RECORD", "RunRecord"]
 
@@ -18,18 +16,12 @@ class RunRecord(Artefact):
 
     kind: str = "run"
     command: str = Field(description="train or distill")
-    settings: dict[str, JsonValue] = Field(description="the resolved recipe")
+    settings: Fields = Field(description="the resolved recipe")
     inputs: dict[str, str] = Field(description="hashes of what the run reads: data, tokenizer, teacher, plan")
     finished: bool = False
-    results: dict[str, JsonValue] = {}
+    results: Fields = {}
 
     @property
     def identity(self) -> str:
         """Hash of what the run's checkpoints follow from, by which they know it."""
         return self.model_copy(update={"finished": False, "results": {}}).fingerprint
-
-    @field_validator("settings", "results")
-    @classmethod
-    def _is_finite(cls, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        json.dumps(fields, allow_nan=False)  # raises ValueError
-        return fields

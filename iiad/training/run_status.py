@@ -19,7 +19,7 @@ from .recipes import COMMANDS, DistillRecipe, TrainRecipe
 from .run_record import RECORD, RunRecord
 from .sections import STAGES
 
-__all__ = ["RunStatus", "StageStatus", "read_run"]
+__all__ = ["RunStatus", "StageStatus", "read_log", "read_run"]
 
 LOG = "log.jsonl"
 
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> RunStatus:
     """Read the state of the run in a folder. Raises InputError for a record that is none, or of another recipe."""
     record = RunRecord.load(folder / RECORD)
     recipe = _read_recipe(record, folder / RECORD)
-    entries = _read_log(folder / LOG)
+    entries = read_log(folder / LOG)
     stages, models = [], [folder] if record.finished else []
     for name, place, max_steps in _stages(recipe, folder):
         own = [entry for entry in entries if entry.get("stage") == name]
@@ -99,7 +99,7 @@ def _read_recipe(record: RunRecord, where: Path) -> TrainRecipe | DistillRecipe:
     return check_fields(kind, sections, where)
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of the log; none where there is no log."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -133,7 +133,8 @@ def _read_stage(
     steps = [entry["step"] for entry in entries] + [int(each.rpartition("-")[2]) for each in checkpoints]
     step = min(max(steps, default=0), max_steps)
     figures = {key: value for entry in entries for key, value in entry.items() if value is not None}
-    best = (folder / BEST).read_text(encoding="utf-8").strip() if (folder / BEST).is_file() else None
+    pointer = folder / BEST
+    best = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
     fields = {
         "name": name,
         "step": step,

@@ -15,6 +15,7 @@ from cli.main import COMMANDS
 from cli.options import BOUNDS
 from iiad.errors import InputError
 from iiad.planning import plan_by_threshold
+from iiad.studies import conduct
 from iiad.training import teacher as training_teacher
 from tests.helpers import make_profile, make_table
 
@@ -77,6 +78,7 @@ def lines(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", stop)
     for name in ("build_model", "train_tokenizer"):
         monkeypatch.setattr(training_teacher, name, stop)
+    monkeypatch.setattr(conduct, "conduct_study", stop)
     profile = make_profile()
     for artefact in (profile, plan_by_threshold(profile, 0.05), make_table(profile.model)):
         artefact.save(f"{artefact.kind}.json")
@@ -85,6 +87,7 @@ def lines(folders, tmp_path, monkeypatch):
     teacher, text = folders.teacher, folders.text
     made = f"""
         validate recipe.yaml
+        study depth-s3 --output-dir out
         train recipe.yaml --output-dir out
         profile {teacher} --data {text} --output out.json
         plan profile.json --threshold 0.05 --output out.json
