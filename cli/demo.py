@@ -20,7 +20,7 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for all outputs.")] = Path("demo-output"),
     minutes: Annotated[
         float,
-        typer.Option(min=0, max=1e6, help="Scale the steps to them, not below what it needs."),
+        typer.Option(help="Scale the steps to them, not below what it needs."),
     ] = 8.0,
 ) -> None:
     """Run the whole pipeline on a task where iterations pay; takes minutes on two CPU cores.

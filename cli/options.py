@@ -108,6 +108,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_tokens": (2, 2**40),
     "memory_gib": (0, 2**20),
     "min_iterations": (0, 1000),
+    "minutes": (0, 10**6),
     "new_tokens": (1, 2**24),
     "num_samples": (1, 2**16),
     "overhead_cut": (0, 1),
