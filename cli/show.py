@@ -39,10 +39,10 @@ def show(
 
 def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     """Read the state of a run, model or signals; return it and its report. Raises InputError for another folder."""
+    from iiad.checkpoints.summary import summarize_model
     from iiad.distillation.signal_record import JOURNAL, read_record
     from iiad.distillation.signal_record import RECORD as SIGNALS
     from iiad.errors import InputError
-    from iiad.folders import summarize_model
     from iiad.outputs import find_holder
     from iiad.reporting.folder_tables import describe_model, describe_run, describe_state
     from iiad.reporting.signal_tables import signals_summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from iiad.folders import ModelSummary
+from iiad.checkpoints.summary import ModelSummary
 from iiad.progress import format_duration
 from iiad.training.run_status import RunStatus, StageStatus
 

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from iiad.artefacts import Count, Record, Size, check_fields
+from iiad.checkpoints.summary import ModelSummary, summarize_model
 from iiad.errors import InputError
 from iiad.files import parse_json
-from iiad.folders import ModelSummary, summarize_model
 from iiad.outputs import find_holder
 
 from .checkpointing import BEST, Checkpoints
