@@ -181,6 +181,9 @@ class IIETConfig(PreTrainedConfig):
         self._require("head_dim", e % 2 == 0, "even, for rotary position embeddings")
         pad, size = self.pad_token_id, self.vocab_size
         self._require("pad_token_id", pad is None or pad < size, f"below vocab_size ({size})")
+        for name in ("sliding_window", "attention_chunk_size", "layer_types", "num_kv_shared_layers"):
+            # transformers would size caches by it, and the layers know nothing of it.
+            self._require(name, not getattr(self, name, None), "none: a layer attends to all positions")
         self._require("relaxation", not (self.history and self.relaxation), "false with history")
         plan, most, length = self.iterations, self.max_num_iterations or 0, self.num_layers
         self._require("num_iterations", len(plan) == length, f"an int or a list of num_layers ({length})")
@@ -192,4 +195,4 @@ class IIETConfig(PreTrainedConfig):
     def _require(self, field: str, fits: bool, accepted: str) -> None:
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""
         if not fits:
-            raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field))}")
+            raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field, None))}")

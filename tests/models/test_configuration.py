@@ -107,6 +107,20 @@ def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
         IIETConfig(**{**SHAPE, **fields})
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"sliding_window": 4}, {"attention_chunk_size": 4}, {"layer_types": ["sliding_attention"] * 12}],
+)
+def test_a_cache_that_would_forget_positions_is_refused_by_the_field_that_asks_for_it(fields):
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"{name}: expected none: a layer attends to all positions, got"):
+        IIETConfig(**SHAPE, **fields)
+    config = IIETConfig(**SHAPE)
+    setattr(config, name, fields[name])
+    with pytest.raises(ValueError, match=f"{name}: expected none"):
+        IIETForCausalLM(config)
+
+
 def test_an_attribute_named_nearly_like_a_field_can_be_saved_and_loaded(tmp_path):
     config = IIETConfig(**SHAPE)
     config.layer_norm_epsilon = 1e-3
