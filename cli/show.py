@@ -58,6 +58,8 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
         return {"kind": "signals status", "state": state, "signals": record}, lambda width: signals_summary(
             record, f"{folder}: {state}"
         )
+    if (folder / "study.json").exists():
+        return load_report(folder / "study.json")
     if (folder / "config.json").exists():
         model = summarize_model(folder)
         return model, lambda width: describe_model(model)
