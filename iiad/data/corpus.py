@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from iiad.artefacts import Record, Size, check_fields
 from iiad.errors import InputError
@@ -26,7 +26,7 @@ __all__ = [
     "write_record",
 ]
 
-FORMAT: Literal[1] = 1
+FORMAT = 1
 """Raised when the files' layout or the meaning of a field changes; older files are then built again."""
 SHOWN_FROM = 1 << 30  # bytes, about a second; fewer are read in silence
 TOKENS_AT_ONCE = 1 << 20
@@ -72,7 +72,7 @@ def default_cache_dir() -> Path:
 class CorpusRecord(Record):
     """Written last: its presence says that `FINGERPRINT.bin` is whole, and its hash, whether it still is."""
 
-    format: Literal[1] = FORMAT
+    format: int = Field(FORMAT, ge=FORMAT, le=FORMAT)
     dtype: Literal["<u2", "<u4"]
     num_tokens: Size
     num_documents: Size

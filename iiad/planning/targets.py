@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from iiad.artefacts import ModelIdentity
-from iiad.errors import InputError
+from iiad.errors import InputError, shorten
 
 __all__ = ["Bounds", "Targets", "read_pins"]
 
@@ -161,10 +162,11 @@ def read_pins(texts: Iterable[str]) -> dict[int, int]:
     """
     pins: dict[int, int] = {}
     for text in texts:
-        layer, _, r = text.partition("=")
-        if not (layer.strip().isdecimal() and r.strip().isdecimal()):
-            raise InputError(f"pin: expected LAYER=ITERATIONS, as in 3=2, got {text!r}")
-        if int(layer) in pins:
-            raise InputError(f"pin: expected each layer once, got layer {int(layer)} twice")
-        pins[int(layer)] = int(r)
+        found = re.fullmatch(r"\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", text)
+        if found is None:
+            raise InputError(f"pin: expected LAYER=ITERATIONS, as in 3=2, got {shorten(text)}")
+        layer, r = map(int, found.groups())
+        if layer in pins:
+            raise InputError(f"pin: expected each layer once, got layer {layer} twice")
+        pins[layer] = r
     return pins

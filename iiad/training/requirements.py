@@ -25,11 +25,11 @@ def fit_recipe(recipe: Recipe, folder: str | Path) -> Recipe:
 
     Notes what is cut short or idle. Raises InputError for bf16, a tracker or a compiler that is not here.
     """
+    require_memory(recipe)
     bf16 = decide_bf16(recipe.training.bf16, Path(folder))
     fitted = recipe.model_copy(update={"training": recipe.training.model_copy(update={"bf16": bf16})})
     for line in shortened_fields(fitted):
         print_status(line)
-    require_memory(fitted)
     _check_machine(fitted.training)
     return fitted
 

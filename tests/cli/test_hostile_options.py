@@ -38,6 +38,7 @@ NUMBERS = [
 WORDS = [
     "", " ", ".", "-", "--", "~", "*", "[", "{}", "0", "null", "self", "auto", "stdlib:x", "\t", "a\nb", "x" * 5000,
     "é" * 300, "/dev/null", "/dev/zero", "missing/none", "a=b", "a.b=[", "3=2=1", "1=99999999999999999999", "0=1",
+    "1=" + "9" * 5000, "9" * 5000, "states:length=" + "9" * 5000, "states:rows=0", "a.b=" + "9" * 5000,
     "owner/name", "../x",
 ]  # fmt: skip
 NEGATIVE = {("plan", "max_score")}

@@ -143,6 +143,24 @@ def test_tokens_are_read_through_once_in_a_process_unless_their_file_is_touched(
     assert read.call_count == 2
 
 
+@pytest.mark.parametrize(
+    "field", ["format", "dtype", "num_tokens", "num_documents", "num_bytes", "sha256", "settings"]
+)
+def test_a_record_with_a_field_that_is_none_of_ours_is_built_again(field, packed, file, tmp_path):
+    whole = packed(file)
+    record = tmp_path / "cache" / f"{whole.fingerprint}.json"
+    fields = json.loads(record.read_text())
+    for value in (None, True, -1, 0, "1", float("nan"), 10**30, [], "<f8", "|O", {}):
+        if field == "settings" and value == {}:
+            continue
+        record.write_text(json.dumps({**fields, field: value}))
+        assert packed(file).num_tokens == whole.num_tokens
+        assert packed.tokenized, value
+    record.write_text(json.dumps({name: value for name, value in fields.items() if name != field}))
+    packed(file)
+    assert packed.tokenized == (field != "format")
+
+
 def test_tokens_without_a_record_and_other_leftovers_are_harmless(packed, file, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt

@@ -61,6 +61,7 @@ def test_bounds_and_targets_say_what_they_ask_for():
         (lambda: Bounds(pins={1: -1}), "pins: expected layers from 1, iterations from 0, got 1=-1"),
         (lambda: read_pins(["3"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3'"),
         (lambda: read_pins(["3=two"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3=two'"),
+        (lambda: read_pins(["1=" + "9" * 5000]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '1=9"),
         (lambda: read_pins(["-3=2"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '-3=2'"),
         (lambda: read_pins(["3=2", "3=1"]), "pin: expected each layer once, got layer 3 twice"),
         (lambda: Targets(overhead_cut=1.5), "overhead_cut: expected a share from 0 to 1, got 1.5"),
