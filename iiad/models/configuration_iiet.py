@@ -165,11 +165,9 @@ class IIETConfig(PreTrainedConfig):
 
     def check_values(self) -> None:
         """Raise ValueError for a field of a wrong type or out of range. None is accepted where the type says so."""
-        for name, (accepts, words) in type(
-            self
-        ).accepted_values.items():  # the class's own, as a file may bring another
-            value = getattr(self, name)
-            may_be_none = "None" in str(type(self).__dataclass_fields__[name].type)
+        kind = type(self)  # whose table holds, whatever a file brings
+        for name, (accepts, words) in kind.accepted_values.items():
+            value, may_be_none = getattr(self, name), "None" in str(kind.__dataclass_fields__[name].type)
             self._require(name, (value is None and may_be_none) or accepts(value), words)
 
     def validate_architecture(self) -> None:
