@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from .errors import InputError, require_printable, shorten
-from .files import append_line, parse_json, read_json, write_text
+from .files import append_line, parse_json, read_json, read_json_text, write_text
 
 __all__ = [
     "MOST_ITERATIONS",
@@ -242,7 +242,7 @@ class Journal(Generic[RecordT]):
         """
         if not self.path.exists() or not self.path.stat().st_size:
             return []
-        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        first, *lines = read_json_text(self.path, errors="replace").split("\n")
         try:
             found = parse_json(first, self.path)  # written whole or not at all: a kill leaves no part of it
         except InputError:

@@ -17,10 +17,11 @@ from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.data import RowBlocks, TokenBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
 from iiad.errors import InputError
+from iiad.files import MOST_JSON_BYTES
 from iiad.memory import memory_explained
 from iiad.models import IIETForCausalLM
 from iiad.outputs import lock_file
-from iiad.progress import print_status, progress
+from iiad.progress import format_size, print_status, progress
 
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 LONGEST_DEFAULT_BLOCK = 512
+BYTES_PER_NUMBER = 25  # in a profile's file, indented
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def measure_influence(
     teacher, identity = load_identified(model, device, dtype, cast=True)
     require_iterations(teacher)
     sets = draw_calibration(model, data, settings, text_field, cache_dir)
+    _require_small(identity, sets, chosen, batch_size)
     identities = [part.identity for part in sets]
     where = f"profiling {label_models([model])[0]} on {device}"
     remedies = ["a smaller batch", "shorter blocks", "bfloat16"]
@@ -158,6 +161,23 @@ def _measure(
     return records
 
 
+def _count_batches(sets: Sequence[CalibrationSet], batch_size: int) -> int:
+    return sum(-(-len(part.indices) // batch_size) for part in sets)
+
+
+def _require_small(
+    identity: ModelIdentity, sets: Sequence[CalibrationSet], metrics: Sequence[str], batch_size: int
+) -> None:
+    """Raise InputError for a profile that would be larger than what is read as an artefact."""
+    steps = sum(identity.num_iterations) + identity.num_layers * (identity.num_start_evaluations - 1)
+    size = _count_batches(sets, batch_size) * steps * (len(metrics) + 3) * BYTES_PER_NUMBER
+    if size > MOST_JSON_BYTES:
+        raise InputError(
+            f"batch_size: expected larger batches, or a lower max_tokens: a profile of about {format_size(size)} "
+            f"would exceed the {format_size(MOST_JSON_BYTES)} that can be read, got {batch_size}"
+        )
+
+
 def _read_finished(
     journal: Journal[BatchRecord],
     identity: ModelIdentity,
@@ -167,7 +187,7 @@ def _read_finished(
 ) -> list[BatchRecord]:
     """Return the batches of a journal. Raises InputError where they cannot be the first ones of this measurement."""
     records = journal.read()
-    num_batches = sum(-(-len(part.indices) // batch_size) for part in sets)
+    num_batches = _count_batches(sets, batch_size)
     for number, record in enumerate(records, 1):
         where = f"{journal.path}: line {number + 1}"
         if number > num_batches:

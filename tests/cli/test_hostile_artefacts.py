@@ -308,5 +308,9 @@ def test_an_artefact_of_more_bytes_than_any_has_is_refused_before_it_is_parsed(t
     with file.open("w") as sparse:
         sparse.truncate(files.MOST_JSON_BYTES + 1)
     monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("parsed"))
-    with refused(file, "expected at most 134,217,728 bytes, got more"):
+    with refused(file, "expected at most 67,108,864 bytes, got more"):
         Plan.load(file)
+    for many in (",", "[", "{"):
+        file.write_text(many * (files.MOST_JSON_VALUES + 1))
+        with refused(file, "expected at most 4,194,304 values, got more"):
+            Plan.load(file)

@@ -192,6 +192,15 @@ def test_an_interrupted_profile_goes_on_from_its_finished_batches_and_equals_the
     assert not partial.exists()
 
 
+def test_a_profile_that_could_not_be_read_again_is_refused_before_it_is_measured(
+    measure, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(room, "MOST_JSON_BYTES", 1000)
+    with refused("batch_size: expected larger batches, or a lower max_tokens: a profile of about"):
+        measure()
+    assert not partial_path(tmp_path / "p.json").exists()
+
+
 def test_a_forged_line_among_the_finished_batches_is_refused(measure, tmp_path, interrupt_after):
     metrics, partial = ["taylor", "cosine"], partial_path(tmp_path / "p.json")
     interrupt_after(3)
