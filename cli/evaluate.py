@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from iiad.errors import InputError
+
 from .options import (
     Device,
     Dtype,
@@ -16,8 +18,10 @@ from .options import (
     TrustRemoteCode,
     all_data,
     claim_outputs,
+    refuse_options,
     require_models,
     require_plan,
+    require_tasks,
     require_text,
 )
 from .output import print_result
@@ -26,6 +30,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -34,12 +39,32 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Text, after the models: files, globs, folders or stdlib (its validation split).",
             callback=require_text,
         ),
-    ],
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FOLDER...",
+            help="Tasks of lm-evaluation-harness (extra eval): its names, or folders of YAML, whose Python is run.",
+            callback=require_tasks,
+        ),
+    ] = None,
+    task_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE...", help="Data for tasks that ship with iiad (piqa, blimp) or ask for it."
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before a question. Default: each task's.")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Documents of each task, or below 1 a share of them. Default: all.")
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -52,24 +77,33 @@ def evaluate(
     block_size: Annotated[
         int | None, typer.Option(help="Tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Blocks at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Blocks, and requests of tasks, at a time.")] = 8,
     max_tokens: Annotated[int | None, typer.Option(help="Read at most this many tokens of the text.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure perplexity, bits per byte, accuracy and cost of models on a text.
+    """Measure perplexity, bits per byte, accuracy and cost of models on a text, and their scores on tasks.
 
     Example:  iiad evaluate teacher student --data valid.jsonl --plan plan.json --output evaluation.json
     """
-    claim_outputs([*models, plan], all_data(data), files={"output": output}, overwrite=overwrite)
-    from iiad.evaluation import evaluate_models
+    text, names = all_data(data or []), all_data(tasks or [])
+    if not text:
+        refuse_options(context, "without --data", "text_field", "block_size", "max_tokens")
+    if not names:
+        refuse_options(context, "without --tasks", "task_data", "num_fewshot", "limit")
+    named = _split_names(all_data(task_data or []))
+    claim_outputs(
+        [*models, plan, *names, *named.values()], text, files={"output": output}, overwrite=overwrite
+    )
+    from iiad.evaluation import Tasks, evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
 
     evaluation = evaluate_models(
         models,
-        all_data(data),
+        text,
+        tasks=Tasks(names, num_fewshot, limit, named) if names else None,
         plan=plan,
         quantize=quantize or [],
         text_field=text_field,
@@ -82,3 +116,18 @@ def evaluate(
     if output is not None:
         evaluation.save(output)
     print_result(evaluation, lambda width: evaluation_table(evaluation, width))
+
+
+def _split_names(values: list[str]) -> dict[str, str]:
+    """Return the files of NAME=FILE by name. Raises InputError for another form, a name given twice, or no file."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, _, path = value.partition("=")
+        if not name or not path:
+            raise InputError(f"task-data: expected NAME=FILE, got {value}")
+        if name in found:
+            raise InputError(f"task-data: expected each name once, got {name} twice")
+        if not Path(path).exists():
+            raise InputError(f"task-data: expected a file for {name}, got {path}, which is not there")
+        found[name] = path
+    return found

@@ -36,6 +36,7 @@ __all__ = [
     "require_bounds",
     "require_models",
     "require_plan",
+    "require_tasks",
     "require_text",
     "split_data",
 ]
@@ -98,6 +99,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "draft_length": (1, 2**10),
     "iterations": (0, 1000),
     "jobs": (1, 1024),
+    "limit": (0, 2**40),
     "max_cache_bytes": (1, 2**60),
     "max_evaluations": (1, 2**40),
     "max_iterations": (0, 1000),
@@ -110,6 +112,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "min_iterations": (0, 1000),
     "minutes": (0, 10**6),
     "new_tokens": (1, 2**24),
+    "num_fewshot": (0, 2**10),
     "num_samples": (1, 2**16),
     "overhead_cut": (0, 1),
     "prompt_tokens": (1, 2**24),
@@ -126,6 +129,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 Given = TypeVar("Given")
 
+_OF_SEVERAL = ("--data", "--tasks", "--task-data")
 _SEPARATOR = "\0"  # no argument of a process can hold it
 
 locks = ExitStack()
@@ -171,7 +175,7 @@ def refuse_options(context: typer.Context, why: str, *names: str) -> None:
 
 
 def gather_data(arguments: list[str]) -> list[str]:
-    """Join the values after each `--data`, up to the next option, into one value.
+    """Join the values after each option of several values, up to the next option, into one value.
 
     So `--data texts/*.jsonl` takes what a shell makes of it; `split_data` takes the value apart again.
     """
@@ -179,8 +183,8 @@ def gather_data(arguments: list[str]) -> list[str]:
     taking = False
     for argument in arguments:
         if argument.startswith("-") and argument != "-":
-            taking = argument == "--data"
-        elif taking and gathered[-1] != "--data":
+            taking = argument in _OF_SEVERAL
+        elif taking and gathered[-1] not in _OF_SEVERAL:
             gathered[-1] += _SEPARATOR + argument
             continue
         gathered.append(argument)
@@ -193,7 +197,7 @@ def split_data(values: list[str]) -> list[list[str]]:
 
 
 def all_data(values: list[str]) -> list[str]:
-    """Return everything given to any `--data` as one data set."""
+    """Return everything given to any `--data`, or another option of several values, as one list."""
     return [name for names in split_data(values) for name in names]
 
 
@@ -218,6 +222,15 @@ def require_text(data: Given) -> Given:
     if files := [name for name in names if name.partition(":")[0] != "stdlib"]:
         resolve_inputs(files)
     return data
+
+
+def require_tasks(tasks: Given) -> Given:
+    """Return the values of --tasks as given. Raises InputError where the harness is not installed."""
+    if tasks:
+        from iiad.evaluation.harness import require_harness
+
+        require_harness()
+    return tasks
 
 
 def require_plan(plan: Given) -> Given:

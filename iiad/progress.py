@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ __all__ = [
     "print_status",
     "progress",
     "report_progress",
+    "silenced",
 ]
 
 # On stderr, so that stdout holds nothing but results; of several processes, from the first one alone.
@@ -42,6 +43,17 @@ Note = str | Callable[[], str]
 def print_status(message: str) -> None:
     """Print a remark on stderr."""
     console.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what other code prints on stdout and stderr to itself while the block runs; ours is shown."""
+    console.file = console.file  # the stream as it is now
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        console.file = None  # type: ignore[assignment]  # whatever stderr is
 
 
 @contextmanager

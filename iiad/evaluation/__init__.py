@@ -8,6 +8,7 @@ from iiad import lazy_names
 
 from .bench_artefact import Bench, BenchResult
 from .check_artefact import Check, CheckResult
+from .harness import Tasks
 from .quality_artefact import Evaluation, EvaluationResult
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "CheckResult",
     "Evaluation",
     "EvaluationResult",
+    "Tasks",
     "bench_models",
     "check_model",
     "evaluate_models",

@@ -1,23 +1,32 @@
-"""Evaluate several models on one text, one in memory at a time, each compared with the first."""
+"""Evaluate several models on one text and on tasks, one in memory at a time, each compared with the first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.conversion.quantization import check_kinds, quantized_copy
-from iiad.data import LabelledCorpus, TokenCorpus, evaluation_windows, load_tokenizer, pack, resolve_inputs
-from iiad.errors import InputError
+from iiad.data import (
+    LabelledCorpus,
+    TokenCorpus,
+    Window,
+    evaluation_windows,
+    load_tokenizer,
+    pack,
+    resolve_inputs,
+)
+from iiad.errors import InputError, require_least
 from iiad.memory import memory_explained
 from iiad.planning import Plan
 from iiad.planning.costs import compare_costs
 from iiad.planning.plan import identify_rows, read_plan
 from iiad.progress import progress
-from iiad.training.scoring import TokenScore, evaluate_model
+from iiad.training.scoring import evaluate_model
 
+from .harness import Tasks, TaskSet
 from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
 
 __all__ = ["evaluate_models"]
@@ -27,8 +36,9 @@ _DEFAULT_BLOCK = 512
 
 def evaluate_models(
     models: Sequence[str | Path],
-    data: Sequence[str],
+    data: Sequence[str] = (),
     *,
+    tasks: Tasks | None = None,
     plan: Plan | str | Path | None = None,
     quantize: Sequence[str] = (),
     text_field: str = "text",
@@ -39,63 +49,109 @@ def evaluate_models(
     dtype: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Evaluation:
-    """Measure perplexity, bits per byte, accuracy and cost of each model, compared with the first.
+    """Measure perplexity, bits per byte, accuracy, scores of tasks and cost of each model, compared with the first.
 
     Each model reads the text through its own tokenizer. Models are loaded one after another.
 
     Args:
         models: folders or hub names; the others are compared with the first.
-        data: files, patterns, folders or `stdlib`, which here is its validation split.
+        data: files, patterns, folders or `stdlib`, which here is its validation split; may be none beside tasks.
+        tasks: tasks of lm-evaluation-harness, and how to run them.
         plan: a plan or its file: adds the first model truncated to it, untrained, as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row; its
             quantized layers compute in `dtype`.
         text_field: the jsonl field or parquet column with the text.
         block_size: most tokens of context; default: 512, or less where a model takes less.
-        batch_size: windows at a time.
+        batch_size: windows, and requests of tasks, at a time.
         max_tokens: use only so many tokens of the text, from its start.
         device: default: CUDA where there is one, else the CPU.
         dtype: "float32" or "bfloat16" (autocast); default: float32 on the CPU, bfloat16 elsewhere.
         cache_dir: where tokenized text is kept; default: as `iiad.data.pack`.
 
     Raises:
-        InputError: a model, a file, a value or the plan cannot be used, or memory runs out. All that can be known
-            without loading a model is checked first.
+        InputError: a model, a file, a task, a value or the plan cannot be used, or memory runs out. All that can be
+            known without loading a model is checked first.
     """
     labels = label_models(models)
+    if not data and tasks is None:
+        raise InputError("data: expected a text or tasks, got neither")
+    require_least(1, block_size=block_size, batch_size=batch_size)
+    require_least(2, max_tokens=max_tokens)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
-    block_size = _choose_block(models, block_size)
-    corpora = _pack_texts(models, data, text_field, cache_dir)
+    settings = EvaluationSettings(
+        block_size=_choose_block(models, block_size) if data else None,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        dtype=dtype,
+        device=device,
+    )
+    task_set = None if tasks is None else TaskSet(tasks)
+    tokenizers = [load_tokenizer(model) for model in models]
+    corpora = _pack_texts(tokenizers, data, text_field, cache_dir) if data else [None] * len(models)
     for corpus in corpora:  # checks the values; reads nothing yet
-        evaluation_windows(corpus, block_size, max_tokens, batch_size)
+        if corpus is not None:
+            _windows(corpus, settings)
     results: list[EvaluationResult] = []
     num_rows = len(models) + (budget is not None) + len(kinds)
-    for model, label, corpus in zip(models, labels, corpora, strict=True):
+    for model, label, tokenizer, corpus in zip(models, labels, tokenizers, corpora, strict=True):
         loaded, identity = load_identified(model, device, dtype, cast=False)
         first = not results
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype
         ):
-            num_predicted = len(corpus.targets(max_tokens or corpus.num_tokens)) - isinstance(
-                corpus, TokenCorpus
-            )
-            with (
-                progress(
-                    f"evaluating {name}", num_predicted, "tokens", 1 / (num_rows - len(results))
-                ) as advance,
-                memory_explained(f"{name} on {device}", runner, batch_size, block_size, cached=False),
-            ):
-                windows = evaluation_windows(corpus, block_size, max_tokens, batch_size)
-                score = evaluate_model(runner, windows, name=name, dtype=dtype, advance=advance)
-            result = _describe(name, runs, kind, score, corpus)
+            share = 1 / (num_rows - len(results))
+            found = {} if corpus is None else _score_text(name, runner, corpus, settings, share)
+            if task_set is not None:
+                found["tasks"] = task_set.run(runner, tokenizer, name, settings, share)
+            result = _describe(name, runs, kind, found)
             results.append(_compare(result, results[0] if results else result))
         del loaded, runner
-    settings = EvaluationSettings(
-        block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, dtype=dtype, device=device
+    texts = [corpus for corpus in corpora if corpus is not None]
+    return Evaluation(
+        settings=settings if task_set is None else settings.model_copy(update=task_set.describe()),
+        data=_identify_data(texts, max_tokens),
+        results=results,
     )
-    return Evaluation(settings=settings, data=_identify_data(corpora, max_tokens), results=results)
+
+
+def _windows(corpus: TokenCorpus | LabelledCorpus, settings: EvaluationSettings) -> Iterable[Window]:
+    assert settings.block_size is not None
+    return evaluation_windows(corpus, settings.block_size, settings.max_tokens, settings.batch_size)
+
+
+def _score_text(
+    name: str,
+    model: Any,
+    corpus: TokenCorpus | LabelledCorpus,
+    settings: EvaluationSettings,
+    share: float,
+) -> dict[str, Any]:
+    """Score a model on the text; return the fields of its entry. share: of all work left."""
+    used = len(corpus.targets(settings.max_tokens or corpus.num_tokens)) - isinstance(corpus, TokenCorpus)
+    where, size = f"{name} on {settings.device}", settings.batch_size
+    with (
+        progress(f"evaluating {name}", used, "tokens", share) as advance,
+        memory_explained(where, model, size, settings.block_size, cached=False),
+    ):
+        windows = _windows(corpus, settings)
+        score = evaluate_model(model, windows, name=name, dtype=settings.dtype, advance=advance)
+    groups = (
+        {f"{corpus.grouped_by} {group}": part for group, (_, part) in score.by_group.items()}
+        if isinstance(corpus, LabelledCorpus)
+        else {}
+    )
+    return {
+        "data": corpus.fingerprint,
+        "tokens": score.tokens,
+        "nll": score.nll,
+        "perplexity": perplexity(score.nll),
+        "bits_per_byte": bits_per_byte(score.nll, corpus.tokens_per_byte),
+        "accuracy": score.accuracy,
+        "accuracy_by_group": groups,
+    }
 
 
 def _runners(
@@ -125,11 +181,10 @@ def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
 
 
 def _pack_texts(
-    models: Sequence[str | Path], data: Sequence[str], text_field: str, cache_dir: str | Path | None
+    tokenizers: Sequence[Any], data: Sequence[str], text_field: str, cache_dir: str | Path | None
 ) -> list[TokenCorpus | LabelledCorpus]:
     """Tokenize the text by each model's tokenizer."""
     sources = resolve_inputs(data, "validation")
-    tokenizers = [load_tokenizer(model) for model in models]
     return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
 
 
@@ -149,38 +204,26 @@ def _identify_data(
 
 
 def _describe(
-    label: str,
-    identity: ModelIdentity,
-    quantization: str | None,
-    score: TokenScore,
-    corpus: TokenCorpus | LabelledCorpus,
+    label: str, identity: ModelIdentity, quantization: str | None, found: dict[str, Any]
 ) -> EvaluationResult:
     """Return the entry of a model, not yet compared."""
     return EvaluationResult(
         label=label,
         model=identity,
         quantization=quantization,
-        data=corpus.fingerprint,
-        tokens=score.tokens,
-        nll=score.nll,
-        perplexity=perplexity(score.nll),
-        bits_per_byte=bits_per_byte(score.nll, corpus.tokens_per_byte),
-        accuracy=score.accuracy,
-        accuracy_by_group={
-            f"{corpus.grouped_by} {group}": accuracy for group, (_, accuracy) in score.by_group.items()
-        }
-        if isinstance(corpus, LabelledCorpus)
-        else {},
         evaluations_per_token=identity.num_evaluations,
         cache_bytes_per_token=identity.cache_bytes_per_token,
         overhead_cut=None,
         compute_cut=None,
         retained=None,
+        **found,
     )
 
 
 def _compare(result: EvaluationResult, first: EvaluationResult) -> EvaluationResult:
     overhead_cut, compute_cut = compare_costs(result.model, first.model)
-    retained = result.accuracy / first.accuracy if result.data == first.data and first.accuracy > 0 else None
+    retained = None
+    if result.accuracy is not None and result.data == first.data and first.accuracy:
+        retained = result.accuracy / first.accuracy
     cuts = {"overhead_cut": overhead_cut, "compute_cut": compute_cut, "retained": retained}
     return result.model_copy(update=cuts)

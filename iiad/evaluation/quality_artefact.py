@@ -1,27 +1,67 @@
-"""evaluation.json: quality and cost of models on a text. Needs no torch."""
+"""evaluation.json: quality and cost of models on a text and on tasks. Needs no torch."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from iiad.artefacts import Amount, Artefact, Count, DataIdentity, ModelIdentity, Number, Record, Share, Size
+from iiad.errors import InputError
 
-__all__ = ["Evaluation", "EvaluationResult", "EvaluationSettings", "bits_per_byte", "perplexity"]
+__all__ = [
+    "Evaluation",
+    "EvaluationResult",
+    "EvaluationSettings",
+    "TaskMetric",
+    "TaskResult",
+    "TextScore",
+    "bits_per_byte",
+    "perplexity",
+]
 
 
 class EvaluationSettings(Record):
     """Settings of an evaluation, beside models and text."""
 
-    block_size: Size = Field(description="most tokens of context that a prediction had")
-    batch_size: Size = Field(description="windows at a time; the results do not depend on it")
+    block_size: Size | None = Field(
+        description="most tokens of context that a prediction had; None without text"
+    )
+    batch_size: Size = Field(description="windows or requests at a time; the results do not depend on it")
     max_tokens: Size | None = Field(ge=2, description="tokens used, from the start of the text; None: all")
     dtype: Literal["float32", "bfloat16"] = Field(
         description="precision of the blocks; bfloat16 is autocast, with head and loss in the weights' precision"
     )
     device: str
+    harness: str | None = Field(
+        default=None, description="version of lm-evaluation-harness; None without tasks"
+    )
+    num_fewshot: Count | None = Field(
+        default=None, description="examples before a question; None: each task's own"
+    )
+    limit: Amount | None = Field(
+        default=None, description="documents of each task, a share below 1; None: all"
+    )
+
+
+class TaskMetric(Record):
+    """A figure of a task, as lm-evaluation-harness gives it."""
+
+    value: Number | None = Field(default=None, description="None where it is not finite")
+    standard_error: Amount | None = Field(default=None, description="None where the harness has none")
+    higher_is_better: bool | None = None
+
+
+class TaskResult(Record):
+    """A task, or a group of tasks, of lm-evaluation-harness."""
+
+    version: str = Field(description="of the task")
+    num_fewshot: Count | None = Field(default=None, description="examples before a question")
+    num_documents: Count | None = Field(default=None, description="documents that were scored")
+    metrics: dict[str, TaskMetric] = Field(
+        description="by the harness's name, with the filter if there is one"
+    )
 
 
 class EvaluationResult(Record):
@@ -34,18 +74,25 @@ class EvaluationResult(Record):
     quantization: Literal["int8", "int4"] | None = Field(
         default=None, description="of the weights of its blocks"
     )
-    data: str = Field(description="fingerprint of the entry of the evaluation's data that it read")
-    tokens: Size = Field(description="predicted tokens: all that were used but the first, or all asked for")
-    nll: Number = Field(description="mean negative log likelihood of a token, in nats")
-    perplexity: Amount = Field(description="exp(nll); depends on the tokenizer")
-    bits_per_byte: Number | None = Field(
-        description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers; "
-        "None for labelled rows"
+    data: str | None = Field(
+        default=None,
+        description="fingerprint of the evaluation's data that it read; None, as below, without text",
     )
-    accuracy: Share = Field(description="share of tokens that the model ranked first")
+    tokens: Size | None = Field(
+        default=None, description="predicted tokens: all that were used but the first, or all asked for"
+    )
+    nll: Number | None = Field(default=None, description="mean negative log likelihood of a token, in nats")
+    perplexity: Amount | None = Field(default=None, description="exp(nll); depends on the tokenizer")
+    bits_per_byte: Number | None = Field(
+        default=None,
+        description="nll / ln 2 times the text's tokens per UTF-8 byte; compares models of different tokenizers; "
+        "None for labelled rows",
+    )
+    accuracy: Share | None = Field(default=None, description="share of tokens that the model ranked first")
     accuracy_by_group: dict[str, Share] = Field(
         default={}, description="of generated tasks: accuracy by length, operations or hops"
     )
+    tasks: dict[str, TaskResult] = Field(default={}, description="scores of the harness's tasks, by name")
     evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
@@ -61,9 +108,23 @@ class EvaluationResult(Record):
         description="accuracy / accuracy of the first; None where the tokenizers differ or the first has none"
     )
 
+    @property
+    def on_text(self) -> TextScore:
+        """Loss and accuracy on the text. Raises InputError for a model that read none."""
+        if self.nll is None or self.accuracy is None:
+            raise InputError(f"evaluation of {self.label}: expected one on a text, got one on tasks alone")
+        return TextScore(self.nll, self.accuracy)
+
+
+class TextScore(NamedTuple):
+    """Loss in nats and accuracy of a token."""
+
+    nll: float
+    accuracy: float
+
 
 class Evaluation(Artefact):
-    """Results of one or more models on one text, the first of which the others are compared with."""
+    """Results of one or more models on one text, or tasks, the first of which the others are compared with."""
 
     kind: Literal["evaluation"] = "evaluation"
     settings: EvaluationSettings

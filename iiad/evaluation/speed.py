@@ -146,7 +146,7 @@ def _grid_side(name: str, values: int | Sequence[int]) -> list[int]:
     return found
 
 
-def _quality(row: Row, scores: Evaluation | None) -> dict[str, float]:
+def _quality(row: Row, scores: Evaluation | None) -> dict[str, float | None]:
     """Return the evaluation's perplexity and accuracy of the row's model under its plan, {} if it has none."""
     wanted = (row.identity.fingerprint, row.identity.num_iterations, row.quantization)
     for result in scores.results if scores is not None else ():

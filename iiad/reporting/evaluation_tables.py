@@ -1,4 +1,4 @@
-"""Tables of evaluations: a row per model, quality beside cost."""
+"""Tables of evaluations: a row per model, quality beside cost; scores of tasks, a column per model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from rich.console import RenderableType
 from rich.table import Table
 
-from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult
+from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, TaskMetric
 from iiad.progress import format_size
 
-from .tables import format_share, record_tables, report
+from .tables import format_number, format_share, record_tables, report
 
 __all__ = ["evaluation_table"]
 
@@ -18,30 +18,62 @@ _LEGEND = (
     "overhead cut: iterations gone, of those of the first model; compute cut: block evaluations gone, likewise; "
     "retained: accuracy as a share of the first model's; bits per byte compares models of different tokenizers."
 )
-_COLUMNS: list[tuple[str, Callable[[EvaluationResult], str]]] = [
-    ("model", lambda row: row.label),
-    ("perplexity", lambda row: format(row.perplexity, ".2f" if row.perplexity < 1e5 else ".2e")),
-    ("bits per\nbyte", lambda row: "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}"),
+_Columns = list[tuple[str, Callable[[EvaluationResult], str]]]
+_NAME: _Columns = [("model", lambda row: row.label)]
+_TEXT: _Columns = [
+    (
+        "perplexity",
+        lambda row: format_number(row.perplexity, ".2f" if (row.perplexity or 0) < 1e5 else ".2e"),
+    ),
+    ("bits per\nbyte", lambda row: format_number(row.bits_per_byte, ".4f")),
     ("accuracy", lambda row: format_share(row.accuracy, digits=2)),
     ("retained", lambda row: format_share(row.retained)),
+]
+_COST: _Columns = [
     ("overhead\ncut", lambda row: format_share(row.overhead_cut)),
     ("compute\ncut", lambda row: format_share(row.compute_cut)),
     ("evaluations\nper token", lambda row: str(row.evaluations_per_token)),
     ("cache per\ntoken", lambda row: format_size(row.cache_bytes_per_token)),
-    ("nats per\ntoken", lambda row: f"{row.nll:.4f}"),
 ]
+_NATS: _Columns = [("nats per\ntoken", lambda row: format_number(row.nll, ".4f"))]
 
 
 def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
-    """Render an evaluation on `width` characters: the data read, the table, a legend of its columns."""
-    settings = evaluation.settings
-    read = ", ".join(f"{entry.num_tokens:,}" for entry in evaluation.data)
-    head = f"{read} tokens, blocks of {settings.block_size}, {settings.dtype} on {settings.device}"
-    tables = record_tables(_COLUMNS, evaluation.results, width)
-    groups = list(evaluation.results[0].accuracy_by_group)
+    """Render an evaluation on `width` characters: what was read, the tables, a legend of the columns."""
+    settings, results = evaluation.settings, evaluation.results
+    read = []
+    if evaluation.data:
+        tokens = ", ".join(f"{entry.num_tokens:,}" for entry in evaluation.data)
+        read.append(f"{tokens} tokens, blocks of {settings.block_size}")
+    if settings.harness is not None:
+        read.append(f"tasks of lm-eval {settings.harness}")
+    head = f"{', '.join(read)}, {settings.dtype} on {settings.device}"
+    columns = [*_NAME, *_TEXT, *_COST, *_NATS] if evaluation.data else [*_NAME, *_COST]
+    tables = record_tables(columns, results, width)
+    groups = list(results[0].accuracy_by_group)
     if groups:
-        tables += _group_tables(evaluation.results, groups, width)
+        tables += _group_tables(results, groups, width)
+    scores = [(task, metric) for task, found in results[0].tasks.items() for metric in found.metrics]
+    if scores:
+        tables += _task_tables(results, scores, width)
     return report(head, tables, _LEGEND)
+
+
+def _task_tables(results: list[EvaluationResult], scores: list[tuple[str, str]], width: int) -> list[Table]:
+    """Scores of tasks with standard errors: a row a metric, a column a model."""
+
+    def column(result: EvaluationResult) -> tuple[str, Callable[[tuple[str, str]], str]]:
+        return result.label, lambda score: _format_metric(result.tasks[score[0]].metrics.get(score[1]))
+
+    return record_tables([("task", " ".join), *map(column, results)], scores, width)
+
+
+def _format_metric(metric: TaskMetric | None) -> str:
+    if metric is None:
+        return "-"
+    if metric.standard_error is None:
+        return format_number(metric.value, ".4f")
+    return f"{format_number(metric.value, '.4f')} ± {metric.standard_error:.4f}"
 
 
 def _group_tables(results: list[EvaluationResult], groups: list[str], width: int) -> list[Table]:

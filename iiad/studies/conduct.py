@@ -153,7 +153,7 @@ class Conduct:
 
     def nll_of(self, job: Job) -> float | None:
         """Return the loss of a model that was evaluated."""
-        return Evaluation.load(job.steps[-1].output).results[0].nll if job.is_done else None
+        return Evaluation.load(job.steps[-1].output).results[0].on_text.nll if job.is_done else None
 
     def run_students(self, teachers: list[Model], rate: float | None) -> list[Model]:
         """Profile each teacher, plan the cuts, measure them untrained, distil, and train from scratch."""

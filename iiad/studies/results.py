@@ -93,8 +93,8 @@ def collect(
 
 
 def _seed_figures(model: Model) -> SeedFigures:
-    row = model.figures
-    return SeedFigures(seed=model.seed, nll=row.nll, accuracy=row.accuracy, seconds=model.seconds)
+    nll, accuracy = model.figures.on_text
+    return SeedFigures(seed=model.seed, nll=nll, accuracy=accuracy, seconds=model.seconds)
 
 
 def _arm_result(
@@ -142,7 +142,8 @@ def _student_result(models: Sequence[Model]) -> StudentResult:
         1 - sum(row.model.num_iterations) / sum(teacher.model.num_iterations)
         for row, teacher in zip(rows, teachers, strict=True)
     ]
-    kept = [row.accuracy / t.accuracy for row, t in zip(rows, teachers, strict=True) if t.accuracy]
+    of_teachers = [teacher.on_text.accuracy for teacher in teachers]
+    kept = [row.on_text.accuracy / of for row, of in zip(rows, of_teachers, strict=True) if of]
     assert first.cut is not None
     return StudentResult(
         cut=first.cut,
@@ -151,8 +152,8 @@ def _student_result(models: Sequence[Model]) -> StudentResult:
         overhead_cut=sum(cuts) / len(cuts),
         evaluations_per_token=sum(row.evaluations_per_token for row in rows) / len(rows),
         runs=[_seed_figures(model) for model in models],
-        nll=estimate([row.nll for row in rows]),
-        accuracy=estimate([row.accuracy for row in rows]),
+        nll=estimate([row.on_text.nll for row in rows]),
+        accuracy=estimate([row.on_text.accuracy for row in rows]),
         retained=estimate(kept) if kept else None,
     )
 

@@ -142,6 +142,11 @@ def test_data_takes_several_values_as_a_shell_gives_them():
     assert all_data([gathered[3], gathered[7]]) == ["a", "b", "c", "d", "e"]
 
 
+def test_tasks_and_their_data_take_several_values_too():
+    gathered = gather_data("evaluate m --tasks a b --task-data a=x b=y --data t u".split())
+    assert [all_data([gathered[place]]) for place in (3, 5, 7)] == [["a", "b"], ["a=x", "b=y"], ["t", "u"]]
+
+
 @given(st.lists(st.sampled_from(["--plan", "x", "--data=y", "-h", "-"])))
 def test_arguments_without_data_are_left_alone(arguments):
     assert gather_data(arguments) == arguments

@@ -8,6 +8,7 @@ import torch
 from iiad.checkpoints import identify_model, label_models, load_identified, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
+from iiad.evaluation.quality_artefact import TaskMetric, TaskResult
 from iiad.planning import Plan
 from iiad.progress import format_size
 from iiad.reporting.evaluation_tables import evaluation_table
@@ -154,6 +155,19 @@ def test_the_command_prints_a_table_and_writes_the_artefact(folders, tmp_path, i
     code, out, err = iiad(*arguments, "--output", output)
     assert (code, out) == (2, "")
     assert "exists already" in err
+
+
+def test_scores_of_tasks_are_a_column_a_model_and_need_no_text(evaluation):
+    metrics = {"acc": TaskMetric(value=0.625, standard_error=0.125), "perplexity": TaskMetric(value=None)}
+    scored = {"tasks": {"choice": TaskResult(version="1", metrics=metrics)}}
+    rows = [row.model_copy(update=scored) for row in evaluation.results[:2]]
+    settings = evaluation.settings.model_copy(update={"harness": "0.4.13"})
+    fields = {"settings": settings, "data": [], "results": rows}
+    shown = printed(evaluation_table(evaluation.model_copy(update=fields), 100), 100)
+    assert shown.startswith("tasks of lm-eval 0.4.13, float32 on cpu")
+    assert shown.count("0.6250 ± 0.1250") == 2
+    assert "accuracy\n" not in shown
+    assert "evaluations" in shown
 
 
 def test_a_narrow_terminal_gets_stacked_tables_with_nothing_cut_off(evaluation):

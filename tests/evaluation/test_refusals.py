@@ -1,5 +1,8 @@
 """Values and models that evaluations refuse: one line, and before a model is loaded where that can be."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from iiad import InputError, checkpoints
@@ -112,6 +115,7 @@ def test_no_model_and_no_such_model_are_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("evaluate {teacher}", "data: expected a text or tasks, got neither"),
         ("check missing", "missing: no such model folder"),
         ("check {student} --teacher missing", "missing: no such model folder"),
         ("check {teacher} --teacher {student} --plan {plan}", "plan: expected one for teacher"),
@@ -144,3 +148,30 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folders, tmp_pat
         InputError, match=r"small: expected tokens below its vocabulary of 100, got \d+ in batch"
     ):
         evaluate(tmp_path / "small", folders.text, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--tasks piqa", "tasks: expected lm-eval (pip install 'iiad[eval]'), got"),
+        ("--tasks t --task-data piqa", "task-data: expected NAME=FILE, got piqa"),
+        ("--tasks t --task-data a=missing", "task-data: expected a file for a, got missing"),
+        ("--tasks t --task-data a={text} a={plan}", "task-data: expected each name once, got a twice"),
+        ("--tasks t --limit 0", "limit: expected above 0, got 0.0"),
+        ("--tasks t --limit nan", "limit: expected from 0 to 1,099,511,627,776, got nan"),
+        ("--tasks t --num-fewshot -1", "num_fewshot: expected from 0 to 1,024, got -1"),
+        ("--tasks t --block-size 8", "--block-size: expected none without --data, got 8"),
+        ("--tasks t --max-tokens 9", "--max-tokens: expected none without --data, got 9"),
+        ("--data {text} --num-fewshot 1", "--num-fewshot: expected none without --tasks, got 1"),
+        ("--data {text} --limit 3", "--limit: expected none without --tasks, got 3.0"),
+        ("--data {text} --task-data a=b", "--task-data: expected none without --tasks, got"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_refused_before_the_harness_loads(
+    folders, iiad, monkeypatch, options, words
+):
+    module = None if "iiad[eval]" in words else SimpleNamespace(__version__="0.4.13")
+    monkeypatch.setitem(sys.modules, "lm_eval", module)
+    code, out, err = iiad("evaluate", folders.teacher, *options.format(**vars(folders)).split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
