@@ -138,8 +138,9 @@ class BenchResult(Record):
     prefill: Phase
     decode: Phase
     predicted_speedup: Amount | None = Field(
+        ge=1e-100,
         description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
-        "None where the blocks differ in shape or precision, or decoding is compiled"
+        "None where the blocks differ in shape or precision, or decoding is compiled",
     )
     evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"

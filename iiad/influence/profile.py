@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from iiad.artefacts import (
     Artefact,
@@ -22,12 +22,13 @@ from iiad.artefacts import (
     Size,
     require_iterations_to_plan,
 )
-from iiad.errors import InputError
+from iiad.errors import InputError, shorten
 
 __all__ = [
     "METRICS",
     "BatchRecord",
     "FixedPoint",
+    "Metric",
     "Profile",
     "ProfileSettings",
     "Scores",
@@ -58,6 +59,15 @@ METRICS: dict[str, str] = {
     ),
 }
 """Every influence metric that a profile may hold, and the meaning of its number."""
+
+
+def _require_known(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"expected one of {', '.join(METRICS)}, got {shorten(name)}")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_require_known)]
 
 
 class ProfileSettings(Record):

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from iiad.artefacts import Amount, Artefact, Iterations, ModelIdentity, Number
 from iiad.errors import InputError
-from iiad.influence.profile import Profile
+from iiad.influence.profile import Metric, Profile
 
 from .costs import (
     PlanCost,
@@ -54,7 +54,7 @@ class Plan(Artefact):
     origin: Literal["threshold", "target", "explicit"] = Field(
         description="made by the rule, by targets, or by hand: then all below is null"
     )
-    metric: str | None = Field(default=None, description="the influence that was compared")
+    metric: Metric | None = Field(default=None, description="the influence that was compared")
     threshold: float | None = Field(
         default=None, ge=0, description="in the metric's unit or, normalized, a share; threshold plans only"
     )

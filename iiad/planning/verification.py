@@ -23,7 +23,7 @@ from iiad.artefacts import (
     Size,
 )
 from iiad.influence.diagnostics import rank_correlation
-from iiad.influence.profile import Profile
+from iiad.influence.profile import Metric, Profile
 
 from .baselines import baseline_plans
 from .costs import count_evaluations, overhead_cut, predicted_loss
@@ -76,7 +76,7 @@ class Verification(Artefact):
     model: ModelIdentity
     data: list[DataIdentity]
     settings: VerificationSettings
-    metric: str = Field(description="metric of the profile that the predictions are sums of")
+    metric: Metric = Field(description="metric of the profile that the predictions are sums of")
     profile_fingerprint: str
     loss: Number = Field(description="of the full teacher on this text, nats per predicted token")
     plans: list[VerifiedPlan] = Field(min_length=1)
