@@ -46,7 +46,7 @@ _REQUESTS: dict[str, tuple[str, ...]] = {
 # The same of a tokenizer_config.json, at its top: arguments by position, another tokenizer.json.
 _TOKENIZER_REQUESTS = ("init_inputs", "fast_tokenizer_files")
 _TOKENIZER_FILES = "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split()
-_COUNT_OF_LAYERS = re.compile(r"(n|num|encoder|decoder)_(\w+_)?layers?")
+_COUNTS = re.compile(r"num_labels|(n|num|encoder|decoder)_(\w+_)?layers?")
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -123,7 +123,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: {name}: expected {accepted}, got {shorten(value)}")
         if name == "auto_map" and nested and value and not has_trust():
             raise InputError(f"{path}: auto_map: expected none in a part of the model, got {shorten(value)}")
-        if isinstance(value, int) and value > most and _COUNT_OF_LAYERS.fullmatch(name):
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise InputError(f"{path}: {name}: expected a number of 64 bits, got {shorten(value)}")
+        if isinstance(value, int) and value > most and _COUNTS.fullmatch(name):
             raise InputError(
                 f"{path}: {name}: expected at most {most}, the tensors of the weights, got {value}"
             )

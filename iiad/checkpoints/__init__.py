@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 if TYPE_CHECKING:
+    from .configs import load_config, read_limits, require_cache_policy
     from .loading import (
         DTYPES,
         choose_device,
@@ -14,13 +15,10 @@ if TYPE_CHECKING:
         copy_companions,
         identify_model,
         label_models,
-        load_config,
         load_identified,
         load_model,
         model_fingerprint,
-        read_limits,
         read_weights,
-        require_cache_policy,
         require_finite,
         save_checkpoint,
     )
@@ -43,4 +41,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-__getattr__ = lazy_names(__name__, {"loading": __all__})
+_CONFIGS = ["load_config", "read_limits", "require_cache_policy"]
+
+__getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import iiad.models  # noqa: F401  registers them with the Auto classes
 from iiad.artefacts import ModelIdentity, ModelShape
-from iiad.errors import InputError, shorten
+from iiad.errors import InputError, one_line
 from iiad.files import atomic_folder, read_json, write_text
-from iiad.folders import explain_loading, find_folder, has_trust, read_config, weight_files, weight_shapes
-from iiad.memory import memory_explained
+from iiad.folders import explain_loading, find_folder, has_trust, weight_files, weight_shapes
+from iiad.memory import is_out_of_memory, memory_explained
+from iiad.models import IIETConfig
+
+from .configs import load_config, require_fitting
 
 __all__ = [
     "DTYPES",
@@ -31,19 +32,13 @@ __all__ = [
     "copy_companions",
     "identify_model",
     "label_models",
-    "load_config",
     "load_identified",
     "load_model",
     "model_fingerprint",
-    "read_limits",
     "read_weights",
-    "require_cache_policy",
     "require_finite",
     "save_checkpoint",
 ]
-
-_SLACK = 1 << 24
-"""Elements beyond the weights that a model may have, in buffers."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -91,53 +86,6 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_config(model: str | Path, **fields: Any) -> Any:
-    """Load the configuration of a folder or hub name, defaults included, some fields replaced. Raises InputError."""
-    folder = find_folder(model)
-    for name in read_config(folder):
-        if callable(getattr(PreTrainedConfig, name, None)):  # the value would take the method's place
-            raise InputError(f"{model}: config.json: expected fields of a configuration, got {shorten(name)}")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=has_trust(), **fields)
-    except Exception as error:  # transformers raises many kinds; each is the user's folder or name
-        raise InputError(f"{model}: config.json cannot be used: {explain_loading(error)}") from error
-    for name in fields:
-        if not hasattr(config, name):
-            raise InputError(f"{model}: expected a model with {name}, got a {config.model_type}")
-    if not has_trust() and hasattr(config, "auto_map"):
-        del config.auto_map  # else a model that is saved again would name it too
-    return config
-
-
-def read_limits(model: str | Path) -> tuple[int, int]:
-    """Read max_position_embeddings and vocab_size, each in tokens, without loading the model.
-
-    Raises InputError: no such model, or a configuration that does not say.
-    """
-    config = load_config(model)
-    limits = {name: getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size")}
-    for name, limit in limits.items():
-        if not isinstance(limit, int) or limit < 1:
-            raise InputError(f"{model}: config.json: {name}: expected a number from 1, got {shorten(limit)}")
-    return config.max_position_embeddings, config.vocab_size
-
-
-def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> None:
-    """Raise InputError for a model whose weights were trained for another cache policy. None: any will do.
-
-    A model without the field, a Llama, has a slot for each of its evaluations: "exact".
-    """
-    if policy not in (None, "exact", "shared"):
-        raise InputError(f"cache_policy: expected exact or shared, got {policy!r}")
-    for model in models if policy else ():
-        trained = getattr(load_config(model), "cache_policy", "exact")
-        if trained != policy:
-            raise InputError(
-                f"cache_policy: expected {trained!r}, for which the weights of {model} were trained, or a student "
-                f"distilled with student.cache_policy={policy}, got {policy!r}"
-            )
-
-
 def load_model(
     model: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", num_iterations: Any = None
 ) -> Any:
@@ -152,7 +100,7 @@ def load_model(
     folder = find_folder(model)
     try:
         if not has_trust():
-            _require_fitting(model, config, weight_shapes(folder))
+            require_fitting(model, config, weight_shapes(folder))
         loaded, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -173,19 +121,23 @@ def load_model(
     for name in sorted(info["unexpected_keys"]):
         raise InputError(f"{model}: tensor {name} is not part of the model that config.json describes")
     require_finite(loaded.state_dict(), model)
-    return loaded.to(device).eval()
+    loaded.to(device).eval()
+    _require_running(loaded, model)
+    return loaded
 
 
-def _require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError for a configuration of far more parameters than the weights hold, before memory is taken."""
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    described = sum(tensor.numel() for tensor in chain(built.parameters(), built.buffers()))
-    held = sum(math.prod(shape) for shape in shapes.values())
-    if described > 2 * held + _SLACK:
-        raise InputError(
-            f"{model}: config.json: expected a model of the {held} weights, got one of {described}"
-        )
+@torch.no_grad()
+def _require_running(loaded: Any, model: str | Path) -> None:
+    """Raise InputError unless the model makes finite logits of two tokens, as what follows takes for granted."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
+    try:
+        best = loaded(input_ids=tokens, use_cache=False).logits.max(-1).values  # NaN where any logit is
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{model}: cannot be run: {explain_loading(error)}") from error
+    if not best.isfinite().all():
+        raise InputError(f"{model}: expected finite logits, got {best.min().item()}: its weights overflow")
 
 
 def load_identified(
@@ -241,36 +193,43 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
     """Describe a loaded model: its weights, its plan, and the sizes that its cost follows from.
 
-    Works for any causal language model; one without iterations (a Llama, say) has 0 in each layer, and one whose
-    block is not gated like Llama's has no shape.
+    Works for causal language models whose attention has keys and values; one without iterations (a Llama, say) has 0
+    in each layer, and one whose block is not gated like Llama's has no shape. Raises InputError for others.
     """
     config: Any = model.config
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    num_layers = getattr(config, "num_layers", None) or config.num_hidden_layers
-    shape = None
-    if getattr(config, "intermediate_size", None) is not None:
-        shape = ModelShape(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=num_heads,
-            head_dim=head_dim,
-            vocab_size=config.vocab_size,
-            history=bool(getattr(config, "history", False)),
-            relaxation=bool(getattr(config, "relaxation", False)),
+    iterated = isinstance(config, IIETConfig)
+    try:
+        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        num_layers = config.num_layers if iterated else config.num_hidden_layers
+        shape = None
+        if getattr(config, "intermediate_size", None) is not None:
+            shape = ModelShape(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_attention_heads=config.num_attention_heads,
+                num_key_value_heads=num_heads,
+                head_dim=head_dim,
+                vocab_size=config.vocab_size,
+                history=iterated and config.history,
+                relaxation=iterated and config.relaxation,
+            )
+        return ModelIdentity(
+            name=str(name),
+            fingerprint=model_fingerprint(model),
+            model_type=config.model_type,
+            num_layers=num_layers,
+            num_iterations=config.iterations if iterated else [0] * num_layers,
+            num_start_evaluations=config.num_start_evaluations if iterated else 1,
+            cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
+            cache_policy=config.cache_policy if iterated else "exact",
+            shape=shape,
         )
-    return ModelIdentity(
-        name=str(name),
-        fingerprint=model_fingerprint(model),
-        model_type=config.model_type,
-        num_layers=num_layers,
-        num_iterations=list(getattr(config, "num_iterations", [0] * num_layers)),
-        num_start_evaluations=getattr(config, "num_start_evaluations", 1),
-        cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
-        cache_policy=getattr(config, "cache_policy", "exact"),
-        shape=shape,
-    )
+    except (AttributeError, TypeError, ValidationError) as error:
+        got = f"a {config.model_type}: {one_line(error)}"
+        raise InputError(
+            f"{name}: expected a configuration with heads, layers and sizes, got {got}"
+        ) from error
 
 
 def label_models(models: Sequence[str | Path]) -> list[str]:

@@ -19,6 +19,7 @@ from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
+from iiad.models import IIETForCausalLM
 from iiad.planning import Plan
 from iiad.planning.plan import identify_rows
 from iiad.progress import format_size, print_status
@@ -43,7 +44,7 @@ class Row:
         """Return the model after setting the row's plan."""
         plan = self.identity.num_iterations
         # Setting the same plan again would have a compiled model compiled again.
-        if getattr(self.model.config, "num_iterations", plan) != plan:
+        if isinstance(self.model, IIETForCausalLM) and self.model.config.num_iterations != plan:
             self.model.set_num_iterations(plan)
         return self.model
 

@@ -31,7 +31,7 @@ from iiad.checkpoints import (
 )
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
-from iiad.models import IIETForCausalLM
+from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.planning import Plan, check_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
@@ -114,7 +114,7 @@ def measure_latency(
 def _require_iterations(model: str | Path) -> None:
     """Raise InputError for a model without iterations, before its weights are read."""
     config = load_config(model)
-    if not any(getattr(config, "iterations", [])):
+    if not isinstance(config, IIETConfig) or not any(config.iterations):
         raise InputError(
             f"{model}: expected an iiet or pcformer with an iteration in at least one layer, got type "
             f"{config.model_type!r} without iterations"

@@ -12,6 +12,7 @@ from iiad.checkpoints import load_identified, read_limits
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
+from iiad.models import IIETConfig
 from iiad.planning import Plan, check_plan
 
 __all__ = [
@@ -165,7 +166,7 @@ def _check_length(length: int | None) -> None:
 
 def _require_iterations(teacher: Any) -> None:
     """Raise InputError for a teacher without iterations, whose own draft could leave nothing out."""
-    if not any(getattr(teacher.config, "num_iterations", None) or [0]):
+    if not isinstance(teacher.config, IIETConfig) or not any(teacher.config.iterations):
         raise InputError(
             "draft: expected a teacher with iterations, which its own draft leaves out, or a model folder as the "
             f"draft, got a {teacher.config.model_type} without iterations"

@@ -32,7 +32,7 @@ def end_tokens(model: Any) -> set[int]:
     """Return the tokens that end a text, as generate() takes them. Raises InputError for what is no token."""
     found = model.generation_config.eos_token_id
     ends = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int for token in ends):
+    if not all(type(token) is int and abs(token) < 1 << 31 for token in ends):
         raise InputError(f"generation_config: eos_token_id: expected token ids, got {shorten(found)}")
     return set(ends)
 

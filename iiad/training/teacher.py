@@ -202,8 +202,9 @@ def _start_model(section: ModelSection, tokenizer: Any) -> tuple[PreTrainedModel
 
 def _has_unused(config: Any) -> bool:
     """Return whether the plan, or the predictor's stages, leave parameters without use."""
-    idle_stages = (getattr(config, "predictor_stages", None) or 4) < getattr(config, "predictor_order", 0)
-    return idle_stages or 0 in getattr(config, "num_iterations", [])
+    if isinstance(config, PCformerConfig) and (config.predictor_stages or 4) < config.predictor_order:
+        return True
+    return isinstance(config, IIETConfig) and 0 in config.iterations
 
 
 def _plan_phases(recipe: TrainRecipe, model: PreTrainedModel) -> TwoPhases | None:
