@@ -46,6 +46,7 @@ _REQUESTS: dict[str, tuple[str, ...]] = {
 # The same of a tokenizer_config.json, at its top: arguments by position, another tokenizer.json.
 _TOKENIZER_REQUESTS = ("init_inputs", "fast_tokenizer_files")
 _TOKENIZER_FILES = "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split()
+_MOST = 1 << 12
 _COUNTS = re.compile(r"num_labels|(n|num|encoder|decoder)_(\w+_)?layers?")
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
@@ -91,16 +92,17 @@ def _may_be_at_hub(name: str) -> bool:
 
 
 def require_model(model: str | Path) -> None:
-    """Raise InputError as `read_config` does, unless this may be a hub name. Downloads nothing."""
+    """Raise InputError as `read_config` and `weight_files` do, unless this may be a hub name. Downloads nothing."""
     if Path(model).expanduser().is_dir() or not _may_be_at_hub(str(model)):
         read_config(find_folder(model))
+        weight_files(find_folder(model))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read a model folder's config.json.
 
-    Raises InputError where there is none that can be read, it asks for what `docs/security.md` rules out or for more
-    layers than the weights have tensors, the folder is an adapter, or its weights are none that may be read.
+    Raises InputError where there is none that can be read, it asks for what `docs/security.md` rules out, or the
+    folder is an adapter.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -108,7 +110,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no such model folder")
     if not path.exists():
         raise InputError(f"{folder}: expected a model folder, got one with no config.json")
-    fields = read_json(path)
     if (folder / "adapter_config.json").exists():
         raise InputError(
             f"{folder}: expected whole weights, got an adapter (adapter_config.json): merge it first"
@@ -116,7 +117,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if "Classification" in str(fields.get("architectures")):
         got = shorten(fields["architectures"])
         raise InputError(f"{path}: architectures: expected a causal language model, got {got}")
-    most = len(weight_shapes(folder))
+    _require_harmless(path, fields)
+    return fields
+
+
+def _require_harmless(path: Path, fields: dict[str, Any]) -> None:
+    """Raise InputError for a config.json by which transformers would run code, read other files or loop for hours."""
     for name, value, nested in _walk(fields):
         if name in _REQUESTS and value and value not in _REQUESTS[name]:
             accepted = " or ".join(("none", *_REQUESTS[name]))
@@ -125,37 +131,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: auto_map: expected none in a part of the model, got {shorten(value)}")
         if isinstance(value, int) and abs(value) >= 1 << 63:
             raise InputError(f"{path}: {name}: expected a number of 64 bits, got {shorten(value)}")
-        if isinstance(value, int) and value > most and _COUNTS.fullmatch(name):
-            raise InputError(
-                f"{path}: {name}: expected at most {most}, the tensors of the weights, got {value}"
-            )
-    return fields
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Raise InputError for a tokenizer's JSON that cannot be read, or that asks for other files."""
-    for name in _TOKENIZER_FILES:
-        fields = read_json(folder / name) if (folder / name).exists() else {}
-        for request in _TOKENIZER_REQUESTS if name == "tokenizer_config.json" else ():
-            if fields.get(request):
-                got = shorten(fields[request])
-                raise InputError(f"{folder / name}: {request}: expected none, got {got}")
-
-
-def explain_loading(error: Exception) -> str:
-    """Return an error of transformers' about a folder, in one line that can be read without knowing it."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    line = one_line(error)
-    if "trust_remote_code" in line:
-        return (
-            "expected what transformers or iiad knows, got what needs code of the folder or of another repository "
-            "(auto_map); evaluate, generate and bench run that with --trust-remote-code"
-        )
-    if isinstance(error, ValueError | OSError | ImportError | SafetensorError | StrictDataclassError):
-        return line if len(line) <= 400 else f"{line[:400]} ..."
-    return f"its values are not such as transformers can load ({type(error).__name__}: {line[:80]})"
+        if isinstance(value, int | float) and value > _MOST and _COUNTS.fullmatch(name):
+            raise InputError(f"{path}: {name}: expected at most {_MOST}, got {shorten(value)}")
 
 
 def _walk(fields: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
@@ -168,6 +145,46 @@ def _walk(fields: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
                 yield name, value, nested
             if isinstance(value, dict | list):
                 left.append((value, True))
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise InputError for a tokenizer's JSON that cannot be read, asks for other files, or would end the process."""
+    files = {name: read_json(folder / name) for name in _TOKENIZER_FILES if (folder / name).exists()}
+    if (folder / "config.json").exists():  # which AutoTokenizer reads too
+        _require_harmless(folder / "config.json", read_json(folder / "config.json"))
+    for request in _TOKENIZER_REQUESTS:
+        if got := files.get("tokenizer_config.json", {}).get(request):
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'}: {request}: expected none, got {shorten(got)}"
+            )
+    model = files.get("tokenizer.json", {}).get("model")
+    model = model if isinstance(model, dict) else {}
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or () if isinstance(prefix, str) and prefix else ():
+        # The library cuts so many bytes off the second part, be they the prefix or half a character, and aborts.
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or not str(parts[-1] if parts else "").startswith(prefix):
+            got = f"{shorten(merge)} with the prefix {shorten(prefix)}"
+            raise InputError(
+                f"{folder / 'tokenizer.json'}: merges: expected parts with their prefix, got {got}"
+            )
+
+
+def explain_loading(error: BaseException) -> str:
+    """Return an error of transformers' about a folder, in one line that can be read without knowing it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    line = one_line(error)
+    if "trust_remote_code" in line:
+        return (
+            "expected what transformers or iiad knows, got what needs code of the folder or of another repository "
+            "(auto_map); evaluate, generate and bench run that with --trust-remote-code"
+        )
+    spoken = ValueError | OSError | ImportError | SafetensorError | StrictDataclassError
+    if isinstance(error, spoken) or type(error) is Exception:  # the last: of the tokenizers library
+        return line if len(line) <= 400 else f"{line[:400]} ..."
+    return f"its values are not such as transformers can load ({type(error).__name__}: {line[:80]})"
 
 
 def weight_files(folder: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 import iiad.models  # noqa: F401  registers them with the Auto classes
 from iiad.errors import InputError, shorten
 from iiad.files import read_json
-from iiad.folders import explain_loading, find_folder, has_trust, read_config
+from iiad.folders import explain_loading, find_folder, has_trust, read_config, weight_files
 
 __all__ = ["load_config", "read_limits", "require_cache_policy", "require_fitting"]
 
@@ -28,6 +28,7 @@ def load_config(model: str | Path, **fields: Any) -> Any:
     """Load the configuration of a folder or hub name, defaults included, some fields replaced. Raises InputError."""
     folder, where = find_folder(model), f"{model}: config.json"
     written = read_config(folder)
+    weight_files(folder)
     for name in written:
         if callable(getattr(PreTrainedConfig, name, None)):  # the value would take the method's place
             raise InputError(f"{where}: expected fields of a configuration, got {shorten(name)}")
@@ -38,10 +39,6 @@ def load_config(model: str | Path, **fields: Any) -> Any:
     for name in fields:
         if not hasattr(config, name):
             raise InputError(f"{model}: expected a model with {name}, got a {config.model_type}")
-    declared = getattr(type(config), "__dataclass_fields__", {})
-    for name, value in written.items():
-        if isinstance(value, bool) and name in declared and "bool" not in str(declared[name].type):
-            raise InputError(f"{where}: {name}: expected {declared[name].type}, got {value}")
     if not has_trust() and hasattr(config, "auto_map"):
         del config.auto_map  # else a model that is saved again would name it too
     return config
@@ -85,6 +82,12 @@ def require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[i
     settings = folder / "generation_config.json"
     if settings.exists():
         written = read_json(settings)
+        for (
+            name,
+            value,
+        ) in written.items():  # sizes by which generate() loops; limits of length are the caller's
+            if isinstance(value, int) and value >= 1 << 24 and not name.startswith("max_"):
+                raise InputError(f"{settings}: {name}: expected below {1 << 24}, got {shorten(value)}")
         try:
             GenerationConfig.from_pretrained(folder)
         except Exception as error:

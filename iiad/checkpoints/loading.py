@@ -129,9 +129,11 @@ def load_model(
 @torch.no_grad()
 def _require_running(loaded: Any, model: str | Path) -> None:
     """Raise InputError unless the model makes finite logits of two tokens, as what follows takes for granted."""
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        raise InputError(f"{model}: config.json: is_encoder_decoder: expected false, got true")
     tokens = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
     try:
-        best = loaded(input_ids=tokens, use_cache=False).logits.max(-1).values  # NaN where any logit is
+        best = loaded(input_ids=tokens).logits.max(-1).values  # NaN where any logit is
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -28,7 +28,7 @@ from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
 from .labelled import LabelledCorpus, generate_rows, labelled_fields, pack_rows
 from .sources import AnySource, Source, TaskSource
-from .tokenizers import tokenizer_fingerprint
+from .tokenizers import tokenizer_fingerprint, tokenizing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,9 +130,10 @@ def _own_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 def _piece_chars(backend: Tokenizer) -> int:
     """Return short pieces, for speed, if the tokenizer gives two lines the tokens that it gives each alone."""
-    both, first, second = (
-        backend.encode(text, add_special_tokens=False).ids for text in ("one\ntwo", "one\n", "two")
-    )
+    with tokenizing("tokenizer: cannot encode a text"):
+        both, first, second = (
+            backend.encode(text, add_special_tokens=False).ids for text in ("one\ntwo", "one\n", "two")
+        )
     return SHORT_PIECE_CHARS if both == first + second else PIECE_CHARS
 
 
@@ -213,7 +214,8 @@ def _tokenize(
     backend: Tokenizer, batch: list[tuple[str, bool]], eos_token_id: int, dtype: np.dtype
 ) -> np.ndarray:
     """Return the tokens of a batch, (num_tokens,), with the end-of-text token where a document ends."""
-    encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+    with tokenizing("tokenizer: cannot encode the text"):
+        encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
     ends = [[eos_token_id] * ends for _, ends in batch]
     parts = [ids for encoding, end in zip(encodings, ends, strict=True) for ids in (encoding.ids, end)]
     return np.concatenate([np.array(ids, dtype) for ids in parts])

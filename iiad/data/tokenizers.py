@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ __all__ = [
     "load_tokenizer",
     "task_tokenizer",
     "tokenizer_fingerprint",
+    "tokenizing",
     "train_tokenizer",
 ]
 
@@ -48,10 +50,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
     folder = find_folder(path)
     check_tokenizer_files(folder)
-    try:
+    with tokenizing(f"tokenizer: {path} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=has_trust())
-    except Exception as error:  # the loader raises whatever its many parsers raise
-        raise InputError(f"tokenizer: {path} cannot be loaded: {explain_loading(error)}") from error
     if not has_trust():
         tokenizer.init_kwargs.pop("auto_map", None)  # else a tokenizer that is saved again would name it too
     if not getattr(tokenizer, "is_fast", False):
@@ -63,6 +63,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     for field in ("is_local", "local_files_only"):  # of this loading: would be saved with the tokenizer
         tokenizer.init_kwargs.pop(field, None)
     return tokenizer
+
+
+@contextmanager
+def tokenizing(problem: str) -> Iterator[None]:
+    """Turn whatever a tokenizer raises into an InputError that begins with the problem."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # also what Rust calls a panic, which is no Exception
+        raise InputError(f"{problem}: {explain_loading(error)}") from error
 
 
 def task_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import GenerationConfig
 
+from iiad.data.tokenizers import tokenizing
 from iiad.errors import InputError, one_line, require_utf8, shorten
 from iiad.memory import is_out_of_memory
 
@@ -16,25 +17,25 @@ __all__ = ["encode", "end_tokens", "finite_logits", "settings_explained"]
 
 
 _HARMLESS = ("_", "transformers_version", "use_cache", "bos_token_id", "eos_token_id")
-"""Beginnings of the names of settings that most folders have and no failure comes from, the last being checked."""
+"""Beginnings of the names of settings that most folders have and no failure comes from; token ids are checked."""
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:
     """Return a prompt's token ids. Raises InputError for text that UTF-8 cannot hold or the tokenizer fails on."""
     require_utf8("prompt", prompt)
-    try:
+    with tokenizing("prompt: cannot be encoded by the model's tokenizer"):
         return tokenizer(prompt)["input_ids"]
-    except Exception as error:  # the library's own, of no common kind
-        raise InputError(f"prompt: cannot be encoded by the model's tokenizer: {one_line(error)}") from error
 
 
 def end_tokens(model: Any) -> set[int]:
     """Return the tokens that end a text, as generate() takes them. Raises InputError for what is no token."""
-    found = model.generation_config.eos_token_id
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int and abs(token) < 1 << 31 for token in ends):
-        raise InputError(f"generation_config: eos_token_id: expected token ids, got {shorten(found)}")
-    return set(ends)
+    ids: dict[str, list[Any]] = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        found = getattr(model.generation_config, name)
+        ids[name] = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token) is int and abs(token) < 1 << 31 for token in ids[name]):
+            raise InputError(f"generation_config: {name}: expected token ids, got {shorten(found)}")
+    return set(ids["eos_token_id"])
 
 
 @contextmanager
@@ -46,10 +47,11 @@ def settings_explained(model: Any) -> Iterator[None]:
         raise
     except Exception as error:
         usual = vars(GenerationConfig())
+        given = {name: value for name, value in vars(model.generation_config).items() if value is not None}
         asked = {
             name: value
-            for name, value in vars(model.generation_config).items()
-            if value not in (usual.get(name), None, False) and not name.startswith(_HARMLESS)
+            for name, value in given.items()
+            if value is not False and value != usual.get(name) and not name.startswith(_HARMLESS)
         }
         if not asked or is_out_of_memory(error):
             raise

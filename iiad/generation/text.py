@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
+from iiad.data.tokenizers import tokenizing
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.planning import Plan, check_plan
@@ -122,7 +123,8 @@ def generate_text(
         else:
             speculation, choice = _speculate(model, draft, prompt_ids, max_new_tokens, chooser, streamer)
             new, seconds = [speculation.tokens], speculation.seconds
-    texts = [tokenizer.decode([*prompt_ids[0].tolist(), *row], skip_special_tokens=True) for row in new]
+    with tokenizing("tokens: cannot be decoded by the model's tokenizer"):
+        texts = [tokenizer.decode([*prompt_ids[0].tolist(), *row], skip_special_tokens=True) for row in new]
     return Generation(texts, sum(map(len, new)), seconds, speculation, choice)
 
 
