@@ -114,8 +114,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: expected whole weights, got an adapter (adapter_config.json): merge it first"
         )
-    if "Classification" in str(fields.get("architectures")):
-        got = shorten(fields["architectures"])
+    fields = read_json(path)
+    names = fields.get("architectures")
+    if isinstance(names, list) and any(isinstance(name, str) and "Classification" in name for name in names):
+        got = shorten(names)
         raise InputError(f"{path}: architectures: expected a causal language model, got {got}")
     _require_harmless(path, fields)
     return fields
