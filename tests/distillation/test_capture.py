@@ -70,7 +70,11 @@ def test_record_says_whose_signals_they_are_and_how_large(signals, stored, block
 
 
 def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(capture, monkeypatch, tmp_path):
-    def fail(*_, **__):
+    evaluate = IterativeLayer.evaluate
+
+    def fail(layer, point, *args, **kwargs):
+        if point.shape[1] <= 2:  # so many tokens are tried when a model is loaded
+            return evaluate(layer, point, *args, **kwargs)
         raise RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes."
         )

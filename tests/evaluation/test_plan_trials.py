@@ -126,7 +126,11 @@ def test_another_model_than_the_profiled_one_is_refused(world):
 
 
 def test_where_memory_runs_out_the_sizes_and_what_helps_are_told(world, monkeypatch):
-    def fail_to_allocate(*_, **__):
+    evaluate = IterativeLayer.evaluate
+
+    def fail_to_allocate(layer, point, *args, **kwargs):
+        if point.shape[1] <= 2:  # so many tokens are tried when a model is loaded
+            return evaluate(layer, point, *args, **kwargs)
         raise RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
         )

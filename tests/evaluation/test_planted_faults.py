@@ -267,7 +267,8 @@ def test_a_plan_that_is_not_heeded_when_loading_fails(pair, monkeypatch):
 def test_logits_that_are_no_numbers_fail_and_can_be_written_down(check, monkeypatch, tmp_path):
     def overflow(forward, *args, **kwargs):
         out = forward(*args, **kwargs)
-        out.last_hidden_state = out.last_hidden_state * float("inf")
+        if out.last_hidden_state.shape[1] > 2:  # so many tokens are tried when a model is loaded
+            out.last_hidden_state = out.last_hidden_state * float("inf")
         return out
 
     plant(monkeypatch, IIETModel, "forward", overflow)

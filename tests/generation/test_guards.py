@@ -16,7 +16,7 @@ from tests.helpers import refused
 FOLLOWED = [
     {"stop_strings": ["self"]},
     {"return_dict_in_generate": True, "output_scores": True},
-    {"num_beams": 10**9},
+    {"num_beams": 10**6},
     {"repetition_penalty": 1.3},
     {"eos_token_id": [0, -5]},
     {"suppress_tokens": [5]},
@@ -32,9 +32,9 @@ REFUSED = [
     ({"penalty_alpha": 0.5}, "got {'penalty_alpha': 0.5}: Contrastive Search"),
     ({"constraints": [1]}, "got {'constraints': [1]}"),
     ({"cache_implementation": "quantized"}, "got {'cache_implementation': 'quantized'}"),
-    ({"pad_token_id": "x"}, "cannot be loaded"),
-    ({"watermarking_config": {"x": 1}}, "cannot be loaded"),
-    ({"num_return_sequences": 5}, "cannot be loaded"),
+    ({"pad_token_id": "x"}, "generation_config.json: pad_token_id: expected"),
+    ({"watermarking_config": {"x": 1}}, "generation_config.json: watermarking_config: expected"),
+    ({"num_return_sequences": 5}, "generation_config.json: num_return_sequences: expected"),
 ]
 
 
