@@ -56,7 +56,7 @@ def test_an_interrupted_demo_goes_on_and_makes_every_run_once(tmp_path, capsys):
     assert again.result == made.result
 
 
-@pytest.mark.parametrize(("whole", "share"), [(1.0, 1.0), (10.0, 8 * 0.7 / 10), (100.0, LEAST_SHARE)])
+@pytest.mark.parametrize(("whole", "share"), [(1.0, 1.0), (7.0, 8 * 0.7 / 7), (100.0, LEAST_SHARE)])
 def test_steps_are_scaled_to_the_minutes_but_not_below_what_the_lesson_needs(
     whole, share, monkeypatch, capsys
 ):
@@ -65,7 +65,7 @@ def test_steps_are_scaled_to_the_minutes_but_not_below_what_the_lesson_needs(
     monkeypatch.setattr("iiad.studies.demo.estimate_runs", lambda study, processes: estimate)
     found = fit_steps(study, 8.0, 2)
     assert found.settings["training.max_steps"] == round(share * study.settings["training.max_steps"])
-    assert found.students.settings["distillation.distill.max_steps"] == round(share * 500)
+    assert found.students.settings["distillation.distill.max_steps"] == round(share * 300)
     said = capsys.readouterr().err
     assert ("would not show the lesson" in said) == (whole == 100.0)
     assert "about" in said
