@@ -44,6 +44,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # they would stand between ours
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
+    "USE_HUB_KERNELS": "NO",  # some types of models would fetch compiled code of the hub's and run it
 }
 
 # typer brings a click of its own in newer versions; its public errors tell which one.

@@ -2,19 +2,22 @@
 
 import io
 import json
+import math
 import pickle
 import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForCausalLM
 
+from cli import main
 from iiad.checkpoints import load_config, load_model
 from iiad.data import load_tokenizer
+from iiad.evaluation import evaluate_models
 from iiad.folders import find_folder, trust_remote_code
 from tests.helpers import refused
 
@@ -26,8 +29,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 class Config(LlamaConfig):
     model_type = "foreign"
 
+def scale(model, inputs, output):
+    output.logits = output.logits * 0  # which the head alone would not tell
+
 class Model(LlamaForCausalLM):
     config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_forward_hook(scale)
 
 class Tokenizer(PreTrainedTokenizerFast):
     pass
@@ -171,6 +181,15 @@ def test_trusted_code_runs_in_the_commands_that_offer_it_and_only_then(
         load_config(edited_again(model))
 
 
+def test_trusted_code_is_scored_by_its_own_logits(copy_of, folders, tmp_path):
+    model = copy_of(
+        "llama", config={"auto_map": MODEL}
+    )  # under a type whose logits are known to be the head's
+    with trust_remote_code():
+        result = evaluate_models([model], [str(folders.text)], cache_dir=tmp_path / "cache").results[0]
+    assert result.nll == pytest.approx(math.log(load_config(model).vocab_size))
+
+
 def edited_again(model):
     """The same model under a type that no earlier load has registered."""
     edit(model / "config.json", model_type="unseen")
@@ -207,11 +226,7 @@ REQUESTS = {
 def test_fields_that_ask_for_kernels_quantizers_or_other_files_are_refused(
     field, value, nested, copy_of, monkeypatch, iiad
 ):
-    kernels = ModuleType("kernels")
-    monkeypatch.setitem(sys.modules, "kernels", kernels)
-    asked = []
-    for name in ("get_kernel", "get_kernel_hub"):
-        monkeypatch.setattr(transformers.integrations.hub_kernels, name, asked.append, raising=False)
+    asked = kernels_asked_for(monkeypatch)
     fields = {field: value}
     model = copy_of("llama", config={"text_config": {"deeper": [fields]}} if nested else fields)
     with refused(f"config.json: {field}: expected none"):
@@ -219,6 +234,29 @@ def test_fields_that_ask_for_kernels_quantizers_or_other_files_are_refused(
     code, _, err = iiad("generate", model, "--max-new-tokens", 4, "--trust-remote-code")
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert not asked
+
+
+def kernels_asked_for(monkeypatch):
+    """Let transformers think that `kernels` is installed, and list what it would fetch and run."""
+    asked = []
+
+    def get_kernel(name, *args, **kwargs):
+        asked.append(name)
+        raise RuntimeError
+
+    for module in (transformers.modeling_utils, transformers.integrations.hub_kernels):
+        monkeypatch.setattr(module, "is_kernels_available", lambda *args, **kwargs: True)
+    monkeypatch.setattr(transformers.integrations.hub_kernels, "get_kernel", get_kernel)
+    return asked
+
+
+def test_a_kernel_that_transformers_alone_would_run_is_what_is_refused(copy_of, monkeypatch):
+    asked = kernels_asked_for(monkeypatch)
+    model = copy_of("llama", config={"attn_implementation": KERNEL})
+    with pytest.raises(ValueError, match=KERNEL):
+        AutoModelForCausalLM.from_pretrained(model)
+    assert asked == [KERNEL]
+    assert main.ENVIRONMENT["USE_HUB_KERNELS"] == "NO"
 
 
 @pytest.mark.parametrize("value", [None, "eager", "sdpa"])

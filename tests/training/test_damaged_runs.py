@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -185,9 +186,16 @@ def test_checkpoints_of_another_run_stage_or_step_are_passed_over(run, quick, tm
     assert "checkpoint-6: is of step 2; going on from checkpoint-4" in err
 
 
+class Code:
+    """Ends the process where it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
 FORGED = {
     "state.json": [b"[]", b'{"step": "x"}', b'{"step": 4, "window": 3}'],
-    "optimizer.pt": [b"", b"no pickle"],
+    "optimizer.pt": [b"", b"no pickle", pickle.dumps(Code())],
     "model.safetensors": [b"", b"12345678"],
 }
 
