@@ -21,6 +21,7 @@ __all__ = [
     "find_folder",
     "has_trust",
     "read_config",
+    "require_gguf",
     "require_model",
     "trust_remote_code",
     "weight_files",
@@ -46,6 +47,7 @@ _REQUESTS: dict[str, tuple[str, ...]] = {
 # The same of a tokenizer_config.json, at its top: arguments by position, another tokenizer.json.
 _TOKENIZER_REQUESTS = ("init_inputs", "fast_tokenizer_files")
 _TOKENIZER_FILES = "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split()
+_GGUF = b"GGUF"
 _MOST = 1 << 12
 _COUNTS = re.compile(r"num_labels|(n|num|encoder|decoder)_(\w+_)?layers?")
 
@@ -96,6 +98,21 @@ def require_model(model: str | Path) -> None:
     if Path(model).expanduser().is_dir() or not _may_be_at_hub(str(model)):
         read_config(find_folder(model))
         weight_files(find_folder(model))
+
+
+def require_gguf(path: str | Path) -> None:
+    """Raise InputError unless the file says that it is GGUF, and the gguf package is installed."""
+    try:
+        with open(path, "rb") as file:
+            found = file.read(len(_GGUF))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if found != _GGUF:
+        raise InputError(f"{path}: expected a model folder or a GGUF file, got another file")
+    try:
+        import gguf  # noqa: F401  (only whether it is there)
+    except ImportError as error:
+        raise InputError(f"{path}: expected gguf (pip install 'iiad[gguf]'), got {one_line(error)}") from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

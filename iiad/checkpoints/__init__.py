@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 if TYPE_CHECKING:
-    from .configs import load_config, read_limits, require_cache_policy
+    from .configs import build_empty, load_config, read_limits, require_cache_policy, require_size
     from .loading import (
         DTYPES,
         choose_device,
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         model_fingerprint,
         read_weights,
         require_finite,
+        require_whole,
         save_checkpoint,
     )
 
 __all__ = [
     "DTYPES",
+    "build_empty",
     "choose_device",
     "choose_dtype",
     "copy_companions",
@@ -38,9 +40,11 @@ __all__ = [
     "read_weights",
     "require_cache_policy",
     "require_finite",
+    "require_size",
+    "require_whole",
     "save_checkpoint",
 ]
 
-_CONFIGS = ["load_config", "read_limits", "require_cache_policy"]
+_CONFIGS = ["build_empty", "load_config", "read_limits", "require_cache_policy", "require_size"]
 
 __getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

@@ -18,7 +18,14 @@ from iiad.errors import InputError, shorten
 from iiad.files import read_json
 from iiad.folders import explain_loading, find_folder, has_trust, read_config, weight_files
 
-__all__ = ["load_config", "read_limits", "require_cache_policy", "require_fitting"]
+__all__ = [
+    "build_empty",
+    "load_config",
+    "read_limits",
+    "require_cache_policy",
+    "require_fitting",
+    "require_size",
+]
 
 _SLACK = 1 << 24
 """Elements beyond the weights that a model may have, in buffers."""
@@ -93,23 +100,26 @@ def require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[i
         except Exception as error:
             raise _refusal(f"{model}: {settings.name}", error, written, GenerationConfig.from_dict) from error
     try:
-        built = _build(config)
+        built = build_empty(config)
     except Exception as error:
         written = read_config(folder)
-        again = lambda others: _build(AutoConfig.for_model(**others))  # noqa: E731
+        again = lambda others: build_empty(AutoConfig.for_model(**others))  # noqa: E731
         raise _refusal(f"{model}: config.json", error, written, again) from error
-    described = sum(tensor.numel() for tensor in chain(built.parameters(), built.buffers()))
-    held = sum(math.prod(shape) for shape in shapes.values())
-    if described > 2 * held + _SLACK:
-        raise InputError(
-            f"{model}: config.json: expected a model of the {held} weights, got one of {described}"
-        )
+    require_size(f"{model}: config.json", built, shapes)
 
 
-def _build(config: Any) -> torch.nn.Module:
+def build_empty(config: Any) -> torch.nn.Module:
     """Return the model of a configuration, without memory for its tensors."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def require_size(where: str, built: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError for a model of far more parameters than tensors of these shapes hold."""
+    described = sum(tensor.numel() for tensor in chain(built.parameters(), built.buffers()))
+    held = sum(math.prod(shape) for shape in shapes.values())
+    if described > 2 * held + _SLACK:
+        raise InputError(f"{where}: expected a model of the {held} weights, got one of {described}")
 
 
 def _refusal(

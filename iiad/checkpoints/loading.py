@@ -37,6 +37,7 @@ __all__ = [
     "model_fingerprint",
     "read_weights",
     "require_finite",
+    "require_whole",
     "save_checkpoint",
 ]
 
@@ -114,16 +115,21 @@ def load_model(
         raise
     except Exception as error:  # transformers raises many kinds; each is the user's folder, name or plan
         raise InputError(f"{model}: cannot be loaded: {explain_loading(error)}") from error
+    require_whole(model, info)
+    require_finite(loaded.state_dict(), model)
+    loaded.to(device).eval()
+    _require_running(loaded, model)
+    return loaded
+
+
+def require_whole(model: str | Path, info: Mapping[str, Any]) -> None:
+    """Raise InputError for tensors that transformers' loading info calls mismatched, missing or unexpected."""
     for name, found, wanted in sorted(info["mismatched_keys"]):
         raise InputError(f"{model}: tensor {name}: expected shape {tuple(wanted)}, got {tuple(found)}")
     for name in sorted(info["missing_keys"]):
         raise InputError(f"{model}: tensor {name} is missing from the weights")
     for name in sorted(info["unexpected_keys"]):
         raise InputError(f"{model}: tensor {name} is not part of the model that config.json describes")
-    require_finite(loaded.state_dict(), model)
-    loaded.to(device).eval()
-    _require_running(loaded, model)
-    return loaded
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from iiad.folders import read_config
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
 from iiad.outputs import require_new_folder
 
+from .gguf_files import upcycle_gguf
 from .upcycling import SHARED_FIELDS, upcycle
 from .weights import assign_weights, build_model
 
@@ -84,13 +85,19 @@ def to_released(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor
 
 
 def convert(source: str | Path, destination: str | Path, num_iterations: int | None = None) -> str:
-    """Convert a checkpoint folder: released IIET or PCformer or a Llama-family model to ours, or ours to released.
+    """Convert a checkpoint: released IIET or PCformer or a Llama-family model to ours, or ours to released.
+
+    source: a folder, or a GGUF file of a Llama-family model.
 
     num_iterations: of a released IIET or an upcycled model; default: 3, or what the config of a released one says
     where we wrote it. Returns a line for people. Raises InputError; nothing is written then.
     """
     source, destination = Path(source), Path(destination)
     require_new_folder(destination)
+    if source.is_file():
+        return upcycle_gguf(
+            source, destination, DEFAULT_ITERATIONS if num_iterations is None else num_iterations
+        )
     config = read_config(source)
     if config.get("model_type") in (IIETConfig.model_type, PCformerConfig.model_type):
         if num_iterations is not None:

@@ -28,7 +28,7 @@ from iiad.models import IIETForCausalLM
 
 from .weights import assign_weights, build_model
 
-__all__ = ["FAMILIES", "SHARED_FIELDS", "upcycle"]
+__all__ = ["FAMILIES", "SHARED_FIELDS", "find_other_attention", "upcycle", "upcycled_model"]
 
 # Families whose block ours can be, and the fields of ours that their configs leave out as always so.
 FAMILIES: dict[str, dict[str, bool]] = {
@@ -75,7 +75,18 @@ def upcycle(
     num_iterations: r_t of every layer, 0 or more.
     Returns a line for people. Raises InputError; nothing is written then.
     """
-    original = _read_original(source)
+    model, kind = upcycled_model(source, _read_original(source), weights, num_iterations)
+    save_checkpoint(model, destination, files_from=source)
+    return f"{source} ({kind}) -> {destination} (plain IIET, {num_iterations} iterations, relaxation 0)"
+
+
+def upcycled_model(
+    source: str | Path, original: Any, weights: dict[str, Tensor], num_iterations: int
+) -> tuple[IIETForCausalLM, str]:
+    """Return the plain IIET that computes what the model of a configuration and tensors does, and what that was.
+
+    Raises InputError, which names the source, for tensors that do not fit.
+    """
     fields = {"num_iterations": num_iterations, "history": False, "relaxation": True}
     model = build_model(IIETForCausalLM, source, _block_fields(original) | fields)
     dtype = _find_dtype(source, original, weights)
@@ -85,9 +96,7 @@ def upcycle(
     for layer in range(num_layers):
         weights[f"model.layers.{layer}.corrector.relaxation"] = torch.zeros(num_iterations, dtype=dtype)
     assign_weights(model, weights, source, dtype)
-    save_checkpoint(model, destination, files_from=source)
-    kind = f"{original.model_type}, {num_layers} layers, {str(dtype).removeprefix('torch.')}"
-    return f"{source} ({kind}) -> {destination} (plain IIET, {num_iterations} iterations, relaxation 0)"
+    return model, f"{original.model_type}, {num_layers} layers, {str(dtype).removeprefix('torch.')}"
 
 
 def _read_original(source: str | Path) -> Any:
@@ -96,7 +105,7 @@ def _read_original(source: str | Path) -> Any:
     for problem in _unknown_fields(written):
         raise InputError(f"{source}: config.json: {problem}")
     original = load_config(source)
-    for problem in _other_attention(original):
+    for problem in find_other_attention(original):
         raise InputError(f"{source}: config.json: {problem}")
     return original
 
@@ -136,7 +145,7 @@ def _unknown_fields(written: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def _other_attention(original: Any) -> Iterator[str]:
+def find_other_attention(original: Any) -> Iterator[str]:
     """Yield the fields that ask for other attention than ours: rotary embeddings or a sliding window."""
     rope, context = original.rope_parameters or {}, original.max_position_embeddings
     accepted = ("default", *ROPE_INIT_FUNCTIONS)
