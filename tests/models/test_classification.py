@@ -47,7 +47,7 @@ def test_padding_on_either_side_changes_no_label(head, name, tokens):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("recompute", ["none", "layer", "evaluation"])
+@pytest.mark.parametrize("recompute", ["none", "layer", pytest.param("evaluation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_model_learns_labels_and_all_its_parameters_get_gradients(head, recompute, name):
     model = classifier(head, name).train()
