@@ -76,7 +76,7 @@ def _load(source: Path) -> tuple[Any, Any]:
     # In a folder of its own: transformers would read other files beside it.
     with TemporaryDirectory() as folder:
         (Path(folder) / "model.gguf").symlink_to(source.resolve())
-        config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf")
+        config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf", trust_remote_code=False)
         require_size(str(source), build_empty(config), shapes)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -85,8 +85,9 @@ def _load(source: Path) -> tuple[Any, Any]:
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf", trust_remote_code=False)
     require_whole(source, info)
     used = len(model.state_dict()) - bool(config.tie_word_embeddings)
     if used != len(shapes):

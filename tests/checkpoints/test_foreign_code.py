@@ -1,5 +1,6 @@
 """A model folder that brings or names code: no command runs it unless told to. Each claim of docs/security.md."""
 
+import ast
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+import iiad
 from cli import main
 from iiad.checkpoints import load_config, load_model
 from iiad.data import load_tokenizer
@@ -393,6 +395,22 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(name, copy_of):
 def test_a_field_that_would_take_a_methods_place_is_refused(copy_of):
     with refused("expected fields of a configuration, got 'to_diff_dict'"):
         load_model(copy_of("llama", config={"to_diff_dict": 1}))
+
+
+def test_every_auto_class_is_told_whether_code_is_trusted():
+    calls, silent = 0, []
+    for path in Path(iiad.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr in ("from_pretrained", "from_config") and ast.unparse(node.func).startswith(
+                "Auto"
+            ):
+                calls += 1
+                if "trust_remote_code" not in [keyword.arg for keyword in node.keywords]:
+                    silent.append(f"{path.name}:{node.lineno}")
+    assert calls > 5
+    assert not silent
 
 
 def test_torch_opens_no_file_of_a_model_folder(folders, monkeypatch):
