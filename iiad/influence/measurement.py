@@ -6,9 +6,10 @@ Legend: B blocks of a batch, T tokens of a block.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -18,13 +19,20 @@ from iiad.checkpoints import choose_device, choose_dtype, label_models, load_ide
 from iiad.data import RowBlocks, TokenBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES
-from iiad.memory import memory_explained
+from iiad.memory import memory_explained, weight_bytes
 from iiad.models import IIETForCausalLM
 from iiad.outputs import lock_file
 from iiad.progress import format_size, print_status, progress
 
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
-from .profiler import num_profile_evaluations, profile_batch, require_iterations, require_metrics
+from .profiler import (
+    USUAL,
+    kept_bytes,
+    num_profile_evaluations,
+    profile_batch,
+    require_iterations,
+    require_metrics,
+)
 
 __all__ = [
     "CalibrationSet",
@@ -137,11 +145,17 @@ def _measure(
         journal.start(records)  # without a last line that was cut off
     num_finished, total = len(records), sum(part.identity.num_tokens for part in sets)
     times = num_profile_evaluations(identity, metrics) / identity.num_evaluations
-    print_status(f"{total:,} tokens, at the cost of {times:.1f} forward passes")
+    sizes = _batch_sizes(sets, batch_size)
+    largest = max(kept_bytes(teacher, *size) for size in sizes)
+    taken = format_size(int(USUAL * largest) if memory is None else max(memory, largest))
+    print_status(
+        f"{total:,} tokens, at the cost of {times:.1f} forward passes; about {taken} beside "
+        f"weights of {format_size(weight_bytes(teacher))}"
+    )
     if records:
         print_status(f"{num_finished} batches were finished before")
-    left = total - sum(record.num_tokens for record in records)
-    with progress("profiling", left, "tokens") as advance:
+    positions = [rows * length for rows, length in sizes]
+    with progress("profiling", sum(positions[num_finished:]), "tokens") as advance:
         for index, (number, batch) in enumerate(numbered_batches(sets, batch_size)):
             if index < num_finished:
                 continue
@@ -153,16 +167,25 @@ def _measure(
                 data=number,
                 memory=memory,
                 where=f"batch {index + 1}",
+                advance=partial(_advance, advance, positions[index]),
             )
             records.append(record)
             if journal is not None:
                 journal.append(record)
-            advance(record.num_tokens)
     return records
 
 
-def _count_batches(sets: Sequence[CalibrationSet], batch_size: int) -> int:
-    return sum(-(-len(part.indices) // batch_size) for part in sets)
+def _advance(advance: Callable[[float], None], size: int, share: float) -> None:
+    advance(share * size)
+
+
+def _batch_sizes(sets: Sequence[CalibrationSet], batch_size: int) -> list[tuple[int, int]]:
+    """Return B and T of each of `numbered_batches`."""
+    return [
+        (min(batch_size, len(part.indices) - first), part.blocks.block_size)
+        for part in sets
+        for first in range(0, len(part.indices), batch_size)
+    ]
 
 
 def _require_small(
@@ -170,7 +193,7 @@ def _require_small(
 ) -> None:
     """Raise InputError for a profile that would be larger than what is read as an artefact."""
     steps = sum(identity.num_iterations) + identity.num_layers * (identity.num_start_evaluations - 1)
-    size = _count_batches(sets, batch_size) * steps * (len(metrics) + 3) * BYTES_PER_NUMBER
+    size = len(_batch_sizes(sets, batch_size)) * steps * (len(metrics) + 3) * BYTES_PER_NUMBER
     if size > MOST_JSON_BYTES:
         raise InputError(
             f"batch_size: expected larger batches, or a lower max_tokens: a profile of about {format_size(size)} "
@@ -187,7 +210,7 @@ def _read_finished(
 ) -> list[BatchRecord]:
     """Return the batches of a journal. Raises InputError where they cannot be the first ones of this measurement."""
     records = journal.read()
-    num_batches = _count_batches(sets, batch_size)
+    num_batches = len(_batch_sizes(sets, batch_size))
     for number, record in enumerate(records, 1):
         where = f"{journal.path}: line {number + 1}"
         if number > num_batches:

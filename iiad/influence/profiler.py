@@ -24,6 +24,8 @@ from .profile import METRICS, BatchRecord
 
 __all__ = [
     "OUTPUT_METRICS",
+    "USUAL",
+    "kept_bytes",
     "num_profile_evaluations",
     "profile_batch",
     "require_iterations",
@@ -32,6 +34,9 @@ __all__ = [
 
 OUTPUT_METRICS = ("kl", "loss")
 """Metrics of the model's output: the layers above a stopped one are run again."""
+
+USUAL = 1.5
+"""Memory that a batch takes where none is set, in units of what is kept of it."""
 
 Steps = dict[tuple[int, str, int], Tensor]
 """(chain, metric, layer) -> a score for each step along the chain: 0, iterations, or 1, the predictor's stages."""
@@ -49,6 +54,7 @@ def profile_batch(
     data: int = 0,
     memory: int | None = None,
     where: str = "the batch",
+    advance: Callable[[float], None] = lambda share: None,
 ) -> BatchRecord:
     """Score every iteration on one batch.
 
@@ -65,6 +71,7 @@ def profile_batch(
     memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
         depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs out, half
         as many sequences are tried, down to one.
+    advance: called with each share of the batch's work that is done.
 
     Raises InputError for a model without iterations or in training mode, an unknown metric or none, a batch that
     does not hold token ids of the model, and logits with NaN or infinity.
@@ -85,6 +92,8 @@ def profile_batch(
         return state if every else state[asked]  # (N, D)
 
     full, fixed_points = FullPass(model, input_ids), []
+    of_full, of_down = _layer_costs(full.num_stages, model.config.iterations, metrics)
+    whole = sum(of_full) + sum(of_down)
     steps: Steps = {}
     for layer, solved in full.run():
         if not solved.iterates[-1].isfinite().all():
@@ -95,13 +104,21 @@ def profile_batch(
             for metric in set(ITERATE_METRICS) & set(metrics):
                 found = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
                 steps[number, metric, layer] = torch.tensor(found, dtype=torch.float64)
+        advance(of_full[layer] / whole)
     output = FullOutput(model.lm_head, full.final_states(), labels, where)
     if not set(metrics) <= set(ITERATE_METRICS):
         gradient = output.loss_gradient() if "taylor" in metrics else None
         size = sequences_at_once(model, len(input_ids), input_ids.shape[1], memory)
-        for part in _in_parts(
-            len(input_ids), size, lambda rows: _score_rows(full, output, gradient, rows, metrics, where)
-        ):
+
+        def score(rows: slice) -> Steps:
+            part: Steps = {}
+            each = (rows.stop - rows.start) / len(input_ids) / whole
+            for layer, found in _score_rows(full, output, gradient, rows, metrics, where):
+                part |= found
+                advance(of_down[layer] * each)
+            return part
+
+        for part in _in_parts(len(input_ids), size, score):
             for key, values in part.items():
                 steps[key] = steps.get(key, 0.0) + values
     scores, stages = (
@@ -130,11 +147,18 @@ def sequences_at_once(
     """
     config, width = model.config, model.config.hidden_size
     number = num_tokens * model.dtype.itemsize  # bytes of one number for each token
-    kept = num_sequences * number * (config.vocab_size + (config.num_layers + 2) * width)
+    kept = kept_bytes(model, num_sequences, num_tokens)
     evaluations = config.num_start_evaluations + max(config.iterations)
     each = number * evaluations * ((config.num_layers + 8) * width + 5 * config.intermediate_size)
-    left = kept / 2 if memory is None else memory - kept
+    left = (USUAL - 1) * kept if memory is None else memory - kept
     return max(1, min(num_sequences, int(left // each)))
+
+
+def kept_bytes(model: IIETForCausalLM, num_sequences: int, num_tokens: int) -> int:
+    """Return the bytes of logits and every layer's state of a batch."""
+    config = model.config
+    each = config.vocab_size + (config.num_layers + 2) * config.hidden_size
+    return num_sequences * num_tokens * model.dtype.itemsize * each
 
 
 def _in_parts(num_rows: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:
@@ -160,11 +184,12 @@ def _score_rows(
     rows: slice,
     metrics: Sequence[str],
     where: str,
-) -> Steps:
-    """The part of the batch's `kl`, `loss` and `taylor` that some of its sequences contribute."""
-    part, steps = full.select(rows), {}
+) -> Iterator[tuple[int, Steps]]:
+    """Yield for each layer the part of `kl`, `loss` and `taylor` that some of the batch's sequences contribute."""
+    part = full.select(rows)
     asked = set(OUTPUT_METRICS) & set(metrics)
     for layer, solved, by_state in part.run_down(None if gradient is None else gradient[rows]):
+        steps: Steps = {}
         for number, chain in enumerate(solved.chains):
             stops: dict[str, list[float]] = {metric: [] for metric in asked}
             if asked and len(chain) > 1:
@@ -179,7 +204,7 @@ def _score_rows(
                     for a, b in pairwise(chain)
                 ]
                 steps[number, "taylor", layer] = torch.tensor(found, dtype=torch.float64)
-    return steps
+        yield layer, steps
 
 
 def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = tuple(METRICS)) -> int:
@@ -189,12 +214,18 @@ def num_profile_evaluations(model: ModelIdentity, metrics: Sequence[str] = tuple
     also, for each stop, all evaluations of the layers above it. A predictor of s stages (PCformer's) adds s - 1
     truncations of each layer to a pass, and as many stops.
     """
-    start, plan = model.num_start_evaluations, model.num_iterations
+    return sum(map(sum, _layer_costs(model.num_start_evaluations, model.num_iterations, metrics)))
+
+
+def _layer_costs(start: int, plan: Sequence[int], metrics: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Block evaluations per token for each layer in the full pass, and in the one from the last layer down."""
     costs = [start + r for r in plan]
-    one_pass = sum(costs) + sum(stage + r for r in plan for stage in range(1, start))
-    stops = sum((start - 1 + r) * sum(costs[t + 1 :]) for t, r in enumerate(plan))
-    num_passes = 1 if set(metrics) <= set(ITERATE_METRICS) else 2
-    return num_passes * one_pass + (stops if set(metrics) & set(OUTPUT_METRICS) else 0)
+    once = [start + r + sum(stage + r for stage in range(1, start)) for r in plan]
+    if set(metrics) <= set(ITERATE_METRICS):
+        return once, [0] * len(plan)
+    asked = bool(set(metrics) & set(OUTPUT_METRICS))
+    stops = [asked * (start - 1 + r) * sum(costs[t + 1 :]) for t, r in enumerate(plan)]
+    return once, [one + more for one, more in zip(once, stops, strict=True)]
 
 
 def require_iterations(model: Any) -> None:

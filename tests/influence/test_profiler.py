@@ -81,6 +81,18 @@ def test_sequences_at_once_follow_the_memory_and_are_never_none():
     assert 1 <= sequences_at_once(model, 4, 17) <= 4
 
 
+@pytest.mark.parametrize("metrics", [list(METRICS), ["cosine"], ["taylor"], ["kl"]])
+@pytest.mark.parametrize("memory", [0, None])
+def test_the_shares_of_a_batchs_work_come_with_each_layer_and_are_the_whole(variant, metrics, memory):
+    shares = []
+    tokens = torch.randint(3, 97, (3, 9), generator=torch.Generator().manual_seed(2))
+    profile_batch(variant, tokens, metrics, memory=memory, advance=shares.append)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+    passes = 1 if metrics == ["cosine"] else 1 + (3 if memory == 0 else 1)
+    assert len(shares) >= passes * variant.config.num_layers
+
+
 SMALL = {"hidden_size": 64, "intermediate_size": 176, "num_layers": 2, "num_iterations": 3}
 
 
