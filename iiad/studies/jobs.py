@@ -23,6 +23,8 @@ __all__ = ["Job", "Step", "run_jobs"]
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 UNFINISHED = 75
+KNOWN_FROM = 0.2
+"""Share of the work after which the time left is said: the first jobs may be the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def run_jobs(jobs: Sequence[Job], logs: Path, num_processes: int, left_after: fl
                     continue
                 done += job.cost
                 seconds = (time.monotonic() - started) * (total - done + left_after) / done
-                left = f"; about {format_duration(seconds)} left" if total - done + left_after > 0 else ""
+                known = done >= KNOWN_FROM * total and total - done + left_after > 0
+                left = f"; about {format_duration(seconds)} left" if known else ""
                 if problem:
                     failed[job.name] = problem
                 print_status(f"{job.name}: {problem or 'done'}{left}")
