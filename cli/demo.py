@@ -23,7 +23,7 @@ def demo(
         typer.Option(help="Scale the steps to them, not below what it needs."),
     ] = 8.0,
 ) -> None:
-    """Run the whole pipeline on a task where iterations pay; takes minutes on two CPU cores.
+    """Run the whole pipeline on a task that needs depth; takes minutes on two CPU cores.
 
     Runs that are finished in the folder do not run again: after Ctrl-C, repeat the command.
 
