@@ -53,7 +53,7 @@ def demo_report(result: StudyResult, bench: Bench, width: int) -> RenderableType
     legend = (
         f"\nAccuracy: of running products in the group S3, asked for at every position. {_compare(result)} The cuts "
         "untrained show what the teacher's iterations contribute, the distilled ones what training gives back. "
-        "Retained accuracy, overhead cut (dropped iterations) and decode speed (batch 1) are those of the teacher = 1. "
+        "Retained accuracy, overhead cut (dropped iterations) and decode speed (batch 1): relative to the teacher. "
         "One seed: `iiad study depth-s3` asks with three, tuned learning rates and intervals."
     )
     return Group(*stacked_tables(COLUMNS, rows, width), Text(legend, style="dim"))
