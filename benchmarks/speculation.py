@@ -1,8 +1,8 @@
 """Speed of lossless drafting: tokens a second with a draft against the teacher alone, at batch 1, greedy.
 
-    python benchmarks/speculation.py demo-output/teacher                     # its own weights, r = 0
-    python benchmarks/speculation.py demo-output/teacher --plan demo-output/plan.json
-    python benchmarks/speculation.py demo-output/teacher --draft demo-output/iiet-r0
+    python benchmarks/speculation.py teacher                     # its own weights, r = 0
+    python benchmarks/speculation.py teacher --plan plan.json
+    python benchmarks/speculation.py teacher --draft iiet-r0
 
 Prompts are cut from a text's validation split, at equal distances. The teacher alone is timed in `time_model`'s tight
 loop, in transformers' generate(), and in generate(assistant_model=...) with the same draft; all in turns, prompt by

@@ -20,36 +20,29 @@ COLUMNS = [*("model", "accuracy", "retained", "overhead\ncut", "decode\nspeed", 
 
 def demo_report(result: StudyResult, bench: Bench, width: int) -> RenderableType:
     """Arms and students on `width` characters, and how to read them."""
-    speeds = {tuple(row.model.num_iterations): row.decode.speedup.median for row in reversed(bench.results)}
-    of_type = {row.model.model_type: row.decode.speedup.median for row in bench.results}
+    speeds = {row.label: f"{row.decode.speedup.median:.2f}x" for row in bench.results}
     teacher = next(arm for arm in result.arms if arm.name == "teacher")
-    rows = []
-    for arm in result.arms:
-        plan = (3 if arm.name == "teacher" else 0,) * 2
-        speed = of_type.get("llama") if arm.name == "transformer" else speeds.get(plan)
-        rows.append(
-            [
-                TITLES.get(arm.name, arm.name),
-                format_share(arm.accuracy.mean, digits=1),
-                format_share(arm.accuracy.mean / teacher.accuracy.mean),
-                "-" if arm.name != "teacher" else format_share(0.0),
-                "-" if speed is None else f"{speed:.2f}x",
-                str(arm.evaluations_per_token),
-            ]
-        )
-    by_evaluations = {row.model.num_evaluations: row.decode.speedup.median for row in bench.results}
-    for row in result.students:
-        speed = by_evaluations.get(round(row.evaluations_per_token))
-        rows.append(
-            [
-                f"cut {format_share(row.cut, digits=0)}, {'untrained' if row.training == 'none' else row.training}",
-                format_share(row.accuracy.mean, digits=1),
-                format_share(row.retained.mean if row.retained else None),
-                format_share(row.overhead_cut),
-                "-" if speed is None else f"{speed:.2f}x",
-                f"{row.evaluations_per_token:g}",
-            ]
-        )
+    rows = [
+        [
+            TITLES.get(arm.name, arm.name),
+            format_share(arm.accuracy.mean, digits=1),
+            format_share(arm.accuracy.mean / teacher.accuracy.mean),
+            "-" if arm.name != "teacher" else format_share(0.0),
+            speeds.get(f"{arm.name}-seed0", "-"),
+            str(arm.evaluations_per_token),
+        ]
+        for arm in result.arms
+    ] + [
+        [
+            f"cut {format_share(row.cut, digits=0)}, {'untrained' if row.training == 'none' else row.training}",
+            format_share(row.accuracy.mean, digits=1),
+            format_share(row.retained.mean if row.retained else None),
+            format_share(row.overhead_cut),
+            speeds.get(f"teacher-seed0-cut{row.cut:g}-distilled", "-"),
+            f"{row.evaluations_per_token:g}",
+        ]
+        for row in result.students
+    ]
     legend = (
         f"\nAccuracy: of running products in the group S3, asked for at every position. {_compare(result)} The cuts "
         "untrained show what the teacher's iterations contribute, the distilled ones what training gives back. "
