@@ -103,7 +103,10 @@ def require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[i
         built = build_empty(config)
     except Exception as error:
         written = read_config(folder)
-        again = lambda others: build_empty(AutoConfig.for_model(**others))  # noqa: E731
+
+        def again(others: dict[str, Any]) -> Any:
+            return build_empty(AutoConfig.for_model(**others))
+
         raise _refusal(f"{model}: config.json", error, written, again) from error
     require_size(f"{model}: config.json", built, shapes)
 

@@ -34,7 +34,7 @@ attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon at
 attention.value_length
 """.split()
 _WIDTHS = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-"""Those that must be the width of a head."""
+"""Fields that must be the width of a head."""
 _TENSORS = re.compile(r"(token_embd|output_norm|output|blk\.\d+\.(attn|ffn)_\w+)\.(weight|bias)")
 
 

@@ -14,7 +14,8 @@ from .tokenizers import load_tokenizer, task_tokenizer, tokenizer_fingerprint, t
 if TYPE_CHECKING:
     from .blocks import RowBlocks, TokenBlocks, Window, evaluation_windows, make_blocks, next_labels
     from .corpus import TokenCorpus
-    from .labelled import LabelledCorpus, labelled_fields, read_texts
+    from .labelled import LabelledCorpus
+    from .labelled_files import labelled_fields, read_texts
     from .packing import pack
 
 __all__ = [
@@ -48,7 +49,8 @@ __getattr__ = lazy_names(
     {
         "blocks": ["RowBlocks", "TokenBlocks", "Window", "evaluation_windows", "make_blocks", "next_labels"],
         "corpus": ["TokenCorpus"],
-        "labelled": ["LabelledCorpus", "labelled_fields", "read_texts"],
+        "labelled": ["LabelledCorpus"],
+        "labelled_files": ["labelled_fields", "read_texts"],
         "packing": ["pack"],
     },
 )

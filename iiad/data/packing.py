@@ -26,7 +26,8 @@ from .corpus import (
 )
 from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
-from .labelled import LabelledCorpus, generate_rows, labelled_fields, pack_rows
+from .labelled import LabelledCorpus, generate_rows
+from .labelled_files import labelled_fields, pack_rows
 from .sources import AnySource, Source, TaskSource
 from .tokenizers import tokenizer_fingerprint, tokenizing
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A generated data set; its fields are the settings that stand behind the colon, `states:group=s5,length=32`.
 
     Raises InputError for settings out of their range.
@@ -62,9 +63,9 @@ class Task:
             self.require("rows", 1, 2**31)
 
     @property
+    @abstractmethod
     def vocabulary(self) -> list[str]:
         """The words of all rows, in a fixed order."""
-        raise NotImplementedError
 
     @property
     def words(self) -> list[str]:
@@ -72,13 +73,13 @@ class Task:
         return list(dict.fromkeys([PAD, END, *self.vocabulary]))
 
     @property
+    @abstractmethod
     def longest(self) -> int:
         """Words of the longest row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: random.Random) -> Row:
         """Draw one row of either split."""
-        raise NotImplementedError
 
     def generate(self, split: str, first: int = 0) -> Iterator[Row]:
         """Yield the rows of a split, "train" or "validation", without end, from number `first` on.

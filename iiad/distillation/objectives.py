@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch
+from iiad.training.distillation_sections import DistillationSection
 from iiad.training.head import asked_labels, asked_values, head_loss
 from iiad.training.learner import Learner
-from iiad.training.sections import DistillationSection
 
 from .divergences import TeacherDivergence
 from .hidden_losses import hidden_state_loss

@@ -12,6 +12,7 @@ from iiad.planning.costs import compute_cut
 from iiad.planning.plan import Plan, read_plan
 from iiad.progress import print_status
 from iiad.training.batches import blocks_per_step
+from iiad.training.distillation_sections import STAGES
 from iiad.training.interruption import Interruption
 from iiad.training.learner import LanguageModelling, Objective
 from iiad.training.loop import run_stage
@@ -19,7 +20,6 @@ from iiad.training.processes import from_first_process, join_processes, lock_run
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import fit_recipe
 from iiad.training.runs import RunFolder
-from iiad.training.sections import STAGES
 from iiad.training.stage import RunContext, Stage
 
 from .objectives import LearnFromTeacher, LearnLayers

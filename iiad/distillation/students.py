@@ -15,7 +15,7 @@ from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer, tokenizer_fingerprint
 from iiad.errors import InputError, one_line
 from iiad.planning import Plan
-from iiad.training.sections import StudentSection
+from iiad.training.distillation_sections import StudentSection
 
 __all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "require_change"]
 

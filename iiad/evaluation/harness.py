@@ -141,7 +141,7 @@ class TaskSet:
 
 
 class _Remarks(logging.Handler):
-    """What the harness logs that a user should know: its last error, and whether requests were cut."""
+    """Remarks of the harness for the user: its last error, and whether requests were cut."""
 
     error, truncated = "", False
 

@@ -15,9 +15,9 @@ from iiad.evaluation.quality_artefact import Evaluation
 from iiad.files import write_text
 from iiad.influence.profile import Profile
 from iiad.outputs import lock_folder
-from iiad.planning import Plan, baseline_plans
+from iiad.planning import Plan, Targets, baseline_plans, plan_by_target
 from iiad.progress import print_status
-from iiad.training.estimates import training_flops
+from iiad.training.estimates import USUAL_VOCABULARY, training_flops
 from iiad.training.recipe_files import find_recipe
 from iiad.training.recipes import TrainRecipe
 
@@ -30,7 +30,6 @@ __all__ = ["RESULT", "STUDY", "Conduct", "claim_folder", "conduct_study"]
 
 STUDY = "study.yaml"
 RESULT = "study.json"
-USUAL_VOCABULARY = 32_000
 
 
 def conduct_study(
@@ -71,7 +70,7 @@ def claim_folder(folder: Path, study: Study, resume: bool) -> None:
 
 @dataclass
 class Conduct:
-    """A study under way in its folder."""
+    """A study under way in its folder. show: called with profile and plans of the first seed."""
 
     study: Study
     folder: Path
@@ -139,7 +138,7 @@ class Conduct:
         )
 
     def evaluation_of(self, run: Path, plan: Path | None = None, output: Path | None = None) -> Step:
-        """Evaluate a model on the validation data of its arm."""
+        """Evaluate a model on the validation data of the reference, so that all are measured alike."""
         output = output or run.with_name(f"{run.name}.evaluation.json")
         recipe = self.study.recipe_of(self.study.reference)
         options = ["--data", *recipe.data.validation, "--text-field", recipe.data.text_field]
@@ -186,8 +185,6 @@ class Conduct:
 
     def make_plans(self, teacher: Model, profile: Profile) -> Iterator[tuple[float, PlanKind, Path]]:
         """Write the plans of all cuts that are not there; yield each with its cut and kind."""
-        from iiad.planning import Targets, plan_by_target
-
         section = self.study.students
         assert section is not None
         for cut in section.cuts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field, JsonValue
 
 from iiad.errors import InputError
 from iiad.training.problems import Conflicts, Section, find_problems
-from iiad.training.recipe_files import read_yaml
+from iiad.training.recipe_files import find_recipe, read_yaml
 from iiad.training.recipes import DistillRecipe, TrainRecipe, load_recipe
 
 __all__ = ["StudentsSection", "Study", "find_study", "load_study"]
@@ -112,14 +111,7 @@ def as_options(settings: Settings) -> list[str]:
 
 def find_study(name: str | Path) -> Path:
     """Return the study file of that path, or the one of that name that ships with iiad. Raises InputError."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    folder = Path(str(import_module("iiad_recipes").__file__)).parent / "studies"
-    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if str(name) not in shipped:
-        raise InputError(f"study: expected a file or one of {', '.join(shipped)}, got {name}")
-    return shipped[str(name)]
+    return find_recipe(name, "study", "studies")
 
 
 def load_study(name: str | Path) -> Study:

@@ -11,12 +11,11 @@ import torch
 
 from iiad.progress import print_status
 from iiad.training.batches import Batch
-from iiad.training.estimates import training_flops
+from iiad.training.estimates import USUAL_VOCABULARY, training_flops
 from iiad.training.learner import LanguageModelling, Learner
 from iiad.training.recipes import TrainRecipe
 from iiad.training.teacher import build_model
 
-from .conduct import USUAL_VOCABULARY
 from .definition import Study
 
 __all__ = ["RunEstimate", "estimate_runs", "measure_step"]

@@ -33,7 +33,7 @@ __all__ = [
 CPU_SHARE = 0.5
 """Part of the speed of a matrix product that training is assumed to reach on a CPU."""
 USUAL_VOCABULARY = 32_000
-"""Where a tokenizer is named that nobody has looked into."""
+"""Vocabulary to assume for a tokenizer that is named and not loaded yet."""
 
 # Bytes per parameter.
 WEIGHT_BYTES = 4  # in float32

@@ -51,15 +51,18 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def find_recipe(name: str | Path) -> Path:
-    """Return the recipe file of that path, or the one of that name that ships with iiad. Raises InputError."""
+def find_recipe(name: str | Path, kind: str = "recipe", within: str = "") -> Path:
+    """Return the recipe file of that path, or the one of that name that ships with iiad.
+
+    kind: what errors call it. within: the folder of recipes/ that it ships in. Raises InputError for neither.
+    """
     path = Path(name)
     if path.is_file():
         return path
-    folder = Path(str(import_module("iiad_recipes").__file__)).parent
+    folder = Path(str(import_module("iiad_recipes").__file__)).parent / within
     shipped = {recipe.stem: recipe for recipe in sorted(folder.glob("*.yaml"))}
     if str(name) not in shipped:
-        raise InputError(f"recipe: expected a file or one of {', '.join(shipped)}, got {name}")
+        raise InputError(f"{kind}: expected a file or one of {', '.join(shipped)}, got {name}")
     return shipped[str(name)]
 
 

@@ -12,15 +12,14 @@ from typing import Any, TypeVar
 from iiad.data import parse_task
 from iiad.errors import InputError
 
+from .distillation_sections import DistillationSection, StudentSection
 from .problems import Conflicts, Section, find_problems
 from .recipe_files import change_fields, read_fields
 from .sections import (
     DataSection,
-    DistillationSection,
     ModelSection,
     OptimizationSection,
     StageSection,
-    StudentSection,
     TokenizerSection,
     TrainingSection,
     count_warmup,

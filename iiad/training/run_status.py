@@ -14,10 +14,10 @@ from iiad.files import parse_json
 from iiad.outputs import find_holder
 
 from .checkpointing import BEST, Checkpoints
+from .distillation_sections import STAGES
 from .estimates import StageWork, teacher_work
 from .recipes import COMMANDS, DistillRecipe, TrainRecipe
 from .run_record import RECORD, RunRecord
-from .sections import STAGES
 
 __all__ = ["RunStatus", "StageStatus", "read_log", "read_run"]
 

@@ -12,8 +12,8 @@ from iiad.distillation import LearnFromTeacher, LiveTeacher, distill
 from iiad.distillation.objectives import hidden_layers
 from iiad.planning import Plan
 from iiad.training import RunRecord
+from iiad.training.distillation_sections import DistillationSection
 from iiad.training.learner import LanguageModelling, Learner
-from iiad.training.sections import DistillationSection
 from tests.helpers import log_of, make_iiet, refused
 
 

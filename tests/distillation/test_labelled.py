@@ -10,8 +10,8 @@ from iiad.evaluation import evaluate_models
 from iiad.influence import measure_influence
 from iiad.planning import Plan
 from iiad.training import DistillRecipe, TrainRecipe, train
+from iiad.training.distillation_sections import DistillationSection
 from iiad.training.learner import LanguageModelling, Learner
-from iiad.training.sections import DistillationSection
 from tests.helpers import log_of, make_iiet, refused
 
 SPEC = "expressions:operations=3,modulus=5"

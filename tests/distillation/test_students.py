@@ -13,7 +13,7 @@ from iiad.checkpoints import load_model, save_checkpoint
 from iiad.data import load_tokenizer, train_tokenizer
 from iiad.distillation.students import changed_layers, freeze_unused, learning_only, make_student
 from iiad.training import RunRecord
-from iiad.training.sections import StudentSection
+from iiad.training.distillation_sections import StudentSection
 from tests.helpers import make_iiet, make_llama, make_pcformer, refused
 
 

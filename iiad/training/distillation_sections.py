@@ -1,0 +1,85 @@
+"""The sections of a distillation's recipe: the student before it learns, and the stages with their losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .problems import Conflicts, Section
+from .sections import StageSection, Weight
+
+__all__ = ["STAGES", "DistillationSection", "StudentSection"]
+
+STAGES = ("layerwise", "distill", "recover")
+"""Stages of distillation, in order."""
+
+
+class StudentSection(Section):
+    """The student before it learns. Its plan is given apart from the recipe."""
+
+    init: str = Field("teacher", min_length=1, description="weights: teacher, random, or a model folder")
+    start_norm: Literal["start", "update"] = Field(
+        "start", description="norm of every iteration of a layer: its start's, or the teacher's last one's"
+    )
+    predictor_stages: int | None = Field(
+        None, ge=1, le=4, description="pcformer: stages of its predictor to keep; replaces the plan"
+    )
+    cache_policy: Literal["exact", "shared"] | None = Field(
+        None,
+        description="shared: all evaluations of a layer attend to the keys and values of its first, in one cache "
+        "slot; no plan is needed then; default: the teacher's",
+    )
+
+    def conflicts(self) -> Conflicts:
+        """Norms that can be moved."""
+        if self.start_norm == "update" and self.init != "teacher":
+            yield "start_norm", "start with init other than teacher: update moves the teacher's norms"
+
+
+class DistillationSection(Section):
+    """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text."""
+
+    ce_weight: Weight = Field(1.0, description="stage distill: weight of the cross-entropy on the text")
+    kl_weight: Weight = Field(1.0, description="stage distill: weight of T^2 times the divergence")
+    divergence: Literal["forward", "reverse", "jsd"] = Field(
+        "forward", description="KL(teacher || student), KL(student || teacher) or Jensen-Shannon"
+    )
+    temperature: float = Field(1.0, ge=0.01, le=100, description="T, softens both distributions")
+    hidden_weight: Weight = Field(0.0, description="stage distill: weight of the hidden-state loss")
+    hidden_loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
+    hidden_layers: list[int] | None = Field(
+        None, min_length=1, description="hidden states, 0 (embeddings) to L (after the norm); default: all"
+    )
+    layerwise: StageSection = StageSection(max_steps=0)
+    distill: StageSection = StageSection()
+    recover: StageSection = StageSection()
+    signals: str | None = Field(
+        None, description="folder written by `iiad capture`; replaces the teacher in stage distill"
+    )
+    retain: float | None = Field(
+        None, gt=0, le=1, description="stop at this share of the teacher's accuracy on data.validation"
+    )
+    check_teacher: bool = Field(True, description="refuse a teacher no better than word counts on the text")
+
+    def stages(self) -> dict[str, StageSection]:
+        """Return the stages that run, by name."""
+        every: dict[str, StageSection] = {name: getattr(self, name) for name in STAGES}
+        return {name: stage for name, stage in every.items() if stage.max_steps}
+
+    def conflicts(self) -> Conflicts:
+        """A stage to run, a loss to learn from, layers that differ."""
+        if not self.stages():
+            yield "distill.max_steps", "above 0 in at least one stage"
+        if self.distill.max_steps and not (self.ce_weight or self.kl_weight or self.hidden_weight):
+            yield "ce_weight", "above 0, or kl_weight or hidden_weight: stage distill needs a loss"
+        if self.signals is not None and not (
+            self.distill.max_steps and (self.kl_weight or self.hidden_weight)
+        ):
+            yield (
+                "signals",
+                "null where stage distill does not run, or has neither kl_weight nor hidden_weight",
+            )
+        layers = self.hidden_layers
+        if layers and (min(layers) < 0 or max(layers) > 2**12 or len(set(layers)) < len(layers)):
+            yield "hidden_layers", "different numbers from 0 on"
