@@ -225,10 +225,18 @@ def require_text(data: Given) -> Given:
 
 
 def require_tasks(tasks: Given) -> Given:
-    """Return the values of --tasks as given. Raises InputError where the harness is not installed."""
-    if tasks:
-        from iiad.evaluation.harness import require_harness
+    """Return the values of --tasks as given.
 
+    Raises InputError for a folder or file without --trust-remote-code, and where the harness is not installed.
+    """
+    if isinstance(tasks, list) and tasks:
+        from iiad.evaluation.harness import require_harness
+        from iiad.folders import has_trust
+
+        for name in all_data(tasks):
+            if Path(name).exists() and not has_trust():
+                what = "--trust-remote-code with a folder or file, whose Python and templates are run"
+                raise InputError(f"tasks: expected {what}, got {name} without it")
         require_harness()
     return tasks
 

@@ -163,6 +163,7 @@ def test_the_command_runs_tasks_beside_a_text_and_shows_both(model, folder, fold
         folder,
         "--limit",
         4,
+        "--trust-remote-code",
     )
     code, out, err = iiad(*arguments, "--device", "cpu", "--output", output, "--quiet")
     assert (code, err) == (0, "")
@@ -203,7 +204,16 @@ def test_a_task_that_cannot_run_is_one_line(case, model, folder, tmp_path, iiad)
     name = tmp_path if case == "no such task" else tmp_path / "task.yaml"
     output = tmp_path / "out.json"
     code, out, err = iiad(
-        "evaluate", model, "--tasks", name, "--device", "cpu", "--quiet", "--output", output
+        "evaluate",
+        model,
+        "--tasks",
+        name,
+        "--trust-remote-code",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--output",
+        output,
     )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err

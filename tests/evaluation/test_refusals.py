@@ -154,6 +154,10 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folders, tmp_pat
     ("options", "words"),
     [
         ("--tasks piqa", "tasks: expected lm-eval (pip install 'iiad[eval]'), got"),
+        (
+            "--tasks {text}",
+            "tasks: expected --trust-remote-code with a folder or file, whose Python and templates",
+        ),
         ("--tasks t --task-data piqa", "task-data: expected NAME=FILE, got piqa"),
         ("--tasks t --task-data a=missing", "task-data: expected a file for a, got missing"),
         ("--tasks t --task-data a={text} a={plan}", "task-data: expected each name once, got a twice"),
