@@ -57,9 +57,8 @@ def lock_file(path: str | Path) -> Iterator[None]:
         yield
 
 
-_held: set[str] = (
-    set()
-)  # in this process, where a command and the function that it calls may lock the same output
+_held: set[str] = set()
+"""Locks of this process, in which a command and the function that it calls may lock the same output."""
 
 
 @contextmanager

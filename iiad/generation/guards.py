@@ -66,9 +66,8 @@ def finite_logits(*models: nn.Module) -> Iterator[None]:
     """Raise InputError where a model's logits have no largest finite one: its weights overflow, or are none."""
 
     def check(model: nn.Module, inputs: Any, output: Any) -> None:
-        best = output.logits.max(
-            -1
-        ).values  # NaN where any is; a model may rule a token out by minus infinity
+        # NaN where any is; a model may rule a token out by minus infinity.
+        best = output.logits.max(-1).values
         if not best.isfinite().all():
             got = best[~best.isfinite()][0].item()
             raise InputError(f"model: expected finite logits, got {got}: its weights overflow")

@@ -1,7 +1,6 @@
 """Studies run for real: other processes, ordinary run folders; killed, resumed, and with runs that fail."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -106,12 +105,11 @@ def test_a_study_that_is_killed_goes_on_to_the_same_table(how, tmp_path):
     command = [sys.executable, "-m", "iiad_cli.worker"]
     arguments = ["study", str(path), "--output-dir", str(tmp_path / "killed")]
     for part in range(3):
-        process = subprocess.Popen(
-            [*command, json.dumps([[*arguments, *(["--resume"] if part else [])]])], start_new_session=True
-        )
-        time.sleep(25)
-        if process.poll() is None:
-            os.killpg(process.pid, how)
+        resume = ["--resume"] if part else []
+        process = subprocess.Popen([*command, json.dumps([[*arguments, *resume]])])
+        time.sleep(12)
+        process.send_signal(how)  # to the study alone: the runs leave with it
         process.wait()
+        time.sleep(5)
     conduct_study(load_study(path), tmp_path / "killed", resume=True, num_processes=2)
     assert as_table(tmp_path / "killed" / "study.json") == as_table(tmp_path / "whole" / "study.json")
