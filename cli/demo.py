@@ -34,14 +34,14 @@ def demo(
     from iiad.planning.trust import assess_trust
     from iiad.progress import print_status
     from iiad.reporting.demo_tables import demo_report, next_steps
-    from iiad.reporting.plan_tables import CurveReport, PlanReport
+    from iiad.reporting.plan_tables import CurveReport
     from iiad.reporting.profile_tables import InfluenceReport
     from iiad.reporting.study_pictures import draw_study
     from iiad.studies.demo import run_demo
 
     def show(artefact: Artefact) -> None:
         if isinstance(artefact, Plan):
-            print_result(artefact, lambda width: PlanReport(artefact, artefact.costs()))
+            print_status(f"plan: iterations per layer {artefact.num_iterations}")
         elif isinstance(artefact, Profile):
             print_result(artefact, lambda width: InfluenceReport(artefact, assess_trust(artefact)))
             curve = trade_off(artefact)
