@@ -16,6 +16,7 @@ __all__ = [
     "EvaluationSettings",
     "TaskMetric",
     "TaskResult",
+    "TextMetric",
     "TextScore",
     "bits_per_byte",
     "perplexity",
@@ -43,6 +44,10 @@ class EvaluationSettings(Record):
     limit: Amount | None = Field(
         default=None, description="documents of each task, a share below 1; None: all"
     )
+    text_metrics: dict[str, str] = Field(
+        default={},
+        description="signature of each metric of generated texts: settings, versions, resamples, seed",
+    )
 
 
 class TaskMetric(Record):
@@ -61,6 +66,17 @@ class TaskResult(Record):
     num_documents: Count | None = Field(default=None, description="documents that were scored")
     metrics: dict[str, TaskMetric] = Field(
         description="by the harness's name, with the filter if there is one"
+    )
+
+
+class TextMetric(Record):
+    """A score of generated texts, 0 to 100."""
+
+    value: Amount
+    low: Amount = Field(description="of the 95 % interval by bootstrap")
+    high: Amount
+    p_value: Share | None = Field(
+        description="paired bootstrap against the first model (Koehn 2004); None for that model"
     )
 
 
@@ -93,6 +109,9 @@ class EvaluationResult(Record):
         default={}, description="of generated tasks: accuracy by length, operations or hops"
     )
     tasks: dict[str, TaskResult] = Field(default={}, description="scores of the harness's tasks, by name")
+    text_metrics: dict[str, TextMetric] = Field(
+        default={}, description="scores of its generated texts: bleu, chrf, rouge1, rouge2, rougeL"
+    )
     evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )

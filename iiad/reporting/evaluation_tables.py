@@ -7,16 +7,19 @@ from collections.abc import Callable
 from rich.console import RenderableType
 from rich.table import Table
 
-from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, TaskMetric
+from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, TaskMetric, TextMetric
 from iiad.progress import format_size
 
-from .tables import format_number, format_share, record_tables, report
+from .tables import filled_table, format_number, format_share, record_tables, report
 
 __all__ = ["evaluation_table"]
 
 _LEGEND = (
     "overhead cut: iterations gone, of those of the first model; compute cut: block evaluations gone, likewise; "
     "retained: accuracy as a share of the first model's; bits per byte compares models of different tokenizers."
+)
+_TEXT_LEGEND = (
+    " Scores of texts: 0 to 100, ± half their 95 % interval; p: paired bootstrap against the first model."
 )
 _Columns = list[tuple[str, Callable[[EvaluationResult], str]]]
 _NAME: _Columns = [("model", lambda row: row.label)]
@@ -56,7 +59,27 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
     scores = [(task, metric) for task, found in results[0].tasks.items() for metric in found.metrics]
     if scores:
         tables += _task_tables(results, scores, width)
-    return report(head, tables, _LEGEND)
+    if not settings.text_metrics:
+        return report(head, tables, _LEGEND)
+    tables += _text_tables(results, settings.text_metrics, width)
+    return report(head, tables, _LEGEND + _TEXT_LEGEND)
+
+
+def _text_tables(results: list[EvaluationResult], signatures: dict[str, str], width: int) -> list[Table]:
+    """Scores of generated texts, a row a metric, a column a model; and the metrics' signatures."""
+
+    def column(result: EvaluationResult) -> tuple[str, Callable[[str], str]]:
+        return result.label, lambda name: _format_score(result.text_metrics.get(name))
+
+    scores = record_tables([("texts", str), *map(column, results)], signatures, width)
+    return [*scores, filled_table(["metric", "signature"], signatures.items())]
+
+
+def _format_score(score: TextMetric | None) -> str:
+    if score is None:
+        return "-"
+    tested = "" if score.p_value is None else f", p {score.p_value:.3f}"
+    return f"{score.value:.2f} ± {(score.high - score.low) / 2:.2f}{tested}"
 
 
 def _task_tables(results: list[EvaluationResult], scores: list[tuple[str, str]], width: int) -> list[Table]:

@@ -8,7 +8,7 @@ import torch
 from iiad.checkpoints import identify_model, label_models, load_identified, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
-from iiad.evaluation.quality_artefact import TaskMetric, TaskResult
+from iiad.evaluation.quality_artefact import TaskMetric, TaskResult, TextMetric
 from iiad.planning import Plan
 from iiad.progress import format_size
 from iiad.reporting.evaluation_tables import evaluation_table
@@ -168,6 +168,22 @@ def test_scores_of_tasks_are_a_column_a_model_and_need_no_text(evaluation):
     assert shown.count("0.6250 ± 0.1250") == 2
     assert "accuracy\n" not in shown
     assert "evaluations" in shown
+
+
+def test_scores_of_texts_are_a_column_a_model_with_interval_and_p_value(evaluation):
+    score = {"value": 27.125, "low": 26.0, "high": 28.5}
+    rows = [
+        row.model_copy(update={"text_metrics": {"bleu": TextMetric(**score, p_value=p_value)}})
+        for row, p_value in zip(evaluation.results[:2], (None, 0.0312), strict=True)
+    ]
+    settings = evaluation.settings.model_copy(update={"text_metrics": {"bleu": "tok:13a"}})
+    shown = printed(
+        evaluation_table(evaluation.model_copy(update={"settings": settings, "results": rows}), 100), 100
+    )
+    assert "27.12 ± 1.25" in shown
+    assert "27.12 ± 1.25, p 0.031" in shown
+    assert "tok:13a" in shown
+    assert "paired bootstrap" in shown
 
 
 def test_a_narrow_terminal_gets_stacked_tables_with_nothing_cut_off(evaluation):
