@@ -118,10 +118,14 @@ class States(Task):
 
     Depth: log2(length) layers by products of neighbours. A fixed number serves every length in s3 and z2 to z60,
     which are solvable (Liu et al. 2023), and none does in s5 (Barrington 1989; Merrill et al. 2024).
+
+    steps: "all" draws every g_t from the whole group. "swaps", of s3 and s5, draws the identity or a swap of
+    neighbours: a table of 120 x 5 products to learn in s5, not 120 x 120. Its early products are not uniform.
     """
 
     group: str = "s3"
     length: int = 24
+    steps: str = "all"
 
     name: ClassVar[str] = "states"
     grouped_by: ClassVar[str] = "length"
@@ -132,6 +136,11 @@ class States(Task):
         known = ["s3", "s5", *(f"z{n}" for n in range(2, 61))]
         if self.group not in known:
             raise InputError(f"{self.name}: group: expected s3, s5, or z2 to z60, got {self.group!r}")
+        known = ["all"] if self.group[0] == "z" else ["all", "swaps"]
+        if self.steps not in known:
+            raise InputError(
+                f"{self.name}: steps: expected {' or '.join(known)} in {self.group}, got {self.steps!r}"
+            )
 
     @property
     def vocabulary(self) -> list[str]:
@@ -150,8 +159,9 @@ class States(Task):
         return "".join(left[int(image)] for image in right)
 
     def draw(self, rng: random.Random) -> Row:
-        """Draw the elements uniformly."""
-        elements = rng.choices(_elements(self.group), k=self.length)
+        """Draw the elements, each uniformly from all that a step may be."""
+        steps = _elements(self.group) if self.steps == "all" else _swaps(int(self.group[1:]))
+        elements = rng.choices(steps, k=self.length)
         products = [elements[0]]
         for element in elements[1:]:
             products.append(self.multiply(products[-1], element))
@@ -283,6 +293,13 @@ def _elements(group: str) -> tuple[str, ...]:
     if group[0] == "z":
         return tuple(map(str, range(size)))
     return tuple("".join(map(str, images)) for images in permutations(range(size)))
+
+
+@lru_cache
+def _swaps(size: int) -> tuple[str, ...]:
+    """Return the identity and the swaps of neighbours, as the images of 0, 1, ..."""
+    same = "".join(map(str, range(size)))
+    return same, *(same[:i] + same[i + 1] + same[i] + same[i + 2 :] for i in range(size - 1))
 
 
 def _number(field: str, value: str) -> int:

@@ -21,6 +21,7 @@ __all__ = ["estimates_table", "study_table"]
 
 _LEGEND = (
     "value ± half of its 95 % interval over seeds (Student's t); differences to the reference are paired by seed; "
+    "to influence: of accuracy, to the plan by influence at that cut, likewise; "
     "evaluations: of blocks, per token; FLOPs: of training one model, estimated."
 )
 
@@ -60,6 +61,7 @@ _STUDENTS: list[tuple[str, Callable[[StudentResult], str]]] = [
     ("student", lambda row: f"{format_share(row.cut, digits=0)} cut by {row.plan}, {_training(row)}"),
     ("retained %", lambda row: _points(row.retained)),
     ("accuracy %", lambda row: _points(row.accuracy)),
+    ("to influence\npoints", lambda row: _points(row.to_influence)),
     ("nats per\ntoken", lambda row: _format(row.nll)),
     ("overhead\ncut", lambda row: format_share(row.overhead_cut)),
     ("evalua-\ntions", lambda row: f"{row.evaluations_per_token:.3g}"),

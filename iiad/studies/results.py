@@ -76,9 +76,13 @@ def collect(
     of_arms = {arm: [m for m in models if m.arm == arm and m.cut is None] for arm in study.arms}
     figures = {arm: [_seed_figures(model) for model in found] for arm, found in of_arms.items() if found}
     arms = [_arm_result(study, arm, rates.get(arm), tried[arm], of_arms[arm], figures) for arm in figures]
-    keys = dict.fromkeys((m.cut, m.plan_kind, m.training) for m in models if m.cut is not None)
+    rows: dict[tuple[float, PlanKind, str], list[Model]] = {}
+    for model in models:
+        if model.cut is not None:
+            rows.setdefault((model.cut, model.plan_kind, model.training), []).append(model)
     students = [
-        _student_result([m for m in models if (m.cut, m.plan_kind, m.training) == key]) for key in keys
+        _student_result(found, rows.get((cut, "influence", training), []) if kind != "influence" else [])
+        for (cut, kind, training), found in rows.items()
     ]
     return StudyResult(
         definition=study.model_dump(mode="json", exclude_unset=True),
@@ -135,7 +139,8 @@ def _arm_result(
     )
 
 
-def _student_result(models: Sequence[Model]) -> StudentResult:
+def _student_result(models: Sequence[Model], by_influence: Sequence[Model]) -> StudentResult:
+    """Put the models of one plan and training together. by_influence: those to compare with, by seed."""
     first, rows = models[0], [model.figures for model in models]
     teachers = [Evaluation.load(model.teacher).results[0] for model in models if model.teacher is not None]
     cuts = [
@@ -155,7 +160,12 @@ def _student_result(models: Sequence[Model]) -> StudentResult:
         nll=estimate([row.on_text.nll for row in rows]),
         accuracy=estimate([row.on_text.accuracy for row in rows]),
         retained=estimate(kept) if kept else None,
+        to_influence=paired_difference(*map(_accuracies, (models, by_influence))),
     )
+
+
+def _accuracies(models: Sequence[Model]) -> dict[int, float]:
+    return {model.seed: model.figures.on_text.accuracy for model in models}
 
 
 def answer(reference: str, arms: Sequence[ArmResult]) -> str:

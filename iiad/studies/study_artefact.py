@@ -53,6 +53,10 @@ class StudentResult(Record):
     nll: Estimate
     accuracy: Estimate
     retained: Estimate | None = Field(description="null where a teacher has no accuracy")
+    to_influence: Estimate | None = Field(
+        default=None,
+        description="accuracy less that by influence at this seed, cut and training; null for itself",
+    )
 
 
 class StudyResult(Artefact):

@@ -1,7 +1,7 @@
 """Generated tasks: answers by an independent reckoning, uniform, and no question in both splits."""
 
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import islice, pairwise, permutations
 
 import pytest
 from scipy.stats import chisquare
@@ -12,7 +12,7 @@ from tests.helpers import refused
 SPECS = ["states", "states:group=s5,length=6", "states:group=z7,length=5", "expressions", "hops"]
 SMALL = [
     "states:length=3",
-    "states:group=z5,length=3",
+    "states:group=z5,length=5",
     "expressions:operations=3,modulus=7",
     "hops:nodes=6,hops=3",
 ]
@@ -22,23 +22,38 @@ def rows_of(spec, number, split="train"):
     return list(islice(parse_task(spec).generate(split), number))
 
 
-def permutation(word):
+def permutations_of(word):
+    return map("".join, permutations(word))
+
+
+def as_map(word):
     return dict(enumerate(map(int, word)))
 
 
 @pytest.mark.parametrize("group", ["s3", "s5"])
 def test_states_ask_for_the_running_product_of_permutations(group):
     for words, labels, groups in rows_of(f"states:group={group},length=9", 20):
-        maps = [permutation(word) for word in words[:-1]]
+        maps = [as_map(word) for word in words[:-1]]
         for position in range(1, 10):
             image = {}
             for start in maps[0]:
                 image[start] = start
                 for one in reversed(maps[:position]):  # the last factor acts first
                     image[start] = one[image[start]]
-            assert permutation(labels[position]) == image
+            assert as_map(labels[position]) == image
         assert labels[0] is None
         assert groups == list(range(10))
+
+
+def test_swaps_are_the_identity_and_all_swaps_of_neighbours():
+    rows = rows_of("states:group=s5,length=9,steps=swaps", 40)
+    found = {word for words, _, _ in rows for word in words[:-1]}
+    assert found == {"01234", "10234", "02134", "01324", "01243"}
+    assert all(set(labels[1:]) <= set(permutations_of("01234")) for _, labels, _ in rows)
+    assert len({labels[-1] for _, labels, _ in rows}) > 20  # the products leave the swaps
+    for spec in ("states:group=z7,steps=swaps", "states:steps=cycles"):
+        with refused("steps: expected all"):
+            parse_task(spec)
 
 
 def test_states_of_a_cyclic_group_ask_for_the_running_sum():
@@ -108,7 +123,7 @@ def test_a_longer_data_set_begins_with_a_shorter_one_and_another_seed_gives_anot
 
 def test_the_specification_does_not_depend_on_the_order_of_settings_or_the_rows():
     one, other = parse_task("states:length=7,group=s5,rows=3"), parse_task("states:group=s5,length=7")
-    assert str(one) == str(other) == "states:group=s5,length=7,seed=0"
+    assert str(one) == str(other) == "states:group=s5,length=7,seed=0,steps=all"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +136,7 @@ def test_the_specification_does_not_depend_on_the_order_of_settings_or_the_rows(
         ("states:length=9999999999999", "states: length: expected a whole number"),
         (
             "states:size=3",
-            "states: expected some of group=VALUE, length=VALUE, rows=VALUE, seed=VALUE, each once",
+            "states: expected some of group=VALUE, length=VALUE, rows=VALUE, seed=VALUE, steps=VALUE, each once",
         ),
         ("states:length=3,length=4", "each once, got 'length=4'"),
         ("expressions:modulus=9", "expressions: modulus: expected a prime number, got 9"),
@@ -136,7 +151,7 @@ def test_settings_that_are_not_accepted_are_one_line(spec, message):
 
 
 def test_a_task_without_questions_for_a_split_is_refused():
-    with refused("states:group=z2,length=1,seed=0: expected a task with more questions"):
+    with refused("states:group=z2,length=1,seed=0,steps=all: expected a task with more questions"):
         for split in ("train", "validation"):
             rows_of("states:group=z2,length=1", 1, split)
 

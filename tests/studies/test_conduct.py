@@ -102,6 +102,12 @@ def test_a_study_that_is_killed_goes_on_to_the_same_table(how, tmp_path):
     for training in ("none", "distilled", "from scratch"):
         assert {(0.5, "influence", training), (1.0, "influence", training)} <= kinds
     assert all(len(row.runs) == 2 for row in whole.students if row.plan == "influence")
+    rows = {(row.plan, row.training): row for row in whole.students if row.cut == 0.5}
+    influence = {run.seed: run.accuracy for run in rows["influence", "distilled"].runs}
+    if uniform := rows.get(("uniform", "distilled")):
+        differences = [run.accuracy - influence[run.seed] for run in uniform.runs]
+        assert uniform.to_influence.mean == pytest.approx(sum(differences) / len(differences))
+    assert rows["influence", "distilled"].to_influence is None
     command = [sys.executable, "-m", "iiad_cli.worker"]
     arguments = ["study", str(path), "--output-dir", str(tmp_path / "killed")]
     for part in range(3):
