@@ -30,14 +30,28 @@ def generate(
         str, typer.Argument(help="Model folder with its tokenizer, or hub name.", callback=require_models)
     ],
     prompt: Annotated[
-        str | None, typer.Option(help="Text to continue. Default: the beginning of a text.")
+        str | None,
+        typer.Option(
+            help="Text to continue, or an encoder-decoder's source. Default: the beginning of a text."
+        ),
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the prompt.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with a prompt on each line: a text of each, greedy or by beams.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts of --prompts at a time.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add, at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")
+    ] = None,
+    num_beams: Annotated[int, typer.Option(help="Beams to search by; 1: none.")] = 1,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Compare beams by log likelihood over length to this power: more is longer. Default: 1."
+        ),
     ] = None,
     seed: Seed = 0,
     num_samples: Annotated[int, typer.Option(help="Texts to make, when sampling.")] = 1,
@@ -71,17 +85,22 @@ def generate(
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Continue a text: prompt and new text go to stdout, the speed to stderr.
+    """Continue a text, or make the target of a source: text goes to stdout, the speed to stderr.
 
     Example:  iiad generate student --prompt "def main(" --temperature 0.8 --top-p 0.95
 
     Example:  iiad generate teacher --draft self --prompt "def main("
+
+    Example:  iiad generate translator --prompts english.txt --num-beams 4 > italian.txt
     """
     from transformers import TextStreamer
 
     from iiad.checkpoints import require_cache_policy
     from iiad.errors import InputError
-    from iiad.generation.text import check_sampling, generate_text, load_drafted_generator, read_prompt
+    from iiad.generation.prompting import read_prompt, read_prompts
+    from iiad.generation.searching import Search
+    from iiad.generation.speculation import Chooser
+    from iiad.generation.text import check_sampling, generate_text, generate_texts, load_drafted_generator
     from iiad.progress import print_status
 
     sampling: dict[str, Any] = {
@@ -92,10 +111,19 @@ def generate(
         "seed": seed,
         "num_samples": num_samples,
     }
+    beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty}
     check_sampling(**sampling)
+    Search(**beams, chooser=Chooser(temperature))
     if temperature == 0:
         refuse_options(context, "without a --temperature above 0", "seed")
+    if num_beams > 1:
+        refuse_options(context, "with --num-beams", "stream", "draft")
+    if prompts is None:
+        refuse_options(context, "without --prompts", "batch_size")
+    else:
+        refuse_options(context, "with --prompts", "prompt", "prompt_file", "temperature", "stream", "draft")
     text = read_prompt(prompt, prompt_file)
+    lines = None if prompts is None else read_prompts(prompts)
     require_cache_policy([model], cache_policy)
     if draft is not None and num_samples > 1:
         raise InputError(f"num_samples: expected 1 with --draft, got {num_samples}")
@@ -108,8 +136,16 @@ def generate(
         device=device,
         dtype=dtype,
     )
+    if lines is not None:
+        options = {"max_new_tokens": max_new_tokens, **beams, "batch_size": batch_size}
+        generation = generate_texts(loaded, tokenizer, lines, **options)
+        print_result(
+            generation, lambda width: "\n".join(" ".join(each.split("\n")) for each in generation.texts)
+        )
+        print_status(_describe_speed(generation))
+        return
     if stream is None:
-        stream = sys.stdout.isatty() and num_samples == 1
+        stream = sys.stdout.isatty() and num_samples == num_beams == 1
     stream = stream and not is_json()
     generation = generate_text(
         loaded,
@@ -118,13 +154,18 @@ def generate(
         streamer=TextStreamer(tokenizer, skip_special_tokens=True) if stream else None,
         draft=proposer,
         **sampling,
+        **beams,
     )
     if not stream:
         print_result(generation, lambda width: "\n".join(_with_numbers(generation.texts)))
-    print_status(f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s")
+    print_status(_describe_speed(generation))
     for found in (generation.speculation, generation.choice):
         if found is not None:
             print_status(str(found))
+
+
+def _describe_speed(generation: Any) -> str:
+    return f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s"
 
 
 def _with_numbers(texts: list[str]) -> Iterator[str]:

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.profiler import record_function
 from transformers import DynamicCache
 
+from iiad.clock import now
+
 from .bench_artefact import PARTS, Breakdown
-from .timing import now, run_calls
+from .timing import run_calls
 from .tracing import traced_events
 
 __all__ = ["can_be_profiled", "median_breakdown", "profile_run", "seconds_by_part"]

@@ -29,6 +29,7 @@ from iiad.checkpoints import (
     load_identified,
     read_limits,
 )
+from iiad.clock import now
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.models import IIETConfig, IIETForCausalLM
@@ -37,7 +38,7 @@ from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
-from .timing import describe_machine, now, random_prompts
+from .timing import describe_machine, random_prompts
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 

@@ -1,6 +1,6 @@
 """One timed run of one model: a prompt in one forward call, then greedy decoding, eager or compiled. All ours.
 
-Beside it what evaluations share: prompts, the clock, the machine, and the check of positions.
+Beside it what evaluations share: prompts, the machine, and the check of positions.
 
 Legend: B sequences, T prompt tokens.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import platform
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from iiad.checkpoints import read_limits
+from iiad.clock import now
 from iiad.errors import InputError
 from iiad.models.compatibility import cache_argument
 
@@ -29,7 +29,6 @@ __all__ = [
     "describe_machine",
     "device_name",
     "new_cache",
-    "now",
     "random_prompts",
     "require_compiler",
     "require_positions",
@@ -117,13 +116,6 @@ def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int)
     """Return (batch_size, num_tokens) token ids below vocab_size, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (batch_size, num_tokens), generator=generator)
-
-
-def now(device: torch.device) -> float:
-    """Return seconds on a monotonic clock, after all work asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:

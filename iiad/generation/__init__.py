@@ -9,15 +9,23 @@ from iiad import lazy_names
 if TYPE_CHECKING:
     from .drafts import Draft
     from .speculation import speculate
-    from .text import Generation, generate_text, load_drafted_generator, load_generator
+    from .text import Generation, generate_text, generate_texts, load_drafted_generator, load_generator
 
-__all__ = ["Draft", "Generation", "generate_text", "load_drafted_generator", "load_generator", "speculate"]
+__all__ = [
+    "Draft",
+    "Generation",
+    "generate_text",
+    "generate_texts",
+    "load_drafted_generator",
+    "load_generator",
+    "speculate",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "drafts": ["Draft"],
         "speculation": ["speculate"],
-        "text": ["Generation", "generate_text", "load_drafted_generator", "load_generator"],
+        "text": ["Generation", "generate_text", "generate_texts", "load_drafted_generator", "load_generator"],
     },
 )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiad.evaluation.timing import now
+from iiad.clock import now
 
 from .drafts import Draft
 from .speculation import Chooser, Reader

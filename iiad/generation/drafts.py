@@ -129,6 +129,7 @@ def load_draft(
     tokens to draft at a time; None: measured when generating.
     Raises InputError: a teacher without iterations, a plan for another teacher, a folder that cannot be loaded.
     """
+    _require_causal(teacher)
     if draft == "auto":
         return Draft(self_draft(teacher), length, candidate_plans(teacher))
     if draft != "self":
@@ -143,6 +144,8 @@ def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
 
     Another vocabulary, too few positions, or a generation_config that changes the teacher's choices.
     """
+    for model in (teacher, draft.model):
+        _require_causal(model)
     size, own = (model.get_input_embeddings().weight.shape[0] for model in (draft.model, teacher))
     if size != own:
         raise InputError(f"draft: expected a vocabulary of {own}, the teacher's, got {size}")
@@ -157,6 +160,11 @@ def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
         if setting not in neutral:
             expected = " or ".join(map(str, neutral))
             raise InputError(f"generation_config.{name}: expected {expected} with a draft, got {setting!r}")
+
+
+def _require_causal(model: Any) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"draft: expected causal models, got an encoder-decoder, {model.config.model_type}")
 
 
 def _check_length(length: int | None) -> None:

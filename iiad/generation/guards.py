@@ -20,11 +20,11 @@ _HARMLESS = ("_", "transformers_version", "use_cache", "bos_token_id", "eos_toke
 """Beginnings of the names of settings that most folders have and no failure comes from; token ids are checked."""
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
+def encode(tokenizer: Any, prompt: str, **options: Any) -> list[int]:
     """Return a prompt's token ids. Raises InputError for text that UTF-8 cannot hold or the tokenizer fails on."""
     require_utf8("prompt", prompt)
     with tokenizing("prompt: cannot be encoded by the model's tokenizer"):
-        return tokenizer(prompt)["input_ids"]
+        return tokenizer(prompt, **options)["input_ids"]
 
 
 def end_tokens(model: Any) -> set[int]:

@@ -6,6 +6,7 @@ Legend: T tokens of the prompt.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,24 +17,26 @@ from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
-from iiad.data.tokenizers import tokenizing
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.planning import Plan, check_plan
 from iiad.planning.plan import read_plan
+from iiad.progress import progress
 
 from .draft_choice import Choice, choose_draft
 from .drafts import Draft, check_draft, check_draft_options, load_draft
-from .guards import encode, end_tokens, finite_logits, settings_explained
-from .speculation import Chooser, Speculation, speculate, until_end
+from .guards import end_tokens, finite_logits
+from .prompting import prompting
+from .searching import Search, decode, search_all, search_batch
+from .speculation import Chooser, Speculation, speculate
 
 __all__ = [
     "Generation",
     "check_sampling",
     "generate_text",
+    "generate_texts",
     "load_drafted_generator",
     "load_generator",
-    "read_prompt",
 ]
 
 
@@ -42,7 +45,7 @@ class Generation:
     """Generated texts, and the tokens and seconds that they took.
 
     Attributes:
-        texts: one per sample, with the prompt, without special tokens.
+        texts: one per sample, without special tokens; a causal model's with the prompt.
         num_new_tokens: over all samples, with the tokens that end texts.
         seconds: of reading the prompt and generating, without the choice of a draft.
         speculation: calls and tokens of draft and teacher; None without a draft.
@@ -72,10 +75,12 @@ def generate_text(
     top_p: float | None = None,
     seed: int = 0,
     num_samples: int = 1,
+    num_beams: int = 1,
+    length_penalty: float | None = None,
     streamer: Any = None,
     draft: Draft | None = None,
 ) -> Generation:
-    """Continue a prompt with the model's own plan and cache.
+    """Continue a prompt, or make the target of a source, with the model's own plan and cache.
 
     With a draft (lossless mode) the greedy text is the same and samples have the same distribution, but not the
     same tokens for the same seed (`iiad.generation.speculate`).
@@ -84,15 +89,16 @@ def generate_text(
     that end a text, and anything else that is not an argument here, follow the model's generation_config.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a causal language model, or an encoder-decoder, in evaluation mode.
         tokenizer: its tokenizer.
-        prompt: text to go on from; empty starts at the beginning of a text.
+        prompt: text to go on from, empty starts at the beginning of a text; or an encoder-decoder's source.
         max_new_tokens: the most tokens to add.
         temperature: 0 takes the likeliest token each time (greedy), above 0 samples.
         top_k: sample among the k likeliest tokens; default: all.
         top_p: sample among the likeliest tokens that hold this share of probability; default: all.
         seed: of the sampling.
         num_samples: texts to make; more than one only when sampling.
+        num_beams, length_penalty: as `iiad.generation.searching.Search` takes them.
         streamer: gets every token as it comes, as transformers' TextStreamer; for one sample only.
         draft: proposes tokens, which makes one sample faster; see `load_drafted_generator`.
 
@@ -102,64 +108,54 @@ def generate_text(
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
     for name, given in (("streamer", streamer), ("draft", draft)):
-        if given is not None and num_samples > 1:
-            raise InputError(f"num_samples: expected 1 with a {name}, got {num_samples}")
-    prompt_ids = _encode(model, tokenizer, prompt, max_new_tokens)  # (1, T)
+        for count, number in (("num_samples", num_samples), ("num_beams", num_beams)):
+            if given is not None and number > 1:
+                raise InputError(f"{count}: expected 1 with a {name}, got {number}")
     chooser = Chooser(float(temperature), top_k, top_p)
+    search = Search(max_new_tokens, num_beams, length_penalty, chooser, num_samples)
+    kind = prompting(model, tokenizer)
+    prompt_ids = kind.encode(prompt, max_new_tokens)
     devices = [model.device] if model.device.type == "cuda" else []
-    where, num_tokens = f"generating on {model.device}", prompt_ids.shape[1] + max_new_tokens
+    where, num_tokens = f"generating on {model.device}", len(prompt_ids) + max_new_tokens
     speculation = choice = None
     watched = [model] if draft is None else [model, draft.model]
     with (
         torch.random.fork_rng(devices=devices),
-        memory_explained(where, model, num_samples, num_tokens),
+        memory_explained(where, model, num_samples * num_beams, num_tokens),
         finite_logits(*watched),
     ):
         torch.manual_seed(seed)
         if draft is None:
             started = time.perf_counter()
-            new = _generate(model, tokenizer, prompt_ids, max_new_tokens, chooser, num_samples, streamer)
+            new = search_batch(kind, [prompt_ids], search, streamer)
             seconds = time.perf_counter() - started
         else:
-            speculation, choice = _speculate(model, draft, prompt_ids, max_new_tokens, chooser, streamer)
+            ids = torch.tensor([prompt_ids], device=model.device)  # (1, T)
+            speculation, choice = _speculate(model, draft, ids, max_new_tokens, chooser, streamer)
             new, seconds = [speculation.tokens], speculation.seconds
-    with tokenizing("tokens: cannot be decoded by the model's tokenizer"):
-        texts = [tokenizer.decode([*prompt_ids[0].tolist(), *row], skip_special_tokens=True) for row in new]
+    texts = [decode(kind, prompt_ids, row) for row in new]
     return Generation(texts, sum(map(len, new)), seconds, speculation, choice)
 
 
-def _generate(
+def generate_texts(
     model: Any,
     tokenizer: Any,
-    prompt_ids: Tensor,
-    max_new_tokens: int,
-    chooser: Chooser,
-    num_samples: int,
-    streamer: Any,
-) -> list[list[int]]:
-    """New tokens of each sample by transformers' generate(), up to the one that ended it."""
-    config = model.generation_config
-    padding = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-    options: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # unused
-    if not chooser.greedy:
-        # transformers drops all but 50 tokens where top_k is not given; 0 keeps all.
-        options = {"do_sample": True, "temperature": chooser.temperature, "top_k": chooser.top_k or 0}
-        options["top_p"] = float(chooser.top_p or 1)
-    ends = end_tokens(model)
-    with settings_explained(model):
-        made = model.generate(
-            prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=num_samples,
-            num_beams=1,
-            pad_token_id=next((token for token in padding if token is not None), None),
-            return_dict_in_generate=False,
-            streamer=streamer,
-            tokenizer=tokenizer,  # for stop_strings
-            **options,
-        )  # (num_samples, T + new tokens)
-    return [until_end(row, ends) for row in made[:, prompt_ids.shape[1] :].tolist()]
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    num_beams: int = 1,
+    length_penalty: float | None = None,
+    batch_size: int = 8,
+) -> Generation:
+    """Make a text of each prompt, greedy or by beams, in batches of like length; otherwise as `generate_text`."""
+    search, kind = Search(max_new_tokens, num_beams, length_penalty), prompting(model, tokenizer)
+    ids = [kind.encode(prompt, max_new_tokens) for prompt in prompts]
+    with progress("generating", len(ids), "texts") as advance:
+        started = time.perf_counter()
+        new = search_all(kind, ids, search, batch_size, advance)
+        seconds = time.perf_counter() - started
+    texts = [decode(kind, *each) for each in zip(ids, new, strict=True)]
+    return Generation(texts, sum(map(len, new)), seconds)
 
 
 def _speculate(
@@ -201,18 +197,6 @@ def check_sampling(
     for name, choice in sampling.items():
         if choice is not None and temperature == 0:
             raise InputError(f"{name}: expected a temperature above 0 with it, got {choice} and 0 (greedy)")
-
-
-def read_prompt(prompt: str | None, prompt_file: str | Path | None) -> str:
-    """Return the prompt from either place, empty from neither. Raises InputError: both, or no UTF-8 text."""
-    if prompt_file is None:
-        return prompt or ""
-    if prompt is not None:
-        raise InputError("prompt: expected a text or a file, got both")
-    try:
-        return Path(prompt_file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{prompt_file}: expected UTF-8 text, got another byte at {error.start}") from None
 
 
 def load_generator(
@@ -257,23 +241,3 @@ def load_drafted_generator(
     if draft is not None:
         made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
     return loaded, tokenizer, made
-
-
-def _encode(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
-    """(1, T) token ids on the model's device, T at least 1."""
-    ids = encode(tokenizer, prompt)
-    if not ids:  # the token before a document's first one
-        start = tokenizer.bos_token_id
-        ids = [tokenizer.eos_token_id if start is None else start]
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    if max(ids) >= vocab_size:
-        raise InputError(
-            f"prompt: expected tokens below the model's vocabulary of {vocab_size}, got {max(ids)} from the tokenizer"
-        )
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and len(ids) + max_new_tokens > limit:
-        raise InputError(
-            f"prompt: expected at most {limit} tokens with the new ones, the model's positions, got {len(ids)} and "
-            f"{max_new_tokens} new"
-        )
-    return torch.tensor([ids], device=model.device)

@@ -10,7 +10,8 @@ from iiad import InputError
 from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer
 from iiad.generation.drafts import Draft, self_draft
-from iiad.generation.text import generate_text, load_drafted_generator, load_generator, read_prompt
+from iiad.generation.prompting import read_prompt
+from iiad.generation.text import generate_text, load_drafted_generator, load_generator
 from tests.helpers import BUDGET
 
 PROMPT = "def push(self"
