@@ -24,7 +24,16 @@ from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.data import train_tokenizer
 from iiad.errors import InputError
 from iiad.influence.profile import BatchRecord, FixedPoint, Profile, ProfileSettings
-from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.models import (
+    IIETConfig,
+    IIETForCausalLM,
+    IIETForConditionalGeneration,
+    IIETSeq2SeqConfig,
+    PCformerConfig,
+    PCformerForCausalLM,
+    PCformerForConditionalGeneration,
+    PCformerSeq2SeqConfig,
+)
 from iiad.planning import Plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.training import RunRecord, learner
@@ -68,6 +77,30 @@ def make_iiet(**fields: object) -> IIETForCausalLM:
 def make_pcformer(**fields: object) -> PCformerForCausalLM:
     """A small PCformer with stirred weights."""
     return make_model(PCformerForCausalLM, PCformerConfig(**{**SHAPE, **fields}))
+
+
+PAIR_SHAPE = {**SHAPE, "num_layers": 2, "num_encoder_layers": 3}
+
+
+def make_seq2seq(**fields: object) -> IIETForConditionalGeneration:
+    """A small encoder-decoder IIET with stirred weights."""
+    return make_model(IIETForConditionalGeneration, IIETSeq2SeqConfig(**{**PAIR_SHAPE, **fields}))
+
+
+def make_pcformer_seq2seq(**fields: object) -> PCformerForConditionalGeneration:
+    """A small encoder-decoder PCformer with stirred weights."""
+    return make_model(PCformerForConditionalGeneration, PCformerSeq2SeqConfig(**{**PAIR_SHAPE, **fields}))
+
+
+UNEVEN = {"num_encoder_iterations": [0, 2, 1], "num_iterations": [2, 0], "max_num_iterations": 3}
+PAIR_VARIANTS = {
+    "history": lambda: make_seq2seq(**UNEVEN),
+    "plain": lambda: make_seq2seq(**UNEVEN, history=False, shared_embeddings=False),
+    "relaxed": lambda: make_seq2seq(**UNEVEN, history=False, relaxation=True, tie_word_embeddings=False),
+    "shared": lambda: make_seq2seq(**UNEVEN, cache_policy="shared"),
+    "pcformer-rk2": lambda: make_pcformer_seq2seq(**UNEVEN),
+    "pcformer-rk4-fixed": lambda: make_pcformer_seq2seq(predictor_order=4, coefficients="fixed"),
+}
 
 
 def given_cache(options: dict[str, Any]) -> Any:

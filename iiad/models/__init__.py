@@ -8,12 +8,15 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
 from .configuration_iiet import IIETConfig
+from .configuration_iiet_seq2seq import IIETSeq2SeqConfig
 from .configuration_pcformer import PCformerConfig
+from .configuration_pcformer_seq2seq import PCformerSeq2SeqConfig
 from .modeling_iiet import (
     IIETForCausalLM,
     IIETForSequenceClassification,
@@ -21,6 +24,7 @@ from .modeling_iiet import (
     IIETModel,
     IIETPreTrainedModel,
 )
+from .modeling_iiet_seq2seq import IIETForConditionalGeneration, IIETSeq2SeqModel
 from .modeling_pcformer import (
     PCformerForCausalLM,
     PCformerForSequenceClassification,
@@ -28,28 +32,36 @@ from .modeling_pcformer import (
     PCformerModel,
     PCformerPreTrainedModel,
 )
+from .modeling_pcformer_seq2seq import PCformerForConditionalGeneration, PCformerSeq2SeqModel
 
 __all__ = [
     "IIETConfig",
     "IIETForCausalLM",
+    "IIETForConditionalGeneration",
     "IIETForSequenceClassification",
     "IIETForTokenClassification",
     "IIETModel",
     "IIETPreTrainedModel",
+    "IIETSeq2SeqConfig",
+    "IIETSeq2SeqModel",
     "PCformerConfig",
     "PCformerForCausalLM",
+    "PCformerForConditionalGeneration",
     "PCformerForSequenceClassification",
     "PCformerForTokenClassification",
     "PCformerModel",
     "PCformerPreTrainedModel",
+    "PCformerSeq2SeqConfig",
+    "PCformerSeq2SeqModel",
 ]
 
-for _config in (IIETConfig, PCformerConfig):
+for _config in (IIETConfig, PCformerConfig, IIETSeq2SeqConfig, PCformerSeq2SeqConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     _config.register_for_auto_class()
 for _auto, _models in {
-    AutoModel: (IIETModel, PCformerModel),
+    AutoModel: (IIETModel, PCformerModel, IIETSeq2SeqModel, PCformerSeq2SeqModel),
     AutoModelForCausalLM: (IIETForCausalLM, PCformerForCausalLM),
+    AutoModelForSeq2SeqLM: (IIETForConditionalGeneration, PCformerForConditionalGeneration),
     AutoModelForSequenceClassification: (IIETForSequenceClassification, PCformerForSequenceClassification),
     AutoModelForTokenClassification: (IIETForTokenClassification, PCformerForTokenClassification),
 }.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import reprlib
 import warnings
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -101,7 +103,8 @@ class IIETConfig(PreTrainedConfig):
             accepted = f"a multiple of num_attention_heads ({n}), unless head_dim is given"
             self._require("hidden_size", self.hidden_size % n == 0, accepted)
             self.head_dim = self.hidden_size // n
-        self.num_iterations = list(self.iterations)
+        for field in self.plan_fields:
+            setattr(self, field, self._plan_of(field))
         if self.max_num_iterations is None:
             self.max_num_iterations = max(self.iterations, default=0)
         super().__post_init__(**kwargs)
@@ -139,10 +142,31 @@ class IIETConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **given}, **kwargs)
 
     @property
+    def plan_fields(self) -> dict[str, str]:
+        """Fields that the plan is made of, in order, and those that say how many layers each is for."""
+        return {"num_iterations": "num_layers"}
+
+    @property
     def iterations(self) -> list[int]:
-        """The plan: r_t for each of the L layers."""
-        r = self.num_iterations
-        return [r] * self.num_layers if isinstance(r, int) else r
+        """The plan: r_t for each of the layers, an encoder's first."""
+        return [r for field in self.plan_fields for r in self._plan_of(field)]
+
+    def _plan_of(self, field: str) -> list[int]:
+        r = getattr(self, field)
+        return [r] * getattr(self, self.plan_fields[field]) if isinstance(r, int) else list(r)
+
+    def split_plan(self, num_iterations: int | Sequence[int]) -> dict[str, list[int]]:
+        """Return the fields of a plan: r_t for each of the layers, or one number for all.
+
+        Raises ValueError for another number of layers.
+        """
+        sizes = [getattr(self, num_layers) for num_layers in self.plan_fields.values()]
+        plan = [num_iterations] * sum(sizes) if isinstance(num_iterations, int) else list(num_iterations)
+        if len(plan) != sum(sizes):
+            accepted = f"an int or a list of {' + '.join(self.plan_fields.values())} ({sum(sizes)})"
+            raise ValueError(f"num_iterations: expected {accepted}, got {reprlib.repr(num_iterations)}")
+        rest = iter(plan)
+        return {field: list(islice(rest, size)) for field, size in zip(self.plan_fields, sizes, strict=True)}
 
     @property
     def num_start_evaluations(self) -> int:
@@ -183,12 +207,14 @@ class IIETConfig(PreTrainedConfig):
             # transformers would size caches by it, and the layers know nothing of it.
             self._require(name, not getattr(self, name, None), "none: a layer attends to all positions")
         self._require("relaxation", not (self.history and self.relaxation), "false with history")
-        plan, most, length = self.iterations, self.max_num_iterations or 0, self.num_layers
-        self._require("num_iterations", len(plan) == length, f"an int or a list of num_layers ({length})")
-        for layer, r in enumerate(plan):
-            if r > most:
-                accepted = f"from 0 to {most} (max_num_iterations)"
-                raise ValueError(f"num_iterations[{layer}]: expected {accepted}, got {r}")
+        most = self.max_num_iterations or 0
+        for field, name in self.plan_fields.items():
+            plan, length = self._plan_of(field), getattr(self, name)
+            self._require(field, len(plan) == length, f"an int or a list of {name} ({length})")
+            for layer, r in enumerate(plan):
+                if r > most:
+                    accepted = f"from 0 to {most} (max_num_iterations)"
+                    raise ValueError(f"{field}[{layer}]: expected {accepted}, got {r}")
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""

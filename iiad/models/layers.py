@@ -24,14 +24,24 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_iiet import IIETConfig
-from .solvers import MultistepCorrector, PicardCorrector
+from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
 
-__all__ = ["EvaluationSlot", "IterativeLayer", "RMSNorm", "SlottedAttention"]
+__all__ = [
+    "CrossIterativeLayer",
+    "EvaluationSlot",
+    "IterativeLayer",
+    "RMSNorm",
+    "SlottedAttention",
+    "make_predictor",
+]
 
 
 Predict = Callable[..., Tensor]
 """predict(x, step, norm, num_stages) -> z(0), by the predictor. It and norm are functions, because accelerate's
 hooks move modules that they find among the arguments of a module."""
+
+Angles = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary position embedding, each (B, T, E)."""
 
 KeysAndValues = tuple[Tensor, Tensor]
 """Each (B, K, positions, E), of all positions that may be attended to."""
@@ -44,10 +54,9 @@ class EvaluationSlot(nn.Module):
     a slot, under the shared policy each layer. Serving engines read it, `scaling` and the source of `forward`.
     """
 
-    is_causal = True
-
-    def __init__(self, attention: LlamaAttention, layer_idx: int):
+    def __init__(self, attention: LlamaAttention, layer_idx: int, is_causal: bool = True):
         super().__init__()
+        self.is_causal = is_causal
         self.config = attention.config
         self.layer_idx = layer_idx
         self.num_key_value_groups = attention.num_key_value_groups
@@ -85,7 +94,7 @@ class SlottedAttention(LlamaAttention):
         self,
         hidden_states: Tensor,
         slot: EvaluationSlot,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Angles | None,
         past_key_values: Any,
         attention_options: dict[str, Any],
     ) -> KeysAndValues:
@@ -103,7 +112,7 @@ class SlottedAttention(LlamaAttention):
         self,
         hidden_states: Tensor,
         slot: EvaluationSlot,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Angles | None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         shared: KeysAndValues | None = None,
@@ -137,9 +146,11 @@ class SlottedAttention(LlamaAttention):
         return self.config.dtype or default
 
 
-def _rotate(states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding: (B, T, heads, E) -> (B, heads, T, E); angles: cosine and sine, each (B, T, E)."""
+def _rotate(states: Tensor, angles: Angles | None) -> Tensor:
+    """Rotary position embedding, none without angles: (B, T, heads, E) -> (B, heads, T, E)."""
     states = states.transpose(1, 2)
+    if angles is None:
+        return states
     cosine, sine = (part.unsqueeze(1) for part in angles)
     return states * cosine + rotate_half(states) * sine
 
@@ -166,6 +177,14 @@ def _make_norm(config: IIETConfig) -> LlamaRMSNorm:
     return kind(config.hidden_size, eps=config.rms_norm_eps)
 
 
+def make_predictor(config: IIETConfig) -> ExplicitEuler | RungeKutta:
+    """Return the predictor that all layers of a stack share: Runge-Kutta where the configuration has its order."""
+    order = getattr(config, "predictor_order", None)
+    if order is None:
+        return ExplicitEuler()
+    return RungeKutta(config.hidden_size, order, config.coefficients, config.layer_norm_eps)
+
+
 class IterativeLayer(GradientCheckpointingLayer):
     """Layer t: the block F_t with Llama's tensor names, and the corrector that iterates it.
 
@@ -173,12 +192,12 @@ class IterativeLayer(GradientCheckpointingLayer):
     """
 
     slots: list[EvaluationSlot]
-    """The layer's own, a plain list: `IIETModel.assign_slots` registers them in the model and fills it."""
+    """The layer's own, a plain list: `LayerStack.assign_slots` registers them in the model and fills it."""
 
-    def __init__(self, config: IIETConfig, layer: int):
-        """layer: from 0; the paper's t is layer + 1."""
+    def __init__(self, config: IIETConfig, layer: int, place: int | None = None):
+        """layer: in its stack, from 0; the paper's t is layer + 1. place: in the plan; default, layer."""
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.place = config, layer, layer if place is None else place
         self.self_attn = SlottedAttention(config=config, layer_idx=layer)
         self.mlp = LlamaMLP(config)
         self.input_layernorm, self.post_attention_layernorm = (_make_norm(config) for _ in range(2))
@@ -191,15 +210,19 @@ class IterativeLayer(GradientCheckpointingLayer):
     @property
     def num_iterations(self) -> int:
         """r_t, from the configuration."""
-        return self.config.iterations[self.layer]
+        return self.config.iterations[self.place]
 
     def evaluate(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> Tensor:
         """base + f_t(point), each (B, T, D). base: default, point, which makes it F_t(point)."""
+        middle, start = self.attend(point, base, **kwargs)
+        return start + self.mlp(self.post_attention_layernorm(middle))
+
+    def attend(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return point and base (default, point) plus what is attended to at point, each (B, T, D)."""
         attended, _ = self.self_attn(self.input_layernorm(point), **kwargs)
         middle = point + attended
         # Two sums in Llama's order, so that F_t(point) equals Llama's block to the last bit.
-        start = middle if base is None else base + attended
-        return start + self.mlp(self.post_attention_layernorm(middle))
+        return middle, middle if base is None else base + attended
 
     def solve(
         self,
@@ -213,7 +236,7 @@ class IterativeLayer(GradientCheckpointingLayer):
         """x_t and H_0, ..., H_{t-1} (ignored without history) -> x_{t+1} and z(0), ..., z(r_t), each (B, T, D).
 
         num_stages: of the predictor; default, the configuration's. recompute_evaluations: save only the inputs of
-        evaluations and compute each again in the backward pass. context: that of `IIETModel.prepare`.
+        evaluations and compute each again in the backward pass. context: that of `LayerStack.prepare`.
         """
         slots, shared = iter(self.slots), None
         if self.config.cache_policy == "shared":
@@ -245,3 +268,52 @@ class IterativeLayer(GradientCheckpointingLayer):
         """x_t and H_0, ..., H_{t-1}, one by one as `solve` takes them -> x_{t+1} and H_t, each (B, T, D)."""
         output, iterates = self.solve(hidden_states, predict, *history, **kwargs)
         return output, iterates[-1]
+
+
+class CrossIterativeLayer(IterativeLayer):
+    """A decoder's layer: attention to the encoder's output stands between self-attention and MLP.
+
+    Its keys and values depend on the encoder's output and the layer's weights alone: all evaluations of the layer,
+    and all steps of decoding, use one slot of the cross-attention's cache. Its queries are not rotated (ours).
+    """
+
+    def __init__(self, config: IIETConfig, layer: int, place: int | None = None):
+        super().__init__(config, layer, place)
+        self.cross_attn = SlottedAttention(config=config, layer_idx=layer)
+        self.cross_attention_layernorm = _make_norm(config)
+        self.cross_slot = EvaluationSlot(self.cross_attn, layer, is_causal=False)
+
+    def attend(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return point and base (default, point) plus what is attended to at point, each (B, T, D).
+
+        kwargs: those of `IterativeLayer.attend`, the source's keys and values and its mask.
+        """
+        source, mask = kwargs.pop("source"), kwargs.pop("encoder_mask")
+        middle, start = super().attend(point, base, **kwargs)
+        states = self.cross_attention_layernorm(middle)
+        attended, _ = self.cross_attn(states, self.cross_slot, None, mask, shared=source)
+        middle = middle + attended
+        return middle, middle if base is None else start + attended
+
+    def solve(
+        self, hidden_states: Tensor, predict: Predict, *history: Tensor, **context: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `IterativeLayer.solve`; the context also has the encoder's output (B, S, D) and its mask."""
+        cache = context["past_key_values"]
+        source = self.source_keys_and_values(context.pop("encoder_hidden_states"), cache)
+        context["past_key_values"] = None if cache is None else cache.self_attention_cache
+        return super().solve(hidden_states, predict, *history, source=source, **context)
+
+    def source_keys_and_values(self, encoder_hidden_states: Tensor, past_key_values: Any) -> KeysAndValues:
+        """encoder_hidden_states: (B, S, D) -> keys and values (B, K, S, E), from the cache where it has them."""
+        slot, length = self.cross_slot.layer_idx, encoder_hidden_states.shape[1]
+        cache = None if past_key_values is None else past_key_values.cross_attention_cache
+        if cache is not None and past_key_values.is_updated.get(slot):
+            key, value = cache.layers[slot].keys, cache.layers[slot].values
+        else:
+            key, value = self.cross_attn.keys_and_values(
+                encoder_hidden_states, self.cross_slot, None, cache, {}
+            )
+            if cache is not None:
+                past_key_values.is_updated[slot] = True
+        return key[:, :, :length], value[:, :, :length]  # a static cache may be longer

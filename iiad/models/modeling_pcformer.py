@@ -7,7 +7,6 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gener
 
 from .configuration_pcformer import PCformerConfig
 from .modeling_iiet import IIETForCausalLM, IIETModel, IIETPreTrainedModel
-from .solvers import RungeKutta
 
 __all__ = [
     "PCformerForCausalLM",
@@ -29,17 +28,11 @@ class PCformerPreTrainedModel(IIETPreTrainedModel):
 
         Raises ValueError for a number below 1 or above the predictor's order.
         """
-        self.reconfigure("predictor_stages", predictor_stages)
+        self.reconfigure(predictor_stages=predictor_stages)
 
 
 class PCformerModel(PCformerPreTrainedModel, IIETModel):
     """Embeddings, L predictor-corrector layers and the final norm: IIET with another predictor."""
-
-    def make_predictor(self, config: PCformerConfig) -> RungeKutta:
-        """The Runge-Kutta predictor, with norms and coefficients shared by all layers."""
-        return RungeKutta(
-            config.hidden_size, config.predictor_order, config.coefficients, config.layer_norm_eps
-        )
 
 
 class PCformerForCausalLM(PCformerPreTrainedModel, IIETForCausalLM):
