@@ -228,10 +228,12 @@ class Hops(Task):
     """Follow 1 to `hops` edges of a cycle of `nodes` nodes, whose edges stand in random order; the end is asked for.
 
     Depth: log2(hops) layers by doubling, else a layer a hop (Sanford et al. 2024, k-hop induction).
+    questions: of a row, all different, each a number of hops, a start and its end; more give more to learn a token.
     """
 
     nodes: int = 16
     hops: int = 8
+    questions: int = 1
 
     name: ClassVar[str] = "hops"
     grouped_by: ClassVar[str] = "hops"
@@ -240,6 +242,7 @@ class Hops(Task):
         super().__post_init__()
         self.require("nodes", 2, 1024)
         self.require("hops", 1, self.nodes - 1)
+        self.require("questions", 1, self.nodes * self.hops)
 
     @property
     def vocabulary(self) -> list[str]:
@@ -248,18 +251,24 @@ class Hops(Task):
 
     @property
     def longest(self) -> int:
-        """Two nodes an edge, the hops, the start and the answer."""
-        return 2 * self.nodes + 3
+        """Two nodes an edge; hops, start and answer a question."""
+        return 2 * self.nodes + 3 * self.questions
 
     def draw(self, rng: random.Random) -> Row:
-        """Draw the cycle, the start and the number of hops."""
+        """Draw the cycle, and starts and numbers of hops."""
         cycle = [f"n{node}" for node in rng.sample(range(self.nodes), self.nodes)]
         edges = list(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
         rng.shuffle(edges)
-        start, hops = rng.randrange(self.nodes), rng.randint(1, self.hops)
-        answer = cycle[(start + hops) % self.nodes]
         words = [node for edge in edges for node in edge]
-        return Row.of_answer([*words, f"h{hops}", cycle[start], answer], hops)
+        labels: list[str | None] = [None] * len(words)
+        groups = [0] * len(words)
+        for question in rng.sample(range(self.nodes * self.hops), self.questions):
+            start, more = divmod(question, self.hops)
+            answer = cycle[(start + more + 1) % self.nodes]
+            words += [f"h{more + 1}", cycle[start], answer]
+            labels += [None, None, answer]
+            groups += [0, 0, more + 1]
+        return Row(words, labels, groups)
 
 
 TASKS: dict[str, Callable[..., Task]] = {kind.name: kind for kind in (States, Expressions, Hops)}

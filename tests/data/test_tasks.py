@@ -83,15 +83,21 @@ def test_expressions_ask_for_their_value_and_count_their_operations():
         assert set(labels[:-1]) == {None}
 
 
-def test_hops_follow_the_edges_of_the_row():
-    for words, labels, groups in rows_of("hops:nodes=9,hops=5", 50):
-        *edges, hops, start, answer = words
-        following = dict(zip(edges[::2], edges[1::2], strict=True))
+@pytest.mark.parametrize("questions", [1, 7])
+def test_hops_follow_the_edges_of_the_row(questions):
+    for words, labels, groups in rows_of(f"hops:nodes=9,hops=5,questions={questions}", 50):
+        following = dict(zip(words[:18:2], words[1:18:2], strict=True))
         assert len(following) == 9
-        for _ in range(int(hops[1:])):
-            start = following[start]
-        assert labels[-1] == answer == start
-        assert groups[-1] == int(hops[1:])
+        assert sum(label is not None for label in labels) == questions
+        asked = set()
+        for at in range(18, len(words), 3):
+            hops, start, answer = words[at : at + 3]
+            asked.add((hops, start))
+            for _ in range(int(hops[1:])):
+                start = following[start]
+            assert labels[at + 2] == answer == start
+            assert groups[at + 2] == int(hops[1:])
+        assert len(asked) == questions
 
 
 @pytest.mark.parametrize(("spec", "num_answers"), list(zip(SMALL, [6, 5, 7, 6], strict=True)))
