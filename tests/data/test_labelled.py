@@ -162,7 +162,7 @@ def test_tasks_are_words_of_the_tokenizer_and_need_all_of_theirs(words, packed, 
         assert words.decode(ids) == " ".join(row.words)
         assert labels == [-100] * (len(ids) - 1) + ids[-1:]
     assert words(" ".join(rows[0].words))["input_ids"] == rows_of(corpus)[0][0]
-    with refused("tokenizer: expected one with the words of states:group=s5,length=24,seed=0,steps=all, got none for"):
+    with refused("expected one with the words of states:group=s5,length=24,seed=0,steps=all, got none for"):
         packed("states:group=s5", tokenizer=tokenizer)
 
 
