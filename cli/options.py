@@ -158,9 +158,11 @@ def claim_outputs(
 ) -> None:
     """Require outputs apart from the inputs, and files that are new unless they may be replaced; lock the files.
 
-    inputs, texts, files, folders: as `require_apart` takes them. Raises InputError.
+    inputs, files, folders: as `require_apart` takes them; texts: as `resolve_inputs`. Raises InputError.
     """
-    require_apart(inputs, texts, files, folders)
+    from iiad.data import input_paths
+
+    require_apart(inputs, [path for text in texts for path in input_paths(text)], files, folders)
     for path in (files or {}).values():
         if path is not None:
             locks.enter_context(lock_file(path))
@@ -218,10 +220,10 @@ def require_models(models: Given) -> Given:
 
 def require_text(data: Given) -> Given:
     """Return the values of --data as given. Raises InputError with those that name no file of text."""
-    from iiad.data import resolve_inputs
+    from iiad.data import input_paths, resolve_inputs
 
     names = all_data(data) if isinstance(data, list) else []
-    if files := [name for name in names if name.partition(":")[0] != "stdlib"]:
+    if files := [name for name in names if input_paths(name)]:
         resolve_inputs(files)
     return data
 

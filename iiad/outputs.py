@@ -118,16 +118,15 @@ def require_apart(
 ) -> None:
     """Raise InputError for an output that is an input, by whatever link, or that would replace or contain one.
 
-    inputs: models, artefacts and other files; what is not here, a name of the hub, is passed over. texts: names as
-    `resolve_inputs` takes them; a folder is read with all below it, so no output folder may lie there. files,
-    folders: the outputs, by option. In an input folder a file may replace a result of ours alone.
+    inputs: models, artefacts and other files; what is not here, a name of the hub, is passed over. texts: files,
+    patterns and folders; a folder is read with all below it, so no output folder may lie there. files, folders: the
+    outputs, by option. In an input folder a file may replace a result of ours alone.
     """
     given = [(path, "an input", False) for path in inputs if path is not None and os.path.exists(path)]
     for text in texts:
-        if text.partition(":")[0] != "stdlib":
-            name = os.path.expanduser(text)
-            found = [name] if os.path.exists(name) else glob.iglob(name, recursive=True)
-            given += [(each, "an input", True) for each in found]
+        name = os.path.expanduser(text)
+        found = [name] if os.path.exists(name) else glob.iglob(name, recursive=True)
+        given += [(each, "an input", True) for each in found]
     outputs = [(field, path, False) for field, path in (files or {}).items() if path is not None]
     outputs += [(field, path, True) for field, path in (folders or {}).items() if path is not None]
     for field, output, is_folder in outputs:

@@ -1,4 +1,4 @@
-"""Text and labelled rows to tokens: sources, tasks, documents, tokenizers, corpora, and blocks for a model."""
+"""Text, labelled rows and pairs to tokens: sources, tasks, documents, tokenizers, corpora, and blocks for a model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,54 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 from .documents import read_documents, require_readable
-from .sources import KNOWN_SUFFIXES, Source, TaskSource, resolve_inputs
+from .sources import (
+    KNOWN_SUFFIXES,
+    AnySource,
+    FileSource,
+    ParallelSource,
+    Source,
+    TaskSource,
+    input_paths,
+    resolve_inputs,
+)
 from .tasks import TASKS, parse_task
-from .tokenizers import load_tokenizer, task_tokenizer, tokenizer_fingerprint, train_tokenizer
+from .tokenizers import load_tokenizer, start_token_id, task_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 if TYPE_CHECKING:
-    from .blocks import RowBlocks, TokenBlocks, Window, evaluation_windows, make_blocks, next_labels
+    from .blocks import (
+        AnyBlocks,
+        AnyCorpus,
+        EqualBatches,
+        RowBlocks,
+        TokenBlocks,
+        Window,
+        evaluation_windows,
+        make_blocks,
+        model_inputs,
+        next_labels,
+        output_labels,
+    )
     from .corpus import TokenCorpus
     from .labelled import LabelledCorpus
-    from .labelled_files import labelled_fields, read_texts
     from .packing import pack
+    from .pair_blocks import PairBlocks
+    from .pairs import PairCorpus, PairLimits
+    from .rows import PAIR, read_rows, read_texts, row_fields
 
 __all__ = [
     "KNOWN_SUFFIXES",
+    "PAIR",
     "TASKS",
+    "AnyBlocks",
+    "AnyCorpus",
+    "AnySource",
+    "EqualBatches",
+    "FileSource",
     "LabelledCorpus",
+    "PairBlocks",
+    "PairCorpus",
+    "PairLimits",
+    "ParallelSource",
     "RowBlocks",
     "Source",
     "TaskSource",
@@ -29,16 +62,21 @@ __all__ = [
     "TokenCorpus",
     "Window",
     "evaluation_windows",
-    "labelled_fields",
+    "input_paths",
     "load_tokenizer",
     "make_blocks",
+    "model_inputs",
     "next_labels",
+    "output_labels",
     "pack",
     "parse_task",
     "read_documents",
+    "read_rows",
     "read_texts",
     "require_readable",
     "resolve_inputs",
+    "row_fields",
+    "start_token_id",
     "task_tokenizer",
     "tokenizer_fingerprint",
     "train_tokenizer",
@@ -47,10 +85,24 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "blocks": ["RowBlocks", "TokenBlocks", "Window", "evaluation_windows", "make_blocks", "next_labels"],
+        "blocks": [
+            "AnyBlocks",
+            "AnyCorpus",
+            "EqualBatches",
+            "RowBlocks",
+            "TokenBlocks",
+            "Window",
+            "evaluation_windows",
+            "make_blocks",
+            "model_inputs",
+            "next_labels",
+            "output_labels",
+        ],
         "corpus": ["TokenCorpus"],
         "labelled": ["LabelledCorpus"],
-        "labelled_files": ["labelled_fields", "read_texts"],
         "packing": ["pack"],
+        "pair_blocks": ["PairBlocks"],
+        "pairs": ["PairCorpus", "PairLimits"],
+        "rows": ["PAIR", "read_rows", "read_texts", "row_fields"],
     },
 )

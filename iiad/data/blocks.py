@@ -5,7 +5,8 @@ T tokens of a block, b blocks of a batch, B windows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +18,46 @@ from iiad.errors import InputError, require_least
 
 from .corpus import TokenCorpus
 from .labelled import NOT_ASKED, LabelledCorpus
+from .pair_blocks import PairBlocks
+from .pairs import PairCorpus
 
-__all__ = ["RowBlocks", "TokenBlocks", "Window", "evaluation_windows", "make_blocks", "next_labels"]
+__all__ = [
+    "AnyBlocks",
+    "AnyCorpus",
+    "EqualBatches",
+    "RowBlocks",
+    "TokenBlocks",
+    "Window",
+    "evaluation_windows",
+    "make_blocks",
+    "model_inputs",
+    "next_labels",
+    "output_labels",
+]
 
 Batch = dict[str, Tensor]
+AnyCorpus = TokenCorpus | LabelledCorpus | PairCorpus
 
 
-class TokenBlocks(Dataset[Batch]):
+class EqualBatches(Sized):
+    """Batches of one number of blocks, drawn anew in every epoch."""
+
+    def num_batches(self, size: int) -> int:
+        """Return the batches of an epoch, of `size` blocks each; what fills none is left out."""
+        return len(self) // size
+
+    def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
+        """Return the blocks of some batches of the epoch with this seed, by number: (size,) each."""
+        order = _shuffle(len(self), seed)
+        return [order[number * size : (number + 1) * size] for number in numbers]
+
+
+@lru_cache(maxsize=1)
+def _shuffle(num_blocks: int, seed: int) -> np.ndarray:
+    return torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+class TokenBlocks(EqualBatches, Dataset[Batch]):
     """The corpus as blocks of `block_size` tokens that do not overlap; a tail shorter than that is dropped.
 
     Item i is `{"input_ids": (T,), "labels": (T,)}`, int64, the labels a copy of the ids: causal models of
@@ -60,7 +94,7 @@ class TokenBlocks(Dataset[Batch]):
         return found
 
 
-class RowBlocks(Dataset[Batch]):
+class RowBlocks(EqualBatches, Dataset[Batch]):
     """Labelled rows, one a block, padded on the right to the longest of a batch.
 
     Padding is neither asked for nor seen: a causal model's output depends on what stands before it. So no row sees
@@ -113,11 +147,35 @@ class RowBlocks(Dataset[Batch]):
         return {"input_ids": found["input_ids"], "labels": found["labels"], "asked": asked}
 
 
-def make_blocks(corpus: TokenCorpus | LabelledCorpus, block_size: int) -> TokenBlocks | RowBlocks:
-    """Return text in blocks of `block_size` tokens, or rows of at most so many."""
-    return (
-        TokenBlocks(corpus, block_size) if isinstance(corpus, TokenCorpus) else RowBlocks(corpus, block_size)
-    )
+AnyBlocks = TokenBlocks | RowBlocks | PairBlocks
+
+
+def make_blocks(corpus: AnyCorpus, block_size: int, max_batch_tokens: int | None = None) -> AnyBlocks:
+    """Return text in blocks of `block_size` tokens, rows of at most so many, or pairs with at most so many on a side.
+
+    max_batch_tokens: of pairs, as `PairBlocks` says. Raises InputError for one beside anything else.
+    """
+    if isinstance(corpus, PairCorpus):
+        return PairBlocks(corpus, block_size, max_batch_tokens)
+    if max_batch_tokens is not None:
+        raise InputError("max_batch_tokens: expected pairs to make batches of, got text or labelled rows")
+    if isinstance(corpus, LabelledCorpus):
+        return RowBlocks(corpus, block_size)
+    return TokenBlocks(corpus, block_size)
+
+
+def model_inputs(batch: Mapping[str, Tensor]) -> Batch:
+    """Return what of a batch goes into a model."""
+    names = ("input_ids", "attention_mask", "decoder_input_ids")
+    return {name: batch[name] for name in names if name in batch}
+
+
+def output_labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the token that each output of a model is asked for, (B, T), negative for none.
+
+    labels are those of transformers: a decoder's stand at its outputs, beside its inputs; without any, at the inputs.
+    """
+    return batch["labels"] if "decoder_input_ids" in batch else next_labels(batch["labels"])
 
 
 def next_labels(labels: Tensor) -> Tensor:
@@ -126,23 +184,24 @@ def next_labels(labels: Tensor) -> Tensor:
 
 
 class Window(NamedTuple):
-    """A batch to evaluate: what goes in and what is to come out, each (B, T) int64.
+    """A batch to evaluate: what goes into the model, and what is to come out, (B, T) int64.
 
-    targets: negative where nothing is asked. groups: of each target its length, operations or hops; None for text.
+    inputs: as `model_inputs`. targets: aligned with the outputs, negative where nothing is asked.
+    groups: of each target its length, operations or hops; None for text and pairs.
     """
 
-    input_ids: Tensor
+    inputs: Batch
     targets: Tensor
     groups: Tensor | None = None
 
     @classmethod
     def of(cls, tokens: Tensor) -> Window:
         """Return the window that asks for every token (B, T + 1) but the first of each sequence."""
-        return cls(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        return cls({"input_ids": tokens[:, :-1].contiguous()}, tokens[:, 1:].contiguous())
 
 
 def evaluation_windows(
-    corpus: TokenCorpus | LabelledCorpus,
+    corpus: AnyCorpus,
     block_size: int,
     max_tokens: int | None = None,
     batch_size: int = 1,
@@ -150,21 +209,23 @@ def evaluation_windows(
     """Cut the corpus into windows in which every token but the very first is predicted exactly once.
 
     Neighbours share one token: the last target of one is the first input of the next. T <= `block_size`. Of labelled
-    rows a window is a batch of whole rows.
+    rows and pairs a window is a batch of whole ones.
 
-    max_tokens: use only this many, from the start; their number less one is predicted. Of labelled rows: those that
+    max_tokens: use only this many, from the start; their number less one is predicted. Of rows and pairs: those that
         end within them, at least one.
-    Returns windows of a batch of at most `batch_size`, in the corpus's order; a last window that is shorter than the
-    others is a batch of its own.
-    Raises InputError, on the call, for an argument that is too small, a corpus of fewer than 2 tokens, and a row that
-    is too long.
+    Returns windows of a batch of at most `batch_size`, in the corpus's order, pairs by length; a last window that is
+    shorter than the others is a batch of its own.
+    Raises InputError, on the call, for an argument that is too small, a corpus of fewer than 2 tokens, and a row or
+    pair that is too long.
     """
     require_least(1, block_size=block_size, batch_size=batch_size)
     require_least(2, max_tokens=max_tokens, **{"corpus.num_tokens": corpus.num_tokens})
-    if isinstance(corpus, LabelledCorpus):
-        num_rows = corpus.rows_within(max_tokens)
-        return _row_windows(RowBlocks(corpus, block_size + 1), num_rows, batch_size)
-    return _windows(corpus.tokens[:max_tokens], block_size, batch_size)
+    if isinstance(corpus, TokenCorpus):
+        return _windows(corpus.tokens[:max_tokens], block_size, batch_size)
+    num_rows = corpus.rows_within(max_tokens)
+    if isinstance(corpus, PairCorpus):
+        return _pair_windows(PairBlocks(corpus, block_size), num_rows, batch_size)
+    return _row_windows(RowBlocks(corpus, block_size + 1), num_rows, batch_size)
 
 
 def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[Window]:
@@ -181,7 +242,16 @@ def _windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[W
 def _row_windows(blocks: RowBlocks, num_rows: int, batch_size: int) -> Iterator[Window]:
     for first in range(0, num_rows, batch_size):
         found = blocks.padded(range(first, min(first + batch_size, num_rows)))
-        yield Window(found["input_ids"][:, :-1], found["labels"][:, 1:], found["groups"][:, 1:])
+        yield Window(
+            {"input_ids": found["input_ids"][:, :-1]}, found["labels"][:, 1:], found["groups"][:, 1:]
+        )
+
+
+def _pair_windows(blocks: PairBlocks, num_rows: int, batch_size: int) -> Iterator[Window]:
+    order = blocks.by_length(num_rows)
+    for first in range(0, num_rows, batch_size):
+        batch = blocks.batch(order[first : first + batch_size].tolist())
+        yield Window(model_inputs(batch), output_labels(batch))
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, JsonValue
 
 from iiad.artefacts import Record, Size, check_fields
-from iiad.errors import InputError
+from iiad.errors import InputError, printable
 from iiad.files import atomic_file, read_json
 from iiad.progress import Progress, print_status, report_progress
+
+from .hashes import HashedSource
 
 __all__ = [
     "ADVICE",
@@ -22,7 +25,10 @@ __all__ = [
     "CorpusRecord",
     "TokenCorpus",
     "default_cache_dir",
+    "describe_sources",
     "open_corpus",
+    "open_tokens",
+    "token_dtype",
     "write_record",
 ]
 
@@ -82,10 +88,32 @@ class CorpusRecord(Record):
     sources: list[dict[str, JsonValue]]
 
 
+SomeRecord = TypeVar("SomeRecord", bound=CorpusRecord)
+
+
 def write_record(folder: Path, fingerprint: str, record: CorpusRecord) -> None:
     """Write the record of a corpus, whose tokens are there."""
     with atomic_file(folder / f"{fingerprint}.json", ADVICE) as file:
         file.write((record.model_dump_json(indent=2) + "\n").encode())
+
+
+def describe_sources(hashed: Sequence[HashedSource]) -> list[dict[str, JsonValue]]:
+    """Return what a record says of each file."""
+    return [
+        {
+            "path": printable(str(item.source.path)),
+            "name": printable(item.source.name),
+            "kind": item.source.kind,
+            "sha256": item.sha256,
+            "size": item.size,
+        }
+        for item in hashed
+    ]
+
+
+def token_dtype(vocab_size: int) -> Literal["<u2", "<u4"]:
+    """Return the type that holds every id."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def open_corpus(
@@ -96,13 +124,25 @@ def open_corpus(
     vocab_size: int,
     progress: Progress = False,
 ) -> TokenCorpus | None:
-    """Open the corpus, or return None if it is not there whole and must be built.
+    """Open the corpus, or return None if it is not there whole and must be built; as `open_tokens`."""
+    found = open_tokens(folder, fingerprint, CorpusRecord, vocab_size, progress)
+    if found is None:
+        return None
+    record, tokens = found
+    counts = (record.num_tokens, record.num_documents, record.num_bytes)
+    return TokenCorpus(tokens, *counts, fingerprint, names, eos_token_id)
+
+
+def open_tokens(
+    folder: Path, fingerprint: str, kind: type[SomeRecord], vocab_size: int, progress: Progress = False
+) -> tuple[SomeRecord, np.memmap] | None:
+    """Open the tokens, with their record of this kind; None if they are not there whole.
 
     vocab_size: no id is above. All tokens are read once in a process, at a second for a GB, and their hash compared.
     """
     path = folder / f"{fingerprint}.bin"  # token ids, little-endian, nothing before or after them
     try:
-        record = check_fields(CorpusRecord, read_json(folder / f"{fingerprint}.json"), path)
+        record = check_fields(kind, read_json(folder / f"{fingerprint}.json"), path)
         if path.stat().st_size != record.num_tokens * np.dtype(record.dtype).itemsize:
             return None
         tokens = np.memmap(path, dtype=record.dtype, mode="r", shape=(record.num_tokens,))
@@ -112,8 +152,7 @@ def open_corpus(
     if sha256 != record.sha256 or highest >= vocab_size:
         print_status(f"{path}: its tokens are not as they were written; tokenizing again")
         return None
-    counts = (record.num_tokens, record.num_documents, record.num_bytes)
-    return TokenCorpus(tokens, *counts, fingerprint, names, eos_token_id)
+    return record, tokens
 
 
 _read: dict[tuple[str | int, ...], tuple[str, int]] = {}

@@ -137,9 +137,12 @@ def _read_text(source: Source, read_bytes: int, on_position: OnPosition) -> Iter
 
 
 def read_lines(
-    source: Source, read_bytes: int = READ_BYTES, on_position: OnPosition = lambda position: None
+    source: Source,
+    read_bytes: int = READ_BYTES,
+    on_position: OnPosition = lambda position: None,
+    blank: bool = False,
 ) -> Iterator[tuple[str, str]]:
-    """Yield each line of a jsonl file that is not blank, with the place that errors name."""
+    """Yield each line of a file, blank ones only if asked for, with the place that errors name."""
     offset = reported = 0
     with _open(source) as (raw, content):
         for number, line in enumerate(content, 1):
@@ -147,7 +150,7 @@ def read_lines(
             text = _decode(line, place, offset)
             text = text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
-            if text.strip():
+            if blank or text.strip():
                 yield place, text
             if offset - reported >= read_bytes:
                 on_position(raw.tell())

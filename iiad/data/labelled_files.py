@@ -1,8 +1,7 @@
-"""Labelled rows of files: prompts and completions, or token ids and labels, found by the first row's fields."""
+"""Labelled rows of files: prompts and completions, or token ids and labels."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import zipfile
@@ -18,62 +17,18 @@ from iiad.files import atomic_file
 from iiad.progress import Progress, report_progress
 
 from .corpus import ADVICE
-from .documents import (
-    OnPosition,
-    cut_pieces,
-    parse_object,
-    read_columns,
-    read_documents,
-    read_lines,
-    require_text,
-)
 from .hashes import HashedSource
 from .labelled import CELL, FORMAT, NOT_ASKED, LabelledCorpus, LabelledRow, arrange_rows
-from .sources import Source
+from .rows import COMPLETION, IDS, read_rows, require_texts
 from .tokenizers import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["labelled_fields", "pack_rows", "read_texts"]
+__all__ = ["pack_rows"]
 
-PAIR = ("prompt", "completion")
-IDS = ("input_ids", "labels")
 ROWS_AT_ONCE = 4096
-
-
-def labelled_fields(source: Source, text_field: str) -> tuple[str, str] | None:
-    """Return the two fields that a file's first row asks by; None for text, and for what is neither."""
-    names: list[str] = []
-    with contextlib.suppress(InputError):  # reading it as text says what is wrong
-        if source.kind == "jsonl":
-            names = [
-                name
-                for place, line in islice(read_lines(source), 1)
-                for name in parse_object(line, place, f"{place}: expected a JSON object, got")
-            ]
-        elif source.kind == "parquet":
-            next(read_columns(source, [], check=lambda schema: names.extend(schema.names)), None)
-    if text_field in names:
-        return None
-    return next((fields for fields in (PAIR, IDS) if set(fields) <= set(names)), None)
-
-
-def read_texts(source: Source, text_field: str) -> Iterator[Iterator[str]]:
-    """Yield all text of a file as `read_documents` does, prompts and completions as documents of their own.
-
-    Raises InputError, too, for rows of token ids.
-    """
-    fields = labelled_fields(source, text_field)
-    if fields is None:
-        yield from read_documents(source, text_field)
-        return
-    if fields == IDS:
-        raise InputError(f"tokenizer.path: expected the tokenizer of {source.path}, whose rows are token ids")
-    for place, values in _read_pairs(source, fields):
-        for name, value in zip(fields, values, strict=True):
-            yield cut_pieces([require_text({name: value}, name, f"{place}: {name}: expected a string, got")])
 
 
 def pack_rows(
@@ -86,7 +41,7 @@ def pack_rows(
 ) -> LabelledCorpus:
     """Turn rows of files into labelled tokens, or find them in the cache folder.
 
-    fields: `PAIR`, whose completion and a token that ends it are asked for, or `IDS`. backend: tokenizes.
+    fields: `COMPLETION`, whose completion and a token that ends it are asked for, or `IDS`. backend: tokenizes.
     Raises InputError where a row has other fields, nothing to ask, or ids outside the tokenizer's vocabulary.
     """
     settings = {
@@ -131,7 +86,7 @@ def _tokenized(
             def on_position(position: int, before: int = before) -> None:
                 advance(before + position)
 
-            read = _read_pairs(item.source, fields, on_position)
+            read = read_rows(item.source, fields, on_position)
             if fields == IDS:
                 yield from (_check_ids(place, values[0], values[1], len(tokenizer)) for place, values in read)
             else:
@@ -142,32 +97,11 @@ def _tokenized(
             advance(before)
 
 
-def _read_pairs(
-    source: Source, fields: tuple[str, str], on_position: OnPosition = lambda position: None
-) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the place and the values of two fields of every row. Raises InputError for a row without them."""
-    if source.kind == "parquet":
-        yield from read_columns(source, list(fields), on_position=on_position)
-        return
-    for place, line in read_lines(source, on_position=on_position):
-        expected = f"{place}: expected fields {fields[0]} and {fields[1]}, as in the first row, got"
-        record = parse_object(line, place, expected)
-        if not set(fields) <= set(record):
-            raise InputError(f"{expected} {', '.join(sorted(record)[:10]) or 'none'}")
-        yield place, [record[name] for name in fields]
-
-
 def _encode(
     part: list[tuple[str, list[Any]]], backend: Tokenizer, eos_token_id: int
 ) -> Iterator[LabelledRow]:
     """Tokenize prompts and completions, each alone; an end-of-text token ends the completion."""
-    texts = [
-        [
-            require_text({name: text}, name, f"{place}: {name}: expected a string, got")
-            for name, text in zip(PAIR, values, strict=True)
-        ]
-        for place, values in part
-    ]
+    texts = [require_texts(place, COMPLETION, values) for place, values in part]
     for (place, _), (_, completion) in zip(part, texts, strict=True):
         if not completion:
             raise InputError(f"{place}: completion: expected text, got none")

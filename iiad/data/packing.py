@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import JsonValue
 
-from iiad.errors import InputError, printable
+from iiad.errors import InputError
 from iiad.files import atomic_file
 from iiad.progress import Progress, report_progress
 
@@ -21,14 +20,18 @@ from .corpus import (
     CorpusRecord,
     TokenCorpus,
     default_cache_dir,
+    describe_sources,
     open_corpus,
+    token_dtype,
     write_record,
 )
 from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
 from .labelled import LabelledCorpus, generate_rows
-from .labelled_files import labelled_fields, pack_rows
-from .sources import AnySource, Source, TaskSource
+from .labelled_files import pack_rows
+from .pairs import PairCorpus, PairLimits, pack_pairs
+from .rows import PAIR, row_fields
+from .sources import AnySource, TaskSource
 from .tokenizers import tokenizer_fingerprint, tokenizing
 
 if TYPE_CHECKING:
@@ -49,43 +52,47 @@ def pack(
     text_field: str = "text",
     cache_dir: str | Path | None = None,
     num_rows: int | None = None,
+    limits: PairLimits | None = None,
     progress: Progress = True,
-) -> TokenCorpus | LabelledCorpus:
+) -> TokenCorpus | LabelledCorpus | PairCorpus:
     """Turn sources into one sequence of tokens, an end-of-text token after every document with text.
 
     Files whose first row has no text field but `prompt` and `completion`, or `input_ids` and `labels`, and generated
-    tasks become labelled rows instead. The tokens lie in `cache_dir`, under a hash of the sources' content and order,
-    the tokenizer and the settings: with all of these unchanged nothing is tokenized again. Memory does not grow with
-    a text. A special token spelt out in the text is tokenized as the characters it is spelt with: text cannot end a
-    document. A document is tokenized in pieces (`cut_pieces`); a tokenizer that adds a space before text, as
-    SentencePiece ones do, adds one before every piece, and so gets pieces of 1 MiB.
+    tasks become labelled rows instead; rows of `source` and `target`, parallel files and `docstrings`, pairs. The
+    tokens lie in `cache_dir`, under a hash of the sources' content and order, the tokenizer and the settings: with
+    all of these unchanged nothing is tokenized again. Memory does not grow with a text. A special token spelt out in
+    the text is tokenized as the characters it is spelt with: text cannot end a document. A document
+    is tokenized in pieces (`cut_pieces`); a tokenizer that adds a space before text, as SentencePiece ones do, adds
+    one before every piece, and so gets pieces of 1 MiB.
 
     tokenizer: with an eos token; its padding and truncation are not used and not changed.
     text_field: the jsonl field or parquet column with the text. cache_dir: default: as `default_cache_dir` says.
-    num_rows: of generated tasks that do not say themselves; default 4,096.
+    num_rows: of generated tasks that do not say themselves; default 4,096. limits: of pairs alone.
     progress: True to report to stderr, False not to, or a function of bytes done and bytes in all.
 
-    Raises InputError where text, labelled rows and tasks are mixed, no source has text, a source is at fault (see
-    `read_documents`) or changes while it is read, the tokenizer has no eos token, or `cache_dir` cannot be written or
-    is full.
+    Raises InputError where text, rows and tasks are mixed, limits are given without pairs, no source has text, a
+    source is at fault (see `read_documents`) or changes while read, the tokenizer has no eos token, or `cache_dir`
+    cannot be written or is full.
     """
     if not sources:
         raise InputError("sources: expected at least one, got none")
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: expected an eos_token, to stand between documents, got none")
-    files = [source for source in sources if isinstance(source, Source)]
+    files = [source for source in sources if not isinstance(source, TaskSource)]
     tasks = [source for source in sources if isinstance(source, TaskSource)]
-    kinds = {labelled_fields(file, text_field) for file in files}
+    kinds = {row_fields(file, text_field) for file in files}
     if len(kinds) + bool(tasks) > 1:
-        raise InputError(
-            f"inputs: expected text, rows with labels of one kind or tasks, got {_kinds(kinds, tasks)}"
-        )
+        raise InputError(f"inputs: expected text, rows of one kind or tasks, got {_kinds(kinds, tasks)}")
+    if limits is not None and kinds != {PAIR}:
+        raise InputError(f"max_source_tokens, max_target_tokens: expected pairs, got {_kinds(kinds, tasks)}")
     if tasks:
         return generate_rows(tasks, tokenizer, num_rows)
     folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
-    hashed = hash_sources(files, folder, progress)
+    hashed = hash_sources([part for file in files for part in file.files], folder, progress)
     backend = _own_backend(tokenizer)
     (fields,) = kinds
+    if fields == PAIR:
+        return pack_pairs(files, hashed, tokenizer, backend, folder, limits, progress)
     if fields is not None:
         return pack_rows(hashed, fields, tokenizer, backend, folder, progress)
     # All that decides the tokens.
@@ -103,8 +110,8 @@ def pack(
     where = (folder, fingerprint, names, tokenizer.eos_token_id, vocab_size, progress)
     corpus = open_corpus(*where)
     if corpus is None:
-        require_readable(files, text_field)
-        dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size <= 1 << 16 else "<u4"
+        require_readable([item.source for item in hashed], text_field)
+        dtype = token_dtype(vocab_size)
         _build(folder / f"{fingerprint}.bin", settings, hashed, backend, dtype, progress)
         corpus = open_corpus(*where)
     if corpus is None:  # another program is at work in the folder
@@ -162,14 +169,11 @@ def _build(
             more = f" and {len(hashed) - 3} more" if len(hashed) > 3 else ""
             names = ", ".join(item.source.name for item in hashed[:3])
             raise InputError(f"inputs: expected at least one document with text, got none in {names}{more}")
-    sources: list[dict[str, JsonValue]] = []
-    for item in hashed:
-        where, name = printable(str(item.source.path)), printable(item.source.name)
-        source = {"path": where, "name": name, "kind": item.source.kind}
-        sources.append({**source, "sha256": item.sha256, "size": item.size})
     settings = {**settings, "sources": len(hashed)}
     sha256 = digest.hexdigest()
-    record = CorpusRecord(dtype=dtype, **counts, sha256=sha256, settings=settings, sources=sources)
+    record = CorpusRecord(
+        dtype=dtype, **counts, sha256=sha256, settings=settings, sources=describe_sources(hashed)
+    )
     write_record(path.parent, path.stem, record)
 
 

@@ -1,4 +1,4 @@
-"""Sources: files, patterns, folders and `stdlib`, as a list of files of known kind."""
+"""Sources: files, patterns, folders, pairs of files and embedded corpora, as a list of files of known kind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import glob
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,17 @@ from iiad.errors import InputError, require_utf8
 
 from .tasks import Task, parse_task
 
-__all__ = ["KNOWN_SUFFIXES", "AnySource", "Source", "TaskSource", "resolve_inputs"]
+__all__ = [
+    "EMBEDDED",
+    "KNOWN_SUFFIXES",
+    "AnySource",
+    "FileSource",
+    "ParallelSource",
+    "Source",
+    "TaskSource",
+    "input_paths",
+    "resolve_inputs",
+]
 
 KNOWN_SUFFIXES: dict[str, tuple[Literal["text", "jsonl", "parquet"], bool]] = {
     ".txt": ("text", False),
@@ -32,6 +43,9 @@ _LISTED = 10  # files, in a message
 
 SNIFFED_BYTES = 1 << 16
 SPLITS = ("train", "validation")
+EMBEDDED: dict[str, Literal["text", "docstrings"]] = {"stdlib": "text", "docstrings": "docstrings"}
+"""Corpora made of the files of Python's standard library, with the kind of their sources."""
+_PARALLEL = re.compile("pairs:source=(.+),target=(.+)")
 VALIDATION_BYTE = 13  # of 256: the share of stdlib files in validation, 5.1 %
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -44,13 +58,37 @@ class Source:
     """One file of the corpus.
 
     path: as the user gave it. name: for display, the path inside the folder that was given, or the file's name.
-    kind: one document a file ("text"), a line ("jsonl") or a row ("parquet"). compressed: by gzip.
+    kind: one document a file ("text"), a line ("jsonl") or a row ("parquet"); or the pairs of a Python file, its
+    functions and classes with their docstrings ("docstrings"). compressed: by gzip.
     """
 
     path: Path
     name: str
-    kind: Literal["text", "jsonl", "parquet"]
+    kind: Literal["text", "jsonl", "parquet", "docstrings"]
     compressed: bool = False
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """The file, of which `ParallelSource` has two."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class ParallelSource:
+    """Two text files whose lines are pairs."""
+
+    source: Source
+    target: Source
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"pairs:source={self.source.name},target={self.target.name}"
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """Both files."""
+        return self.source, self.target
 
 
 @dataclass(frozen=True)
@@ -66,7 +104,16 @@ class TaskSource:
         return str(self.task)
 
 
-AnySource = Source | TaskSource
+FileSource = Source | ParallelSource
+AnySource = FileSource | TaskSource
+
+
+def input_paths(name: str) -> list[str]:
+    """Return the files, patterns or folders of an input: the two of pairs, none of an embedded corpus or a task."""
+    if name.partition(":")[0] in EMBEDDED or parse_task(name) is not None:
+        return []
+    found = _PARALLEL.fullmatch(name)
+    return list(found.groups()) if found else [name]
 
 
 def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[AnySource]:
@@ -74,9 +121,10 @@ def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[AnySourc
 
     inputs: each a file, a glob pattern (`**` recurses), a folder (recursive; files of other suffixes and hidden ones
         are passed over) or `stdlib`, `stdlib:train`, `stdlib:validation`: the Python files of the running
-        interpreter. A file or folder that is really called `stdlib` is `./stdlib`. Or a task of `iiad.data.tasks`
-        with its settings, such as `states:group=s5,length=16`.
-    split: of tasks and of plain `stdlib`, "train" or "validation"; files do not depend on it.
+        interpreter; `docstrings`, the same files as pairs of code and docstring. A file or folder that is really
+        called `stdlib` is `./stdlib`. Or two text files whose lines are pairs, `pairs:source=FILE,target=FILE`. Or a
+        task of `iiad.data.tasks` with its settings, such as `states:group=s5,length=16`.
+    split: of tasks and of plain `stdlib` and `docstrings`, "train" or "validation"; files do not depend on it.
 
     Raises InputError where files are missing, unreadable, of another suffix or without one and no UTF-8, or patterns
     or folders match nothing, naming all of them; for an unknown split, and for no inputs.
@@ -87,13 +135,17 @@ def resolve_inputs(inputs: Sequence[str], split: str = "train") -> list[AnySourc
     problems: dict[str, list[str]] = {}
     for item in inputs:
         for found in _resolve(item, split):
-            if isinstance(found, Source):
-                kept.setdefault(found.path.resolve(), found)
-            elif isinstance(found, TaskSource):
+            if isinstance(found, TaskSource):
                 kept.setdefault(found.name, found)
-            else:
+            elif isinstance(found, tuple):
                 expected, got = found
                 problems.setdefault(expected, []).append(got)
+            else:
+                key = (
+                    isinstance(found, Source) and found.kind,
+                    *(part.path.resolve() for part in found.files),
+                )
+                kept.setdefault(key, found)
     if problems:
         lines = []
         for expected, names in problems.items():
@@ -109,9 +161,12 @@ def _resolve(item: str, split: str) -> Iterator[AnySource | tuple[str, str]]:
         yield TaskSource(task, split)
         return
     name, _, own_split = item.partition(":")
-    if name == "stdlib":
+    if name in EMBEDDED:
         for path, relative in stdlib_files(own_split or split):
-            yield Source(path, f"stdlib/{relative}", "text")
+            yield Source(path, f"{name}/{relative}", EMBEDDED[name])
+        return
+    if item.startswith("pairs:"):
+        yield from _parallel_source(item)
         return
     path = Path(os.path.expanduser(item))
     if item and path.is_dir():
@@ -126,6 +181,25 @@ def _resolve(item: str, split: str) -> Iterator[AnySource | tuple[str, str]]:
             yield "expected a file, folder or pattern that matches one", repr(item)
         for match in files:
             yield _file_source(match, match.name)
+
+
+def _parallel_source(item: str) -> Iterator[ParallelSource | tuple[str, str]]:
+    """Yield the source of `pairs:source=FILE,target=FILE`, or what is wrong with its files."""
+    paths = [Path(os.path.expanduser(name)) for name in input_paths(item)]
+    if len(paths) != 2:
+        yield "expected pairs:source=FILE,target=FILE", repr(item)
+        return
+    files = []
+    for path in paths:
+        found = _file_source(path, path.name) if path.exists() else ("expected a file", repr(str(path)))
+        if isinstance(found, Source) and found.kind != "text":
+            found = "expected text, a pair a line, in files of pairs:", str(path)
+        if isinstance(found, tuple):
+            yield found
+        else:
+            files.append(found)
+    if len(files) == 2:
+        yield ParallelSource(*files)
 
 
 def _folder_sources(folder: Path) -> Iterator[Source | tuple[str, str]]:

@@ -19,6 +19,7 @@ __all__ = [
     "END_OF_TEXT",
     "MIN_VOCAB_SIZE",
     "load_tokenizer",
+    "start_token_id",
     "task_tokenizer",
     "tokenizer_fingerprint",
     "tokenizing",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
 
 # What BPE may merge within, for prose and source code alike; tried in this order at each place.
@@ -94,19 +96,21 @@ def task_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, context_length: int | None = None
+    texts: Iterable[str], vocab_size: int, context_length: int | None = None, padding: bool = False
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer. The same texts give the same tokenizer, token for token.
 
     Any text comes back exactly: the alphabet is all 256 bytes and nothing is normalized. `<|endoftext|>` is
-    the one special token, with id 0: it begins, ends and pads.
+    the one special token, with id 0: it begins, ends and pads, unless there is a token for padding.
 
     texts: documents or pieces of them; read once, not held in memory. vocab_size: the most tokens; texts that offer
-    fewer merges give fewer. context_length: recorded as the tokenizer's `model_max_length`, in tokens.
+    fewer merges give fewer. context_length: recorded as the tokenizer's `model_max_length`, in tokens. padding: add
+    `<|pad|>`, with id 1, for models that must tell padding from an end.
 
     Raises InputError for a `vocab_size` below 257, a `context_length` below 1, and `texts` without text.
     """
-    require_least(MIN_VOCAB_SIZE, vocab_size=vocab_size)
+    special_tokens = [END_OF_TEXT, PADDING] if padding else [END_OF_TEXT]
+    require_least(256 + len(special_tokens), vocab_size=vocab_size)
     require_least(1, context_length=context_length)
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -121,13 +125,13 @@ def train_tokenizer(
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(_with_text(texts), trainer)
     limit = {} if context_length is None else {"model_max_length": context_length}
-    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    roles = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT) | {"pad_token": special_tokens[-1]}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles, **limit
     )
@@ -142,6 +146,12 @@ def _with_text(texts: Iterable[str]) -> Iterator[str]:
             yield text
     if not found:
         raise InputError("texts: expected at least one document with text to train on, got none")
+
+
+def start_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that a decoder begins with: the padding token's or, without one, the first's or the last's."""
+    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next(number for number in ids if number is not None)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

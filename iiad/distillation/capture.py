@@ -12,8 +12,8 @@ import torch
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.data import (
+    AnyBlocks,
     RowBlocks,
-    TokenBlocks,
     load_tokenizer,
     make_blocks,
     pack,
@@ -130,7 +130,7 @@ def capture_signals(
 
 def _capture_shards(
     outputs: TeacherOutputs,
-    blocks: TokenBlocks | RowBlocks,
+    blocks: AnyBlocks,
     folder: Path,
     record: SignalRecord,
     batch_size: int,
@@ -182,7 +182,7 @@ def _capture_shards(
     return record
 
 
-def _take(blocks: TokenBlocks | RowBlocks, indices: range, device: str) -> Batch:
+def _take(blocks: AnyBlocks, indices: range, device: str) -> Batch:
     """Return blocks as a batch, rows padded to the longest of all."""
     length = (blocks.block_size,) if isinstance(blocks, RowBlocks) else ()
     batch = blocks.batch(indices, *length)
@@ -224,7 +224,7 @@ def _pack(
     vocab_size: int,
     text_field: str,
     cache_dir: str | Path | None,
-) -> tuple[TokenBlocks | RowBlocks, Any]:
+) -> tuple[AnyBlocks, Any]:
     """Return the text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
     sources = resolve_inputs(inputs, "train")
     tokenizer = load_tokenizer(teacher)

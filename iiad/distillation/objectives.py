@@ -52,9 +52,9 @@ class LearnFromTeacher:
         self, learner: Learner, batch: Batch, signal: Signal | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss for input_ids and labels (B, T), and its parts ce, kl and hidden, each a scalar."""
-        section, input_ids = self.section, batch["input_ids"]
-        output = learner.states(input_ids, output_hidden_states=bool(self.layers))
-        loss, parts = torch.zeros((), device=input_ids.device), {}
+        section = self.section
+        output = learner.states(batch, output_hidden_states=bool(self.layers))
+        loss, parts = output.last_hidden_state.new_zeros((), dtype=torch.float32), {}
         if section.ce_weight or section.kl_weight:
             divergence = None
             if signal is not None and section.kl_weight:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from iiad.artefacts import ModelIdentity
-from iiad.data import RowBlocks, TokenBlocks
+from iiad.data import AnyBlocks, EqualBatches
 from iiad.errors import InputError
 from iiad.files import file_sha256
 
@@ -144,7 +144,7 @@ class StoredSignals:
         return self.folder / shard_name(shard)
 
 
-class SignalBlocks(Dataset[dict[str, Tensor]]):
+class SignalBlocks(EqualBatches, Dataset[dict[str, Tensor]]):
     """Blocks with the teacher's signals: as many as both the corpus and the signals hold.
 
     Item i is the block's and what `StoredSignals.read` returns.
@@ -154,7 +154,7 @@ class SignalBlocks(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        blocks: TokenBlocks | RowBlocks,
+        blocks: AnyBlocks,
         stored: StoredSignals,
         hidden_layers: Sequence[int] | None = None,
     ):

@@ -79,8 +79,7 @@ class TeacherOutputs:
 
         where: what an error calls the batch. Raises InputError for NaN or infinity.
         """
-        input_ids = batch["input_ids"]
-        states, output = run_trunk(self.model, input_ids, self.dtype, bool(self.hidden_layers))
+        states, output = run_trunk(self.model, batch, self.dtype, bool(self.hidden_layers))
         hidden = None
         if self.hidden_layers:
             hidden = torch.stack([output.hidden_states[layer] for layer in self.hidden_layers], dim=1)
@@ -98,7 +97,7 @@ class TeacherOutputs:
             raise InputError(
                 f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
             )
-        shape = (*input_ids.shape, self.top_k)
+        shape = (*batch["labels"].shape, self.top_k)
         fill = torch.arange(self.top_k), torch.zeros(self.top_k)  # the ids of a token are different ones
         all_ids, all_gaps = (
             _spread(values, batch, other).view(shape)

@@ -73,8 +73,8 @@ class LiveTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
-        """batch: input_ids (B, T)."""
-        found = self.learner.states(batch["input_ids"], output_hidden_states=bool(self.hidden_layers))
+        """batch: inputs of the model, and what is asked for."""
+        found = self.learner.states(batch, output_hidden_states=bool(self.hidden_layers))
         hidden = tuple(asked_values(found.hidden_states[layer], batch) for layer in self.hidden_layers)
         head = self.learner.head if self.head is None else self.head
         return Signal(FullTarget(asked_values(found.last_hidden_state, batch), head), hidden)

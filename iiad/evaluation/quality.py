@@ -10,6 +10,7 @@ from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
 from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import (
+    AnyCorpus,
     LabelledCorpus,
     TokenCorpus,
     Window,
@@ -117,7 +118,7 @@ def evaluate_models(
     )
 
 
-def _windows(corpus: TokenCorpus | LabelledCorpus, settings: EvaluationSettings) -> Iterable[Window]:
+def _windows(corpus: AnyCorpus, settings: EvaluationSettings) -> Iterable[Window]:
     assert settings.block_size is not None
     return evaluation_windows(corpus, settings.block_size, settings.max_tokens, settings.batch_size)
 
@@ -125,7 +126,7 @@ def _windows(corpus: TokenCorpus | LabelledCorpus, settings: EvaluationSettings)
 def _score_text(
     name: str,
     model: Any,
-    corpus: TokenCorpus | LabelledCorpus,
+    corpus: AnyCorpus,
     settings: EvaluationSettings,
     share: float,
 ) -> dict[str, Any]:
@@ -182,15 +183,13 @@ def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
 
 def _pack_texts(
     tokenizers: Sequence[Any], data: Sequence[str], text_field: str, cache_dir: str | Path | None
-) -> list[TokenCorpus | LabelledCorpus]:
+) -> list[AnyCorpus]:
     """Tokenize the text by each model's tokenizer."""
     sources = resolve_inputs(data, "validation")
     return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
 
 
-def _identify_data(
-    corpora: Sequence[TokenCorpus | LabelledCorpus], max_tokens: int | None
-) -> list[DataIdentity]:
+def _identify_data(corpora: Sequence[AnyCorpus], max_tokens: int | None) -> list[DataIdentity]:
     """Identify each tokenization once, in order of first occurrence."""
     distinct = {corpus.fingerprint: corpus for corpus in corpora}
     return [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
-from iiad.data import RowBlocks, TokenBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
+from iiad.data import AnyBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES
 from iiad.memory import memory_explained, weight_bytes
@@ -53,7 +53,7 @@ BYTES_PER_NUMBER = 25  # in a profile's file, indented
 class CalibrationSet:
     """Blocks drawn of one data set."""
 
-    blocks: TokenBlocks | RowBlocks
+    blocks: AnyBlocks
     indices: list[int]
     identity: DataIdentity
     """Its `num_tokens` counts the positions that are asked for, of text all."""

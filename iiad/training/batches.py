@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
 from .sections import OptimizationSection
 
-__all__ = ["Batch", "Blocks", "blocks_per_step", "micro_batches", "seed_step"]
+__all__ = ["Batch", "Blocks", "blocks_per_step", "micro_batches", "seed_step", "steps_per_epoch"]
 
 Batch = dict[str, Tensor]
 
@@ -29,8 +29,23 @@ class Blocks(Protocol):
 
     def __len__(self) -> int: ...
 
+    def num_batches(self, size: int) -> int:
+        """Return the batches of an epoch; size: blocks of each, where the blocks leave that open."""
+
+    def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
+        """Return the blocks of some batches of the epoch with this seed, by number."""
+
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return several blocks: input_ids and labels (b, T) and, where only some tokens are asked for, `asked`."""
+        """Return several blocks: what goes into the model, labels and, where some are not asked for, `asked`."""
+
+
+def steps_per_epoch(blocks: Blocks, optimization: OptimizationSection) -> int:
+    """Return the optimizer steps of an epoch, each of A P batches; what fills no step is left out."""
+    return blocks.num_batches(optimization.per_device_train_batch_size) // _batches_per_step(optimization)
+
+
+def _batches_per_step(optimization: OptimizationSection) -> int:
+    return optimization.gradient_accumulation_steps * PartialState().num_processes
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:
@@ -45,28 +60,25 @@ def micro_batches(
 
     The weight is the micro-batch's share of what the step asks for, times A P: the mean over the micro-batches of
     weight * loss is the loss over all tokens that the step asks for. Of text it is 1. Every epoch is a new order of
-    all blocks, less the few that fill no step. The blocks of a step do not depend on how b, A and P divide them.
+    all blocks, less the few that fill no step. The batches of a step do not depend on how A and P divide them.
     """
-    size, count = optimization.per_device_train_batch_size, blocks_per_step(optimization)
-    epoch, place = divmod(step, len(blocks) // count)
-    numbers = _order(len(blocks), _derive_seed("order", seed, epoch))[place * count : (place + 1) * count]
-    here = PartialState()
-    chunks, asked = numbers.split(size), blocks.num_asked
-    mean = 1.0 if asked is None else asked[numbers.numpy()].sum() / len(chunks)
-    for chunk in chunks[here.process_index :: here.num_processes]:
-        batch = blocks.batch(chunk.tolist())
-        weight = 1.0 if asked is None else float(asked[chunk.numpy()].sum() / mean)
+    count, here, asked = _batches_per_step(optimization), PartialState(), blocks.num_asked
+    epoch, place = divmod(step, steps_per_epoch(blocks, optimization))
+    drawn = blocks.draw(
+        _derive_seed("order", seed, epoch),
+        optimization.per_device_train_batch_size,
+        range(place * count, (place + 1) * count),
+    )
+    mean = 1.0 if asked is None else sum(asked[rows].sum() for rows in drawn) / count
+    for rows in drawn[here.process_index :: here.num_processes]:
+        batch = blocks.batch(rows.tolist())
+        weight = 1.0 if asked is None else float(asked[rows].sum() / mean)
         yield {name: value.to(device) for name, value in batch.items()}, weight
 
 
 def seed_step(seed: int, step: int) -> None:
     """Set torch's random numbers (dropout) for a step; processes draw different ones."""
     torch.manual_seed(_derive_seed("step", seed, step, PartialState().process_index))
-
-
-@lru_cache(maxsize=1)
-def _order(num_blocks: int, seed: int) -> Tensor:
-    return torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed))
 
 
 def _derive_seed(*parts: str | int) -> int:

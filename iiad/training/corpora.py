@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from iiad.data import (
-    LabelledCorpus,
+    AnyCorpus,
     TokenCorpus,
     evaluation_windows,
     make_blocks,
@@ -49,7 +49,7 @@ class Corpora:
         self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
         self.validation = _pack(data, "validation", tokenizer) if data.validation else None
         if self.validation is not None:
-            self.window_size = most if isinstance(self.validation, LabelledCorpus) else self.block_size
+            self.window_size = self.block_size if isinstance(self.validation, TokenCorpus) else most
             evaluation_windows(self.validation, self.window_size)  # checks its length
             self.fingerprints["validation"] = self.validation.fingerprint
 
@@ -77,9 +77,7 @@ def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:
             raise InputError(f"{field}: expected at most {most} tokens, the model's {limit}, got {got}")
 
 
-def _pack(
-    data: DataSection, split: str, tokenizer: Any, num_rows: int | None = None
-) -> TokenCorpus | LabelledCorpus:
+def _pack(data: DataSection, split: str, tokenizer: Any, num_rows: int | None = None) -> AnyCorpus:
     sources = resolve_inputs(getattr(data, split), split)
     with first_process_first():
         return pack(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from iiad.data import next_labels
+from iiad.data import output_labels
 
 __all__ = ["ChunkLoss", "HeadLoss", "TokenLoss", "asked_labels", "asked_values", "head_loss", "product_dtype"]
 
@@ -53,14 +53,14 @@ class HeadLoss(NamedTuple):
 
 
 def asked_values(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the values of positions whose next token the batch asks for: (B, T, ...) -> (N, ...); of text all."""
+    """Return the values of outputs that the batch asks a token for: (B, T, ...) -> (N, ...); of text all."""
     values = values.flatten(0, 1)
     return values[batch["asked"]] if "asked" in batch else values
 
 
 def asked_labels(batch: Mapping[str, Tensor]) -> Tensor:
     """Return the tokens that the batch asks for, (N,); of text that after each, and a negative one for the last."""
-    return asked_values(next_labels(batch["labels"]), batch)
+    return asked_values(output_labels(batch), batch)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

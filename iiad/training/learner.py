@@ -16,6 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
+from iiad.data import model_inputs
+
 from .batches import Batch
 from .head import asked_labels, asked_values, head_loss
 
@@ -57,11 +59,11 @@ class Learner(nn.Module):
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self.objective(self, batch, signal)
 
-    def states(self, input_ids: Tensor, output_hidden_states: bool = False) -> Any:
-        """input_ids: (B, T) -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+    def states(self, batch: Batch, output_hidden_states: bool = False) -> Any:
+        """batch, with input_ids (B, T) -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self._trunk[0](
-                input_ids=input_ids, use_cache=False, output_hidden_states=output_hidden_states
+                **model_inputs(batch), use_cache=False, output_hidden_states=output_hidden_states
             )
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -116,6 +118,6 @@ class LanguageModelling:
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """input_ids and labels (B, T) -> mean nats per token that is asked for, and itself as the part "ce"."""
-        states = learner.states(batch["input_ids"]).last_hidden_state
+        states = learner.states(batch).last_hidden_state
         found = head_loss(asked_values(states, batch), learner.head, asked_labels(batch))
         return found.loss, {"ce": found.ce}

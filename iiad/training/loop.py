@@ -23,7 +23,7 @@ from iiad.memory import is_out_of_memory, memory_explained
 from iiad.progress import format_duration, print_status, progress
 
 from .averaging import AVERAGE, AveragedWeights
-from .batches import blocks_per_step, micro_batches, seed_step
+from .batches import blocks_per_step, micro_batches, seed_step, steps_per_epoch
 from .checkpointing import Checkpoints, StageState
 from .learner import Learner, set_recompute, shard, unsharded
 from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_optimizer, make_schedule
@@ -232,7 +232,7 @@ class _StageRun:
             "grad_norm": norm if norm < float("inf") else None,  # JSON has no NaN
             "learning_rate": learning_rate,
             "skipped_steps": state.skipped_steps,
-            "epoch": state.step / (len(self.stage.blocks) // blocks_per_step(self.settings)),
+            "epoch": state.step / steps_per_epoch(self.stage.blocks, self.settings),
         }
         self.log.write(state.step, figures, self.model)
 

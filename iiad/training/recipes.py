@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iiad.data import parse_task
+from iiad.data import input_paths
 from iiad.errors import InputError
 
 from .distillation_sections import DistillationSection, StudentSection
@@ -164,10 +164,11 @@ def require_inputs(recipe: TrainRecipe | DistillRecipe) -> None:
 def missing_inputs(recipe: TrainRecipe | DistillRecipe) -> list[str]:
     """Return a line for each input of the recipe that is not on this machine; nothing is opened."""
     lines = [
-        f"data.{field}: no file {name} here"
+        f"data.{field}: no file {path} here"
         for field in ("train", "validation")
         for name in getattr(recipe.data, field)
-        if not re.match("stdlib(:|$)", name) and parse_task(name) is None and not _has_files(name)
+        for path in input_paths(name)
+        if not _has_files(path)
     ]
     if isinstance(recipe, TrainRecipe):
         folders = {"model.path": recipe.model.path, "tokenizer.path": recipe.tokenizer.path}

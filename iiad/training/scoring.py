@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiad.data import LabelledCorpus, TokenCorpus, Window, evaluation_windows
+from iiad.data import AnyCorpus, Window, evaluation_windows, model_inputs
 from iiad.errors import InputError
 from iiad.progress import print_status
 
@@ -99,7 +99,10 @@ def evaluate_model(
             asked = window.targets.flatten() >= 0
             if not asked.any():
                 continue
-            highest = max(int(window.input_ids.max()), int(window.targets.max()))
+            highest = max(
+                int(values.max()) for name, values in window.inputs.items() if name.endswith("input_ids")
+            )
+            highest = max(highest, int(window.targets.max()))
             if highest >= vocab_size:
                 got = f"{highest} in batch {number}"
                 raise InputError(f"{name}: expected tokens below its vocabulary of {vocab_size}, got {got}")
@@ -129,7 +132,8 @@ def _score_window(
     model: Any, window: Window, asked: Tensor, dtype: str, chunk_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """asked: (n,) positions of B * T -> nll of each target (n,) in float64, and if it is ranked first; on the CPU."""
-    inputs, targets = window.input_ids.to(model.device), window.targets.flatten()[asked].to(model.device)
+    inputs = {name: values.to(model.device) for name, values in window.inputs.items()}
+    targets = window.targets.flatten()[asked].to(model.device)
     losses, right = [], []
     states = run_trunk(model, inputs, dtype)[0].flatten(0, 1)  # (B * T, D or V), a chunk of them at a time
     if len(asked) < len(states):
@@ -142,16 +146,19 @@ def _score_window(
     return torch.cat(losses).double(), torch.cat(right)
 
 
-def run_trunk(model: Any, input_ids: Tensor, dtype: str, hidden_states: bool = False) -> tuple[Tensor, Any]:
+def run_trunk(
+    model: Any, inputs: Mapping[str, Tensor], dtype: str, hidden_states: bool = False
+) -> tuple[Tensor, Any]:
     """Run a model up to its head, if that is known to be plain.
 
-    input_ids: (B, T). dtype: "bfloat16" for autocast. Returns states (B, T, D), or logits (B, T, V) of a model whose
-    head is its own, and the model's whole output, with hidden_states if they are asked for.
+    inputs: a batch, of which `iiad.data.model_inputs` go into the model. dtype: "bfloat16" for autocast. Returns
+    states (B, T, D), or logits (B, T, V) of a model whose head is its own, and the model's whole output, with
+    hidden_states if they are asked for.
     """
     plain = _has_plain_head(model)
-    with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         output = (model.base_model if plain else model)(
-            input_ids=input_ids, use_cache=False, output_hidden_states=hidden_states
+            **model_inputs(inputs), use_cache=False, output_hidden_states=hidden_states
         )
     return output.last_hidden_state if plain else output.logits, output
 
@@ -210,7 +217,7 @@ def _count(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def score_beginning(
-    model: Any, corpus: TokenCorpus | LabelledCorpus, block_size: int, batch_size: int, dtype: str
+    model: Any, corpus: AnyCorpus, block_size: int, batch_size: int, dtype: str
 ) -> tuple[TokenScore, np.ndarray]:
     """Score a teacher on the first tokens of a text; return those that are asked for, too."""
     windows = evaluation_windows(corpus, block_size, MEASURED_TOKENS, batch_size)

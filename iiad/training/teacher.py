@@ -13,11 +13,11 @@ from iiad.checkpoints import load_identified
 from iiad.data import (
     Source,
     TaskSource,
-    labelled_fields,
     load_tokenizer,
     read_texts,
     require_readable,
     resolve_inputs,
+    row_fields,
     task_tokenizer,
     train_tokenizer,
 )
@@ -168,7 +168,7 @@ def _make_tokenizer(recipe: TrainRecipe) -> Any:
         raise InputError(
             "tokenizer.vocab_size: expected none with generated tasks, which bring their own words"
         )
-    text = [source for source in sources if labelled_fields(source, recipe.data.text_field) is None]
+    text = [source for source in sources if row_fields(source, recipe.data.text_field) is None]
     require_readable(text, recipe.data.text_field)
     total = sum(source.path.stat().st_size for source in sources)
     with progress("training the tokenizer", total, "B") as advance:

@@ -38,13 +38,13 @@ def test_windows_predict_every_token_but_the_first_exactly_once(
 ):
     batches = list(evaluation_windows(corpus_of(num_tokens), block_size, max_tokens, batch_size))
     used = min(num_tokens, max_tokens or num_tokens)
-    inputs = [token for batch in batches for token in batch.input_ids.flatten().tolist()]
+    inputs = [token for batch in batches for token in batch.inputs["input_ids"].flatten().tolist()]
     targets = [token for batch in batches for token in batch.targets.flatten().tolist()]
     assert inputs == list(range(used - 1))
     assert targets == list(range(1, used))
     assert all(batch.targets.shape[1] == block_size for batch in batches[:-1])
     assert all(len(batch.targets) <= batch_size for batch in batches)
-    for part in (part for batch in batches for part in batch[:2]):
+    for part in (part for batch in batches for part in (batch.inputs["input_ids"], batch.targets)):
         assert part.is_contiguous()
         assert part.dtype == torch.int64
 
