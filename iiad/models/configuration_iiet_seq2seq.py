@@ -59,7 +59,7 @@ class IIETSeq2SeqConfig(IIETConfig):
     @property
     def plan_fields(self) -> dict[str, str]:
         """Fields that the plan is made of, in order, and those that say how many layers each is for."""
-        return {"num_encoder_iterations": "num_encoder_layers", **super().plan_fields}
+        return {"num_encoder_iterations": "num_encoder_layers", "num_iterations": "num_layers"}
 
     @property
     def num_hidden_layers(self) -> int:

@@ -13,13 +13,14 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
 from iiad import InputError
 from iiad.checkpoints import load_model, model_fingerprint, save_checkpoint
-from tests.helpers import VARIANTS, make_iiet
+from tests.helpers import PAIR_VARIANTS, VARIANTS, make_iiet
 
 AUTO_MODELS = (
     AutoModel,
@@ -27,6 +28,7 @@ AUTO_MODELS = (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+PAIR_AUTO_MODELS = (AutoModel, AutoModelForSeq2SeqLM)
 
 
 def test_a_saved_model_loads_with_auto_classes_and_computes_the_same(variant, tokens, tmp_path):
@@ -44,17 +46,21 @@ import importlib.util, sys
 sys.modules["torchao"] = None  # a slow import of transformers' that nothing here needs
 assert importlib.util.find_spec("iiad") is None, "this test needs an editable installation, as make does it"
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+import transformers
+from transformers import AutoModel, AutoModelForSequenceClassification
 for name in sys.argv[1:]:
-    tokens, wanted, prompt, text = torch.load(name + "/wanted.pt")
-    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
-    assert torch.equal(model(tokens).logits, wanted), name
+    head, inputs, wanted, prompt, text = torch.load(name + "/wanted.pt")
+    auto = getattr(transformers, head)
+    model = auto.from_pretrained(name, trust_remote_code=True)
+    assert torch.equal(model(**inputs).logits, wanted), name
     assert torch.equal(model.generate(prompt, max_new_tokens=4, do_sample=False), text), name
     AutoModel.from_pretrained(name, trust_remote_code=True)
-    classifier = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, num_labels=3)
-    assert classifier(tokens[:1]).logits.shape == (1, 3)
+    if head == "AutoModelForCausalLM":
+        options = {"trust_remote_code": True, "num_labels": 3}
+        classifier = AutoModelForSequenceClassification.from_pretrained(name, **options)
+        assert classifier(inputs["input_ids"][:1]).logits.shape == (1, 3)
     model.save_pretrained(name + "-again")
-    AutoModelForCausalLM.from_pretrained(name + "-again", trust_remote_code=True)
+    auto.from_pretrained(name + "-again", trust_remote_code=True)
 print("loaded")
 """
 
@@ -65,15 +71,20 @@ def test_saved_folders_load_with_remote_code_in_an_environment_without_iiad(toke
     venv.create(tmp_path / "environment", with_pip=False, symlinks=True)
     (packages,) = (tmp_path / "environment").glob("lib/python*/site-packages")
     (packages / "others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    prompt, names = torch.full((1, 17), 5), ("history", "relaxed", "shared", "pcformer-rk2")
-    for name in names:
-        variant = VARIANTS[name]()
+    prompt, names = torch.full((1, 17), 5), []
+    causal = {name: VARIANTS[name] for name in ("history", "relaxed", "shared", "pcformer-rk2")}
+    pairs = {f"pair-{name}": PAIR_VARIANTS[name] for name in ("plain", "pcformer-rk2")}
+    for name, make in (causal | pairs).items():
+        variant = make()
         save_checkpoint(variant, tmp_path / name)
         auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoConfig", *(auto.__name__ for auto in AUTO_MODELS)}
+        autos = PAIR_AUTO_MODELS if name in pairs else AUTO_MODELS
+        assert set(auto_map) == {"AutoConfig", *(auto.__name__ for auto in autos)}
+        inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if name in pairs else {})
         text = variant.generate(prompt, max_new_tokens=4, do_sample=False)
-        wanted = (tokens, variant(tokens).logits.detach(), prompt, text)
+        wanted = (autos[1].__name__, inputs, variant(**inputs).logits.detach(), prompt, text)
         torch.save(wanted, tmp_path / name / "wanted.pt")
+        names.append(name)
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
     command = [tmp_path / "environment" / "bin" / "python", "-c", WITHOUT_IIAD, *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)

@@ -9,8 +9,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
-from tests.helpers import SHAPE, make_iiet
+from iiad.models import (
+    IIETConfig,
+    IIETForCausalLM,
+    IIETForConditionalGeneration,
+    IIETSeq2SeqConfig,
+    PCformerConfig,
+    PCformerForCausalLM,
+    PCformerSeq2SeqConfig,
+)
+from tests.helpers import PAIR_SHAPE, SHAPE, make_iiet
 
 NUMBERS = [-1, 0, 1, 2, 3, 0.5, 1.0, -1.0, math.nan, math.inf, -math.inf, 1e308, 10**9, 10**400]
 VALUES = [
@@ -31,7 +39,11 @@ VALUES = [
     object(),
 ]
 ROPES = [{name: value} for name in ("rope_theta", "rope_type", "partial_rotary_factor") for value in VALUES]
-KINDS = {"iiet": (IIETConfig, IIETForCausalLM), "pcformer": (PCformerConfig, PCformerForCausalLM)}
+KINDS = {
+    "iiet": (IIETConfig, IIETForCausalLM),
+    "pcformer": (PCformerConfig, PCformerForCausalLM),
+    "iiet_seq2seq": (IIETSeq2SeqConfig, IIETForConditionalGeneration),
+}
 REFUSAL = re.compile(r"(?!.*(Strict|Error|Traceback|<class))\w+(\[\d+\])?: expected .{,200}, got .{,200}")
 
 
@@ -60,7 +72,10 @@ def test_any_value_of_any_field_is_refused_by_name_or_makes_a_model_that_loads(k
                 continue
             loaded = config_class.from_dict(json.loads(found))
             assert json.dumps(loaded.to_dict(), sort_keys=True) == found
-            model_class(loaded)(torch.zeros(1, 2, dtype=torch.long))
+            ids = {"input_ids": torch.zeros(1, 2, dtype=torch.long)}
+            if loaded.is_encoder_decoder:
+                ids["decoder_input_ids"] = ids["input_ids"]
+            model_class(loaded)(**ids)
             if name != "cache_policy":  # which no keyword may change
                 wanted = outcome(config_class, **saved | {name: value})
                 assert outcome(config_class.from_dict, saved, **{name: value}) == wanted
@@ -73,7 +88,9 @@ def test_none_is_accepted_where_transformers_accepts_it(name):
     assert IIETConfig.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("config_class", [IIETConfig, PCformerConfig])
+@pytest.mark.parametrize(
+    "config_class", [IIETConfig, PCformerConfig, IIETSeq2SeqConfig, PCformerSeq2SeqConfig]
+)
 def test_every_field_of_ours_says_what_it_accepts(config_class):
     own = {*config_class.__annotations__, *IIETConfig.__annotations__} - {"accepted_values"}
     assert own <= {*config_class.accepted_values}
@@ -105,6 +122,33 @@ def test_a_file_cannot_change_what_is_accepted():
 def test_a_wrong_configuration_names_field_bound_and_value(fields, message):
     with pytest.raises(ValueError, match=message):
         IIETConfig(**{**SHAPE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"num_encoder_iterations": [1, 2]},
+            "num_encoder_iterations: expected an int or a list of num_encoder",
+        ),
+        ({"num_iterations": [1, 2, 3]}, r"num_iterations: expected an int or a list of num_layers \(2\)"),
+        (
+            {"num_encoder_iterations": 2, "max_num_iterations": 1},
+            r"num_encoder_iterations\[0\]: expected from",
+        ),
+        ({"num_encoder_layers": 0}, "num_encoder_layers: expected a whole number from 1 to 4096, got 0"),
+        ({"decoder_start_token_id": 97}, r"decoder_start_token_id: expected a token below vocab_size \(97\)"),
+        ({"is_encoder_decoder": False}, "is_encoder_decoder: expected true, got False"),
+        (
+            dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+            "decoder_start_token_id: expected a",
+        ),
+        ({"num_encoder_layer": 2}, "did you mean num_encoder_layers"),
+    ],
+)
+def test_a_wrong_encoder_decoder_names_field_bound_and_value(fields, message):
+    with pytest.raises(ValueError, match=message):
+        IIETSeq2SeqConfig(**{**PAIR_SHAPE, **fields})
 
 
 @pytest.mark.parametrize(
