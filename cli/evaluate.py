@@ -23,10 +23,15 @@ from .options import (
     require_plan,
     require_tasks,
     require_text,
+    require_text_metrics,
 )
 from .output import print_result
 
 __all__ = ["evaluate"]
+
+
+_OF_TEXT = ("text_field", "max_source_tokens", "max_target_tokens", "block_size", "max_tokens")
+_OF_TEXTS_MADE = ("num_beams", "length_penalty", "max_new_tokens", "hypotheses")
 
 
 def evaluate(
@@ -41,7 +46,7 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text, after the models: files, globs, folders or stdlib (its validation split).",
+            help="Text or pairs, after the models: files, globs, folders, stdlib or docstrings (validation split).",
             callback=require_text,
         ),
     ] = None,
@@ -65,6 +70,28 @@ def evaluate(
     limit: Annotated[
         float | None, typer.Option(help="Documents of each task, or below 1 a share of them. Default: all.")
     ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="bleu|chrf|rouge...",
+            help="Of pairs: make a text of each source, and score it against its target (extra eval).",
+            callback=require_text_metrics,
+        ),
+    ] = None,
+    num_beams: Annotated[int, typer.Option(help="Beams to search texts by; 1: greedy.")] = 4,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Compare beams by log likelihood over length to this power: more is longer. Default: 1."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a text, at most. Default: 128, or less if a model takes less."),
+    ] = None,
+    hypotheses: Annotated[
+        Path | None, typer.Option(help="jsonl to write: source, target and each model's text.")
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -74,39 +101,57 @@ def evaluate(
     quantize: Quantize = None,
     output: Annotated[Path | None, typer.Option(help="evaluation.json to write.")] = None,
     text_field: TextField = "text",
+    max_source_tokens: Annotated[
+        int | None, typer.Option(help="Of pairs: leave out those whose source is longer, its end counted.")
+    ] = None,
+    max_target_tokens: Annotated[
+        int | None, typer.Option(help="Of pairs: leave out those whose target is longer, its end counted.")
+    ] = None,
     block_size: Annotated[
         int | None, typer.Option(help="Tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Blocks, and requests of tasks, at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Blocks, requests of tasks, or texts at a time.")] = 8,
     max_tokens: Annotated[int | None, typer.Option(help="Read at most this many tokens of the text.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure perplexity, bits per byte, accuracy and cost of models on a text, and their scores on tasks.
+    """Measure perplexity, accuracy and cost of models on a text or pairs, and scores of tasks or of their own texts.
 
     Example:  iiad evaluate teacher student --data valid.jsonl --plan plan.json --output evaluation.json
+
+    Example:  iiad evaluate teacher student --data docstrings --metrics bleu chrf rouge --plan plan.json
     """
     text, names = all_data(data or []), all_data(tasks or [])
     if not text:
-        refuse_options(context, "without --data", "text_field", "block_size", "max_tokens")
+        refuse_options(context, "without --data", *_OF_TEXT)
     if not names:
         refuse_options(context, "without --tasks", "task_data", "num_fewshot", "limit")
+    scores = all_data(metrics or [])
+    if not scores:
+        refuse_options(context, "without --metrics", *_OF_TEXTS_MADE)
     named = _split_names(all_data(task_data or []))
     claim_outputs(
-        [*models, plan, *names, *named.values()], text, files={"output": output}, overwrite=overwrite
+        [*models, plan, *names, *named.values()],
+        text,
+        files={"output": output, "hypotheses": hypotheses},
+        overwrite=overwrite,
     )
-    from iiad.evaluation import Tasks, evaluate_models
+    from iiad.data import PairLimits
+    from iiad.evaluation import Tasks, Texts, evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
 
+    limits = PairLimits(max_source_tokens, max_target_tokens)
     evaluation = evaluate_models(
         models,
         text,
         tasks=Tasks(names, num_fewshot, limit, named) if names else None,
+        texts=Texts(scores, num_beams, length_penalty, max_new_tokens, hypotheses) if scores else None,
         plan=plan,
         quantize=quantize or [],
         text_field=text_field,
+        limits=limits if any(limits) else None,
         block_size=block_size,
         batch_size=batch_size,
         max_tokens=max_tokens,

@@ -38,6 +38,7 @@ __all__ = [
     "require_plan",
     "require_tasks",
     "require_text",
+    "require_text_metrics",
     "split_data",
 ]
 
@@ -108,6 +109,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_minutes": (0, 10**6),
     "max_new_tokens": (1, 2**24),
     "max_score": (-1e100, 1e100),
+    "max_source_tokens": (2, 2**24),
+    "max_target_tokens": (2, 2**24),
     "max_tokens": (2, 2**40),
     "memory_gib": (0, 2**20),
     "min_iterations": (0, 1000),
@@ -131,7 +134,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 Given = TypeVar("Given")
 
-_OF_SEVERAL = ("--data", "--tasks", "--task-data")
+_OF_SEVERAL = ("--data", "--tasks", "--task-data", "--metrics")
 _SEPARATOR = "\0"  # no argument of a process can hold it
 
 locks = ExitStack()
@@ -243,6 +246,15 @@ def require_tasks(tasks: Given) -> Given:
                 raise InputError(f"tasks: expected {what}, got {name} without it")
         require_harness()
     return tasks
+
+
+def require_text_metrics(metrics: Given) -> Given:
+    """Return the values of --metrics as given. Raises InputError for another metric, or without its package."""
+    if isinstance(metrics, list) and metrics:
+        from iiad.evaluation.text_metrics import require_metrics
+
+        require_metrics(all_data(metrics))
+    return metrics
 
 
 def require_plan(plan: Given) -> Given:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 if TYPE_CHECKING:
-    from .configs import build_empty, load_config, read_limits, require_cache_policy, require_size
+    from .configs import (
+        build_empty,
+        load_config,
+        read_limits,
+        require_cache_policy,
+        require_reader,
+        require_size,
+    )
     from .loading import (
         DTYPES,
         choose_device,
@@ -40,11 +47,12 @@ __all__ = [
     "read_weights",
     "require_cache_policy",
     "require_finite",
+    "require_reader",
     "require_size",
     "require_whole",
     "save_checkpoint",
 ]
 
-_CONFIGS = ["build_empty", "load_config", "read_limits", "require_cache_policy", "require_size"]
+_CONFIGS = "build_empty load_config read_limits require_cache_policy require_reader require_size".split()
 
 __getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

@@ -62,6 +62,7 @@ class PairCorpus:
 
     tokens: ids of all pairs, those left out too, source and target in turn; memory-mapped read-only.
     starts, lengths: (num_documents, 2), where source and target of a pair begin in them, and how many are used.
+    numbers: (num_documents,), of the pairs among all of the files, from 0.
     fingerprint: sha256 of all that decides a pair, the limits included.
     start_token_id: before the first token of a target. pad_token_id: fills batches.
     num_left_out: pairs above the limits; num_cut: sources that were cut.
@@ -70,6 +71,7 @@ class PairCorpus:
     tokens: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    numbers: np.ndarray
     fingerprint: str
     names: tuple[str, ...] = field(repr=False)
     eos_token_id: int
@@ -148,6 +150,7 @@ def pack_pairs(
         tokens=tokens,
         starts=np.concatenate([[0], ends[:-1]]).reshape(-1, 2),
         lengths=lengths,
+        numbers=np.arange(len(lengths)),
         fingerprint=fingerprint,
         names=tuple(file.name for file in files),
         eos_token_id=tokenizer.eos_token_id,
@@ -188,6 +191,7 @@ def _limit(corpus: PairCorpus, limits: PairLimits) -> PairCorpus:
             **vars(corpus),
             "starts": corpus.starts[kept],
             "lengths": lengths,
+            "numbers": corpus.numbers[kept],
             "fingerprint": _hash({"pairs": corpus.fingerprint, "limits": limits}),
             "num_left_out": int(left_out.sum()),
             "num_cut": num_cut,

@@ -9,6 +9,7 @@ from iiad import lazy_names
 from .bench_artefact import Bench, BenchResult
 from .check_artefact import Check, CheckResult
 from .harness import Tasks
+from .hypotheses import Texts
 from .quality_artefact import Evaluation, EvaluationResult
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "Evaluation",
     "EvaluationResult",
     "Tasks",
+    "Texts",
     "bench_models",
     "check_model",
     "evaluate_models",

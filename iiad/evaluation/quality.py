@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iiad.artefacts import DataIdentity, ModelIdentity
-from iiad.checkpoints import DTYPES, choose_device, choose_dtype, label_models, load_identified, read_limits
+from iiad.checkpoints import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_identified,
+    read_limits,
+    require_reader,
+)
 from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import (
     AnyCorpus,
+    AnySource,
     LabelledCorpus,
+    PairCorpus,
+    PairLimits,
     TokenCorpus,
     Window,
     evaluation_windows,
@@ -28,6 +41,7 @@ from iiad.progress import progress
 from iiad.training.scoring import evaluate_model
 
 from .harness import Tasks, TaskSet
+from .hypotheses import Hypotheses, Texts
 from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
 
 __all__ = ["evaluate_models"]
@@ -40,9 +54,11 @@ def evaluate_models(
     data: Sequence[str] = (),
     *,
     tasks: Tasks | None = None,
+    texts: Texts | None = None,
     plan: Plan | str | Path | None = None,
     quantize: Sequence[str] = (),
     text_field: str = "text",
+    limits: PairLimits | None = None,
     block_size: int | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
@@ -57,11 +73,14 @@ def evaluate_models(
     Args:
         models: folders or hub names; the others are compared with the first.
         data: files, patterns, folders or `stdlib`, which here is its validation split; may be none beside tasks.
+            Encoder-decoders read pairs of source and target, causal models all else.
         tasks: tasks of lm-evaluation-harness, and how to run them.
+        texts: texts to make of the sources of pairs, and how to score them against the targets.
         plan: a plan or its file: adds the first model truncated to it, untrained, as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row; its
             quantized layers compute in `dtype`.
         text_field: the jsonl field or parquet column with the text.
+        limits: of pairs: leave out longer ones, or cut their sources.
         block_size: most tokens of context; default: 512, or less where a model takes less.
         batch_size: windows, and requests of tasks, at a time.
         max_tokens: use only so many tokens of the text, from its start.
@@ -82,19 +101,27 @@ def evaluate_models(
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
+    task_set = None if tasks is None else TaskSet(tasks)
+    tokenizers = [load_tokenizer(model) for model in models]
+    sources = resolve_inputs(data, "validation") if data else []
+    corpora = [
+        pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits) if data else None
+        for tokenizer in tokenizers
+    ]
+    for model, corpus in zip(models, corpora, strict=True):
+        require_reader(model, isinstance(corpus, PairCorpus))
+    positions = {str(model): read_limits(model)[0] for model in models} if data else {}
     settings = EvaluationSettings(
-        block_size=_choose_block(models, block_size) if data else None,
+        block_size=_choose_block(positions, block_size, corpora[0]) if data else None,
         batch_size=batch_size,
         max_tokens=max_tokens,
         dtype=dtype,
         device=device,
     )
-    task_set = None if tasks is None else TaskSet(tasks)
-    tokenizers = [load_tokenizer(model) for model in models]
-    corpora = _pack_texts(tokenizers, data, text_field, cache_dir) if data else [None] * len(models)
     for corpus in corpora:  # checks the values; reads nothing yet
         if corpus is not None:
             _windows(corpus, settings)
+    hypotheses = None if texts is None else _prepare_texts(texts, sources, corpora, max_tokens, positions)
     results: list[EvaluationResult] = []
     num_rows = len(models) + (budget is not None) + len(kinds)
     for model, label, tokenizer, corpus in zip(models, labels, tokenizers, corpora, strict=True):
@@ -107,13 +134,19 @@ def evaluate_models(
             found = {} if corpus is None else _score_text(name, runner, corpus, settings, share)
             if task_set is not None:
                 found["tasks"] = task_set.run(runner, tokenizer, name, settings, share)
+            if hypotheses is not None:
+                hypotheses.add(runner, tokenizer, corpus, name, settings, share)
             result = _describe(name, runs, kind, found)
             results.append(_compare(result, results[0] if results else result))
         del loaded, runner
-    texts = [corpus for corpus in corpora if corpus is not None]
+    if task_set is not None:
+        settings = settings.model_copy(update=task_set.describe())
+    if hypotheses is not None:
+        of_texts, results = hypotheses.score(results)
+        settings = settings.model_copy(update={"texts": of_texts})
     return Evaluation(
-        settings=settings if task_set is None else settings.model_copy(update=task_set.describe()),
-        data=_identify_data(texts, max_tokens),
+        settings=settings,
+        data=_identify_data([corpus for corpus in corpora if corpus is not None], max_tokens),
         results=results,
     )
 
@@ -169,24 +202,37 @@ def _runners(
         yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype]), kind
 
 
-def _choose_block(models: Sequence[str | Path], block_size: int | None) -> int:
-    """Return a block size that every model can take."""
-    limits = {str(model): read_limits(model)[0] for model in models}
+def _choose_block(positions: Mapping[str, int], block_size: int | None, corpus: AnyCorpus | None) -> int:
+    """Return a block size that every model can take; by default of pairs the most. positions: by model."""
     if block_size is None:
-        return min(_DEFAULT_BLOCK, *limits.values())
-    for model, limit in limits.items():
+        return min(
+            positions.values() if isinstance(corpus, PairCorpus) else (_DEFAULT_BLOCK, *positions.values())
+        )
+    for model, limit in positions.items():
         if block_size > limit:
             expected = f"at most {limit}, the max_position_embeddings of {model}"
             raise InputError(f"block_size: expected {expected}, got {block_size}")
     return block_size
 
 
-def _pack_texts(
-    tokenizers: Sequence[Any], data: Sequence[str], text_field: str, cache_dir: str | Path | None
-) -> list[AnyCorpus]:
-    """Tokenize the text by each model's tokenizer."""
-    sources = resolve_inputs(data, "validation")
-    return [pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir) for tokenizer in tokenizers]
+def _prepare_texts(
+    texts: Texts,
+    sources: Sequence[AnySource],
+    corpora: Sequence[Any],
+    max_tokens: int | None,
+    positions: Mapping[str, int],
+) -> Hypotheses:
+    """Read the pairs that all models make texts of. Raises InputError for anything but pairs."""
+    if not all(isinstance(corpus, PairCorpus) for corpus in corpora):
+        raise InputError("metrics: expected pairs of source and target to make texts of, got none")
+    num_pairs = min(corpus.rows_within(max_tokens) for corpus in corpora)
+    numbers = [corpus.numbers[:num_pairs] for corpus in corpora]
+    if not all(np.array_equal(each, numbers[0]) for each in numbers):
+        raise InputError(
+            "max_source_tokens, max_target_tokens: expected limits that leave the same pairs by the tokenizer of "
+            "every model, got limits that do not"
+        )
+    return Hypotheses(texts, sources, numbers[0], min(positions.values()))
 
 
 def _identify_data(corpora: Sequence[AnyCorpus], max_tokens: int | None) -> list[DataIdentity]:

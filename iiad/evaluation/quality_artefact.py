@@ -18,9 +18,22 @@ __all__ = [
     "TaskResult",
     "TextMetric",
     "TextScore",
+    "TextSettings",
     "bits_per_byte",
     "perplexity",
 ]
+
+
+class TextSettings(Record):
+    """Settings of texts that were generated from sources and scored against targets."""
+
+    num_texts: Size
+    num_beams: Size
+    length_penalty: Number | None = Field(description="beams are compared by log likelihood / length ** this")
+    max_new_tokens: Size
+    signatures: dict[str, str] = Field(
+        description="of each metric: all that decides its figures, and versions, resamples and seed"
+    )
 
 
 class EvaluationSettings(Record):
@@ -29,7 +42,9 @@ class EvaluationSettings(Record):
     block_size: Size | None = Field(
         description="most tokens of context that a prediction had; None without text"
     )
-    batch_size: Size = Field(description="windows or requests at a time; the results do not depend on it")
+    batch_size: Size = Field(
+        description="windows, requests or texts at a time; the results do not depend on it"
+    )
     max_tokens: Size | None = Field(ge=2, description="tokens used, from the start of the text; None: all")
     dtype: Literal["float32", "bfloat16"] = Field(
         description="precision of the blocks; bfloat16 is autocast, with head and loss in the weights' precision"
@@ -44,10 +59,7 @@ class EvaluationSettings(Record):
     limit: Amount | None = Field(
         default=None, description="documents of each task, a share below 1; None: all"
     )
-    text_metrics: dict[str, str] = Field(
-        default={},
-        description="signature of each metric of generated texts: settings, versions, resamples, seed",
-    )
+    texts: TextSettings | None = Field(default=None, description="of texts generated from pairs' sources")
 
 
 class TaskMetric(Record):

@@ -50,6 +50,9 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
         read.append(f"{tokens} tokens, blocks of {settings.block_size}")
     if settings.harness is not None:
         read.append(f"tasks of lm-eval {settings.harness}")
+    if settings.texts is not None:
+        texts, beams = settings.texts, settings.texts.num_beams
+        read.append(f"{texts.num_texts:,} texts {'by greedy search' if beams == 1 else f'by {beams} beams'}")
     head = f"{', '.join(read)}, {settings.dtype} on {settings.device}"
     columns = [*_NAME, *_TEXT, *_COST, *_NATS] if evaluation.data else [*_NAME, *_COST]
     tables = record_tables(columns, results, width)
@@ -59,9 +62,9 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
     scores = [(task, metric) for task, found in results[0].tasks.items() for metric in found.metrics]
     if scores:
         tables += _task_tables(results, scores, width)
-    if not settings.text_metrics:
+    if settings.texts is None:
         return report(head, tables, _LEGEND)
-    tables += _text_tables(results, settings.text_metrics, width)
+    tables += _text_tables(results, settings.texts.signatures, width)
     return report(head, tables, _LEGEND + _TEXT_LEGEND)
 
 

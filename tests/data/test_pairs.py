@@ -170,6 +170,9 @@ def test_limits_leave_out_or_cut_and_say_how_many(tmp_path, packed, tokenizer, c
     assert "1 of 4 pairs used; 3 left out: 2 sources above" in capsys.readouterr().err
     assert texts_of(kept, tokenizer) == texts_of(whole, tokenizer)[:1]
     assert (kept.num_left_out, kept.num_cut) == (3, 0)
+    assert kept.numbers.tolist() == [
+        number for number, lengths in enumerate(whole.lengths) if (lengths <= limits[:2]).all()
+    ]
     cut = packed(path, limits=limits._replace(cut=True))
     assert "2 of 4 pairs used; 2 left out: 0 sources above" in capsys.readouterr().err
     assert (cut.num_left_out, cut.num_cut) == (2, 1)
@@ -266,7 +269,8 @@ def corpus_of(lengths):
         parts += [[10 + number] * (source - 1), [0], [1000 + number] * (target - 1), [0]]
     ends = lengths.ravel().cumsum()
     starts = np.concatenate([[0], ends[:-1]]).reshape(-1, 2)
-    return PairCorpus(np.concatenate(parts).astype("<u2"), starts, lengths, "f", ("a",), 0, 2, 1)
+    numbers = np.arange(len(lengths))
+    return PairCorpus(np.concatenate(parts).astype("<u2"), starts, lengths, numbers, "f", ("a",), 0, 2, 1)
 
 
 some_lengths = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=60)

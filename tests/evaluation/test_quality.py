@@ -8,7 +8,7 @@ import torch
 from iiad.checkpoints import identify_model, label_models, load_identified, load_model, save_checkpoint
 from iiad.data import evaluation_windows, load_tokenizer, pack, resolve_inputs
 from iiad.evaluation import Evaluation, evaluate_models
-from iiad.evaluation.quality_artefact import TaskMetric, TaskResult, TextMetric
+from iiad.evaluation.quality_artefact import TaskMetric, TaskResult, TextMetric, TextSettings
 from iiad.planning import Plan
 from iiad.progress import format_size
 from iiad.reporting.evaluation_tables import evaluation_table
@@ -176,13 +176,16 @@ def test_scores_of_texts_are_a_column_a_model_with_interval_and_p_value(evaluati
         row.model_copy(update={"text_metrics": {"bleu": TextMetric(**score, p_value=p_value)}})
         for row, p_value in zip(evaluation.results[:2], (None, 0.0312), strict=True)
     ]
-    settings = evaluation.settings.model_copy(update={"text_metrics": {"bleu": "tok:13a"}})
+    texts = {"num_texts": 1200, "num_beams": 4, "length_penalty": 1.0, "max_new_tokens": 64}
+    texts = TextSettings(**texts, signatures={"bleu": "tok:13a"})
+    settings = evaluation.settings.model_copy(update={"texts": texts})
     shown = printed(
         evaluation_table(evaluation.model_copy(update={"settings": settings, "results": rows}), 100), 100
     )
     assert "27.12 ± 1.25" in shown
     assert "27.12 ± 1.25, p 0.031" in shown
     assert "tok:13a" in shown
+    assert "1,200 texts by 4 beams" in shown
     assert "paired bootstrap" in shown
 
 
