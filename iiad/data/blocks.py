@@ -5,6 +5,7 @@ T tokens of a block, b blocks of a batch, B windows of a batch.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
 from typing import NamedTuple
@@ -33,6 +34,7 @@ __all__ = [
     "model_inputs",
     "next_labels",
     "output_labels",
+    "sample_blocks",
 ]
 
 Batch = dict[str, Tensor]
@@ -42,6 +44,8 @@ AnyCorpus = TokenCorpus | LabelledCorpus | PairCorpus
 class EqualBatches(Sized):
     """Batches of one number of blocks, drawn anew in every epoch."""
 
+    block_size: int
+
     def num_batches(self, size: int) -> int:
         """Return the batches of an epoch, of `size` blocks each; what fills none is left out."""
         return len(self) // size
@@ -50,6 +54,27 @@ class EqualBatches(Sized):
         """Return the blocks of some batches of the epoch with this seed, by number: (size,) each."""
         order = _shuffle(len(self), seed)
         return [order[number * size : (number + 1) * size] for number in numbers]
+
+    def sample(self, max_tokens: int | None, seed: int) -> list[int]:
+        """Draw as many blocks as max_tokens (None: all) pays for, from all of them, sorted."""
+        return sample_blocks(len(self), self.block_size, max_tokens, seed)
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Return the most tokens of a batch of these in each stack of a model: T."""
+        return [self.block_size]
+
+
+def sample_blocks(num_blocks: int, block_size: int, max_tokens: int | None, seed: int) -> list[int]:
+    """Draw as many of num_blocks blocks as max_tokens (None: all) pays for, from the whole corpus, sorted.
+
+    The same arguments give the same blocks. Raises InputError for fewer tokens than one block has.
+    """
+    if max_tokens is None:
+        return list(range(num_blocks))
+    if max_tokens < block_size:
+        raise InputError(f"max_tokens: expected at least one block of {block_size}, got {max_tokens}")
+    num_drawn = min(num_blocks, max_tokens // block_size)
+    return sorted(random.Random(seed).sample(range(num_blocks), num_drawn))
 
 
 @lru_cache(maxsize=1)
@@ -248,7 +273,7 @@ def _row_windows(blocks: RowBlocks, num_rows: int, batch_size: int) -> Iterator[
 
 
 def _pair_windows(blocks: PairBlocks, num_rows: int, batch_size: int) -> Iterator[Window]:
-    order = blocks.by_length(num_rows)
+    order = blocks.by_length(np.arange(num_rows))
     for first in range(0, num_rows, batch_size):
         batch = blocks.batch(order[first : first + batch_size].tolist())
         yield Window(model_inputs(batch), output_labels(batch))

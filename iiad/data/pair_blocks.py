@@ -109,9 +109,22 @@ class PairBlocks(Dataset[Batch]):
             "asked": (labels.flatten() >= 0).nonzero()[:, 0],
         }
 
-    def by_length(self, num_rows: int) -> np.ndarray:
-        """Return the first pairs, the longest first, in a fixed order: (num_rows,) numbers."""
-        rows = np.arange(num_rows)
+    def sample(self, max_tokens: int | None, seed: int) -> list[int]:
+        """Draw as many pairs as max_tokens (None: all) of both sides pay for, at least one; the longest first."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        if max_tokens is not None:
+            ends = self.corpus.lengths[order].sum(1).cumsum()
+            order = order[: max(1, int(np.searchsorted(ends, max_tokens, "right")))]
+        found: list[int] = self.by_length(np.sort(order)).tolist()
+        return found
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Return the tokens of a batch of these pairs in each stack of a model: S and T."""
+        longest: list[int] = self.corpus.lengths[indices].max(0).tolist()
+        return longest
+
+    def by_length(self, rows: np.ndarray) -> np.ndarray:
+        """Return these pairs (n,), the longest first, in a fixed order."""
         return rows[_sort(self.corpus.lengths[rows])[::-1]]
 
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
-from iiad.data import resolve_inputs
+from iiad.data import model_inputs, resolve_inputs
 from iiad.errors import InputError
+from iiad.influence.batches import IteratedModel, prepare_batch, require_iterations
 from iiad.influence.measurement import as_data_sets, draw_calibration, numbered_batches
 from iiad.influence.metrics import FullOutput
 from iiad.influence.profile import Profile, ProfileSettings, average
-from iiad.influence.profiler import require_iterations
 from iiad.memory import memory_explained
-from iiad.models import IIETForCausalLM
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified
 from iiad.progress import print_status, progress
 
@@ -28,7 +27,7 @@ __all__ = ["measure_truncations", "verify_plans"]
 
 @torch.no_grad()
 def measure_truncations(
-    model: IIETForCausalLM,
+    model: IteratedModel,
     batches: Iterable[Mapping[str, Tensor]],
     plans: Sequence[Sequence[int]],
     advance: Callable[[float], None] | None = None,
@@ -36,7 +35,7 @@ def measure_truncations(
 ) -> tuple[float, list[dict[str, float | None]]]:
     """Run plans and compare their outputs with the full model's.
 
-    batches: input_ids and labels, each (B, T), labels negative where nothing is asked for; as `RowBlocks` pads them.
+    batches: as for `profile_batch`, as blocks of text, rows or pairs give them.
     plans: r_t for each layer; equal plans are run once. origins: the data set of each batch, for the standard errors;
         default: all of one.
     Returns the full model's loss and for each plan `kl`, the mean over all tokens of KL(full || truncated), `loss`,
@@ -48,10 +47,11 @@ def measure_truncations(
     records, weights = [], []
     try:
         for number, batch in enumerate(batches, 1):
-            input_ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
-            full = FullOutput(model.lm_head, _final_states(model, own, input_ids), labels, f"batch {number}")
+            where = f"batch {number}"
+            batch = prepare_batch(model, batch, where)
+            full = FullOutput(model.lm_head, _final_states(model, own, batch), batch, where)
             found = [
-                full.harms(_final_states(model, plan, input_ids)[None], f"batch {number}: plan {list(plan)}")
+                full.harms(_final_states(model, plan, batch)[None], f"{where}: plan {list(plan)}")
                 for plan in different
             ]
             # Shaped as a profile's scores: metric -> for each plan one number.
@@ -74,10 +74,10 @@ def measure_truncations(
     return means["full"][0][0], [of_plan[tuple(plan)] for plan in plans]
 
 
-def _final_states(model: IIETForCausalLM, plan: Sequence[int], input_ids: Tensor) -> Tensor:
+def _final_states(model: IteratedModel, plan: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
     """Final states (B, T, D), after the norm, under a plan, which the model keeps."""
     model.set_num_iterations(plan)
-    states: Tensor = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    states: Tensor = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
     return states
 
 

@@ -5,7 +5,6 @@ Legend: B blocks of a batch, T tokens of a block.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,19 +19,12 @@ from iiad.data import AnyBlocks, load_tokenizer, make_blocks, pack, resolve_inpu
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES
 from iiad.memory import memory_explained, weight_bytes
-from iiad.models import IIETForCausalLM
 from iiad.outputs import lock_file
 from iiad.progress import format_size, print_status, progress
 
+from .batches import IteratedModel, require_iterations
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
-from .profiler import (
-    USUAL,
-    kept_bytes,
-    num_profile_evaluations,
-    profile_batch,
-    require_iterations,
-    require_metrics,
-)
+from .profiler import USUAL, kept_bytes, num_profile_evaluations, profile_batch, require_metrics
 
 __all__ = [
     "CalibrationSet",
@@ -42,7 +34,6 @@ __all__ = [
     "numbered_batches",
     "partial_path",
     "require_no_partial",
-    "sample_blocks",
 ]
 
 LONGEST_DEFAULT_BLOCK = 512
@@ -131,7 +122,7 @@ def measure_influence(
 
 
 def _measure(
-    teacher: IIETForCausalLM,
+    teacher: IteratedModel,
     identity: ModelIdentity,
     sets: Sequence[CalibrationSet],
     metrics: Sequence[str],
@@ -154,16 +145,15 @@ def _measure(
     )
     if records:
         print_status(f"{num_finished} batches were finished before")
-    positions = [rows * length for rows, length in sizes]
+    positions = [rows * sum(lengths) for rows, lengths in sizes]
     with progress("profiling", sum(positions[num_finished:]), "tokens") as advance:
         for index, (number, batch) in enumerate(numbered_batches(sets, batch_size)):
             if index < num_finished:
                 continue
             record = profile_batch(
                 teacher,
-                batch["input_ids"],
+                batch,
                 metrics,
-                labels=batch["labels"],
                 data=number,
                 memory=memory,
                 where=f"batch {index + 1}",
@@ -179,13 +169,15 @@ def _advance(advance: Callable[[float], None], size: int, share: float) -> None:
     advance(share * size)
 
 
-def _batch_sizes(sets: Sequence[CalibrationSet], batch_size: int) -> list[tuple[int, int]]:
-    """Return B and T of each of `numbered_batches`."""
+def _batch_sizes(sets: Sequence[CalibrationSet], batch_size: int) -> list[tuple[int, list[int]]]:
+    """Return B of each of `numbered_batches`, and its tokens in each stack."""
     return [
-        (min(batch_size, len(part.indices) - first), part.blocks.block_size)
-        for part in sets
-        for first in range(0, len(part.indices), batch_size)
+        (len(rows), part.blocks.lengths(rows)) for part in sets for rows in _cut(part.indices, batch_size)
     ]
+
+
+def _cut(indices: list[int], batch_size: int) -> list[list[int]]:
+    return [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
 
 
 def _require_small(
@@ -249,7 +241,7 @@ def draw_calibration(
     for names in as_data_sets(data):
         corpus = pack(resolve_inputs(names, split), tokenizer, text_field=text_field, cache_dir=cache_dir)
         blocks = make_blocks(corpus, settings.block_size)
-        indices = sample_blocks(len(blocks), blocks.block_size, settings.max_tokens, settings.seed)
+        indices = blocks.sample(settings.max_tokens, settings.seed)
         # The names as given: those of the embedded corpus run to hundreds, and the fingerprint covers their content.
         num_asked = None if blocks.num_asked is None else int(blocks.num_asked[indices].sum())
         num_tokens = len(indices) * blocks.block_size if num_asked is None else num_asked
@@ -258,27 +250,12 @@ def draw_calibration(
     return drawn
 
 
-def sample_blocks(num_blocks: int, block_size: int, max_tokens: int | None, seed: int) -> list[int]:
-    """Draw as many of num_blocks blocks as max_tokens (None: all) pays for, from the whole corpus, sorted.
-
-    The same arguments give the same blocks. Raises InputError for fewer tokens than one block has.
-    """
-    if max_tokens is None:
-        return list(range(num_blocks))
-    if max_tokens < block_size:
-        raise InputError(f"max_tokens: expected at least one block of {block_size}, got {max_tokens}")
-    num_drawn = min(num_blocks, max_tokens // block_size)
-    return sorted(random.Random(seed).sample(range(num_blocks), num_drawn))
-
-
 def numbered_batches(
     sets: Sequence[CalibrationSet], batch_size: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield all blocks drawn as batches, input_ids and labels (B, T), the last of a set maybe smaller, each with the
-    number of its set."""
+    """Yield all blocks drawn as batches, the last of a set maybe smaller, each with the number of its set."""
     for number, part in enumerate(sets):
-        for first in range(0, len(part.indices), batch_size):
-            indices = part.indices[first : first + batch_size]
+        for indices in _cut(part.indices, batch_size):
             yield number, part.blocks.batch(indices)
 
 

@@ -7,14 +7,14 @@ the output of layer t stopped after iteration i, n stopped models, b of the B se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iiad.data import next_labels
+from iiad.data import output_labels
 from iiad.errors import InputError
 
 from .profile import FixedPoint
@@ -79,15 +79,21 @@ class FullOutput:
     of the vocabulary's size is made for a chunk of tokens at a time.
     """
 
-    def __init__(self, head: nn.Linear, hidden_states: Tensor, labels: Tensor, where: str = "the model"):
-        """hidden_states: (B, T, D), after the final norm. labels: (B, T), of text its ids; negative: not asked for.
+    def __init__(
+        self,
+        head: nn.Linear,
+        hidden_states: Tensor,
+        batch: Mapping[str, Tensor],
+        where: str = "the model",
+    ):
+        """hidden_states: (B, T, D), after the final norm. batch: with `labels` (B, T), negative for none.
 
-        where: the batch, for errors. Where labels are negative the positions before them do not count.
+        where: the batch, for errors. Outputs that are asked for nothing do not count.
 
         Raises InputError for logits that hold NaN or infinity.
         """
         self.head, self.hidden_states = head, hidden_states
-        self.targets, self.asked = next_labels(labels.long()), asked_positions(labels)  # (B, T)
+        self.targets, self.asked = output_labels(batch).long(), asked_positions(batch)  # (B, T)
         self.num_predicted = max(1, int((self.targets >= 0).sum()))
         self.chunk_tokens = max(1, self.targets.numel() // NUM_CHUNKS)
         self.logits = head(hidden_states)  # (B, T, V)
@@ -147,10 +153,12 @@ class FullOutput:
         return values.flatten(0, 1).split(self.chunk_tokens)
 
 
-def asked_positions(labels: Tensor) -> Tensor:
-    """Return the positions that count, (B, T) bool: those with a next label; of text all, also a block's last."""
-    targets = next_labels(labels)
-    return targets >= 0 if bool((labels < 0).any()) else torch.ones_like(labels, dtype=torch.bool)
+def asked_positions(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the outputs that count, (B, T) bool: those asked for a token; of text all, also a block's last."""
+    labels = batch["labels"]
+    return (
+        output_labels(batch) >= 0 if bool((labels < 0).any()) else torch.ones_like(labels, dtype=torch.bool)
+    )
 
 
 def wide(states: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """The profiler: run a teacher on calibration text and score each of its iterations (method, section 3).
 
-Legend: B batch, T tokens, D model width, L layers, V vocabulary, t the layer (1-based as in the paper, from 0 in
-code), i the iteration, r_t the iterations of layer t, H_t its state, x_{t+1} its output.
+Legend: B batch, T tokens, S source tokens of an encoder-decoder, D model width, L layers, V vocabulary,
+t the layer (1-based as in the paper, from 0 in code), i the iteration, r_t the iterations of layer t, H_t its state,
+x_{t+1} its output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from torch import Tensor
 from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.memory import is_out_of_memory
-from iiad.models import IIETForCausalLM
 
-from .metrics import ITERATE_METRICS, FullOutput, asked_positions, fixed_point, wide
+from .batches import IteratedModel, counted_positions, prepare_batch, require_iterations
+from .metrics import ITERATE_METRICS, FullOutput, fixed_point, wide
 from .passes import FullPass
 from .profile import METRICS, BatchRecord
 
@@ -28,7 +29,6 @@ __all__ = [
     "kept_bytes",
     "num_profile_evaluations",
     "profile_batch",
-    "require_iterations",
     "require_metrics",
 ]
 
@@ -46,11 +46,10 @@ Result = TypeVar("Result")
 
 @torch.no_grad()
 def profile_batch(
-    model: IIETForCausalLM,
-    input_ids: Tensor,
+    model: IteratedModel,
+    batch: Tensor | Mapping[str, Tensor],
     metrics: Sequence[str] = tuple(METRICS),
     *,
-    labels: Tensor | None = None,
     data: int = 0,
     memory: int | None = None,
     where: str = "the batch",
@@ -64,9 +63,12 @@ def profile_batch(
     A predictor of several stages (PCformer's) is scored likewise: truncated after each stage, the corrector in full.
 
     model: in evaluation mode, with at least one iteration. It is not changed.
-    input_ids: (B, T), without padding on the left; moved to the model's device.
-    labels: (B, T), aligned with input_ids, negative where nothing is asked for; only positions before those that are
-        count. Default: every token is asked for.
+    batch: input_ids (B, T), or a mapping with them and maybe labels (B, T), aligned with them, negative where nothing
+        is asked for: only positions before those that are count. Default: every token is asked for. Without padding
+        on the left.
+        Of pairs: input_ids (B, S) and maybe attention_mask (B, S), 0 at padding; decoder_input_ids and labels (B, T),
+        aligned with the outputs. An encoder layer stopped early changes all that follows, in both halves; its own
+        scores are means over source tokens.
     data: number of the batch's data set, for the record. where: the batch's name in errors.
     memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
         depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs out, half
@@ -80,45 +82,37 @@ def profile_batch(
     require_metrics(metrics)
     if model.training:
         raise InputError("model: expected evaluation mode, model.eval(), got training mode")
-    _require_token_ids(model, input_ids, where)
-    if labels is not None:
-        _require_token_ids(model, labels.clamp(min=0), f"{where}: labels")
-    input_ids = input_ids.to(model.device)
-    labels = input_ids if labels is None else labels.to(model.device)
-    asked = asked_positions(labels)
-    every = bool(asked.all())
-
-    def pick(state: Tensor) -> Tensor:
-        return state if every else state[asked]  # (N, D)
-
-    full, fixed_points = FullPass(model, input_ids), []
+    batch = prepare_batch(model, batch, where)
+    counted, num_sequences = counted_positions(model, batch), len(batch["labels"])
+    full, fixed_points = FullPass(model, batch), []
     of_full, of_down = _layer_costs(full.num_stages, model.config.iterations, metrics)
     whole = sum(of_full) + sum(of_down)
     steps: Steps = {}
     for layer, solved in full.run():
         if not solved.iterates[-1].isfinite().all():
             raise InputError(f"{where}: expected finite states of layer {layer + 1}, got NaN or infinity")
-        fixed_points.append(fixed_point([pick(state) for state in solved.iterates]))
+        mask = counted[layer]
+        fixed_points.append(fixed_point([_pick(state, mask) for state in solved.iterates]))
         for number, chain in enumerate(solved.chains):
-            outputs = [pick(full.output(layer, state)) for state in chain]
+            outputs = [_pick(full.output(layer, state), mask) for state in chain]
             for metric in set(ITERATE_METRICS) & set(metrics):
                 found = [ITERATE_METRICS[metric](a, b) for a, b in pairwise(outputs)]
                 steps[number, metric, layer] = torch.tensor(found, dtype=torch.float64)
         advance(of_full[layer] / whole)
-    output = FullOutput(model.lm_head, full.final_states(), labels, where)
+    output = FullOutput(model.lm_head, full.final_states(), batch, where)
     if not set(metrics) <= set(ITERATE_METRICS):
         gradient = output.loss_gradient() if "taylor" in metrics else None
-        size = sequences_at_once(model, len(input_ids), input_ids.shape[1], memory)
+        size = sequences_at_once(model, num_sequences, full.lengths, memory)
 
         def score(rows: slice) -> Steps:
             part: Steps = {}
-            each = (rows.stop - rows.start) / len(input_ids) / whole
+            each = (rows.stop - rows.start) / num_sequences / whole
             for layer, found in _score_rows(full, output, gradient, rows, metrics, where):
                 part |= found
                 advance(of_down[layer] * each)
             return part
 
-        for part in _in_parts(len(input_ids), size, score):
+        for part in _in_parts(num_sequences, size, score):
             for key, values in part.items():
                 steps[key] = steps.get(key, 0.0) + values
     scores, stages = (
@@ -127,7 +121,7 @@ def profile_batch(
     )
     return BatchRecord(
         data=data,
-        num_tokens=int(asked.sum()),
+        num_tokens=int(output.asked.sum()),
         loss=output.loss,
         scores=scores,
         stages=stages if full.num_stages > 1 else {},
@@ -135,30 +129,41 @@ def profile_batch(
     )
 
 
+def _pick(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the states (B, T, D) at the positions that count, (N, D), or all of them."""
+    return states if mask is None else states[mask]
+
+
 def sequences_at_once(
-    model: IIETForCausalLM, num_sequences: int, num_tokens: int, memory: int | None = None
+    model: IteratedModel, num_sequences: int, lengths: Sequence[int], memory: int | None = None
 ) -> int:
     """Sequences to take at a time through the pass from the last layer down, 1 to B (ours).
 
-    num_sequences, num_tokens: B and T. Kept for the whole batch are its logits and every layer's state. Beside them
-    are, for each sequence and evaluation of a layer, a copy of the history and what attention and MLP hold.
+    num_sequences: B. lengths: tokens of each stack, T or S and T. Kept for the whole batch are its logits and every
+    layer's state. Beside them are, for each sequence and evaluation of a layer, a copy of the history and what
+    attention and MLP hold.
     memory: bytes for both; default: half as much again as what is kept, on whatever machine, so that a profile
     repeats to the last bit.
     """
-    config, width = model.config, model.config.hidden_size
-    number = num_tokens * model.dtype.itemsize  # bytes of one number for each token
-    kept = kept_bytes(model, num_sequences, num_tokens)
-    evaluations = config.num_start_evaluations + max(config.iterations)
-    each = number * evaluations * ((config.num_layers + 8) * width + 5 * config.intermediate_size)
+    config = model.config
+    kept = kept_bytes(model, num_sequences, lengths)
+    each = sum(
+        length * ((len(stack.layers) + 8) * config.hidden_size + 5 * config.intermediate_size)
+        for stack, length in zip(model.base_model.stacks, lengths, strict=True)
+    )
+    each *= model.dtype.itemsize * (config.num_start_evaluations + max(config.iterations))
     left = (USUAL - 1) * kept if memory is None else memory - kept
     return max(1, min(num_sequences, int(left // each)))
 
 
-def kept_bytes(model: IIETForCausalLM, num_sequences: int, num_tokens: int) -> int:
-    """Return the bytes of logits and every layer's state of a batch."""
+def kept_bytes(model: IteratedModel, num_sequences: int, lengths: Sequence[int]) -> int:
+    """Return the bytes of logits and every layer's state of a batch; lengths: tokens of each stack."""
     config = model.config
-    each = config.vocab_size + (config.num_layers + 2) * config.hidden_size
-    return num_sequences * num_tokens * model.dtype.itemsize * each
+    each = lengths[-1] * config.vocab_size + sum(
+        length * (len(stack.layers) + 2) * config.hidden_size
+        for stack, length in zip(model.base_model.stacks, lengths, strict=True)
+    )
+    return num_sequences * model.dtype.itemsize * each
 
 
 def _in_parts(num_rows: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:
@@ -228,27 +233,8 @@ def _layer_costs(start: int, plan: Sequence[int], metrics: Sequence[str]) -> tup
     return once, [one + more for one, more in zip(once, stops, strict=True)]
 
 
-def require_iterations(model: Any) -> None:
-    """Raise InputError for a model of any kind without iterations."""
-    if not isinstance(model, IIETForCausalLM) or not any(model.config.iterations):
-        raise InputError(
-            "model: expected an iiet or pcformer with an iteration in at least one layer, "
-            f"got type {model.config.model_type!r} and no iterations"
-        )
-
-
 def require_metrics(metrics: Sequence[str]) -> None:
     """Raise InputError for an unknown metric, and for none at all."""
     unknown = next((metric for metric in metrics if metric not in METRICS), None)
     if unknown is not None or not metrics:
         raise InputError(f"metric: expected {', '.join(METRICS)}, got {unknown or 'none'!r}")
-
-
-def _require_token_ids(model: IIETForCausalLM, batch: Tensor, where: str) -> None:
-    if batch.dim() != 2 or batch.numel() == 0 or batch.dtype not in (torch.int64, torch.int32):
-        shape = f"{batch.dtype} of shape {tuple(batch.shape)}"
-        raise InputError(f"{where}: expected token ids, int64 or int32 of shape (B, T), got {shape}")
-    lowest, highest = int(batch.min()), int(batch.max())
-    if lowest < 0 or highest >= model.config.vocab_size:
-        found = lowest if lowest < 0 else highest
-        raise InputError(f"{where}: expected token ids from 0 to {model.config.vocab_size - 1}, got {found}")

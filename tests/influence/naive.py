@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from iiad.data import model_inputs, output_labels
+
 
 def noise(*shape, seed=0, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
@@ -58,18 +60,28 @@ def naive_kl(full, stopped):
 
 def naive_nll(logits, input_ids):
     """Mean over the predicted tokens: all but the first of each row."""
-    values = []
-    for block, ids in zip(logits.tolist(), input_ids.tolist(), strict=True):
-        values += [-log_probabilities(row)[token] for row, token in zip(block[:-1], ids[1:], strict=True)]
+    return naive_nll_of(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+
+
+def naive_nll_of(logits, targets):
+    """Mean over tokens, from logits (N, V) and targets (N,)."""
+    pairs = zip(logits.tolist(), targets.tolist(), strict=True)
+    values = [-log_probabilities(row)[token] for row, token in pairs]
     return math.fsum(values) / len(values)
+
+
+def as_batch(tokens):
+    """Text (B, T) as a batch, or a batch as it is."""
+    return {"input_ids": tokens, "labels": tokens} if isinstance(tokens, torch.Tensor) else tokens
 
 
 class TruncatedRuns:
     """A model run whole under other plans, with every layer's output and state written down."""
 
-    def __init__(self, model, input_ids):
-        self.model, self.input_ids = model, input_ids
-        self.plan = list(model.config.num_iterations)
+    def __init__(self, model, tokens):
+        """tokens: (B, T), or a batch."""
+        self.model, self.inputs = model, model_inputs(as_batch(tokens))
+        self.plan = list(model.config.iterations)
 
     def run(self, plan, predictor_stages=None):
         """Logits (B, T, V), outputs x_{t+1} and states H_t of every layer, each (B, T, D).
@@ -78,27 +90,24 @@ class TruncatedRuns:
         """
         outputs, states = [], []
         self.model.set_num_iterations(plan)
-        forward = self.model.model.run_layer
-        if predictor_stages is not None:
 
-            def run_layer(layer, *arguments, **context):
-                return forward(layer, *arguments, num_stages=predictor_stages[layer], **context)
-
-            self.model.model.run_layer = run_layer
+        def shorten(layer, arguments, options):
+            return arguments, options | {"num_stages": predictor_stages[layer.place]}
 
         def write_down(_layer, _inputs, output):
             outputs.append(output[0])
             states.append(output[1])
 
-        hooks = [layer.register_forward_hook(write_down) for layer in self.model.model.layers]
+        layers = self.model.base_model.layers
+        hooks = [layer.register_forward_hook(write_down) for layer in layers]
+        if predictor_stages is not None:
+            hooks += [layer.register_forward_pre_hook(shorten, with_kwargs=True) for layer in layers]
         try:
-            logits = self.model(self.input_ids).logits
+            logits = self.model(**self.inputs).logits
         finally:
             for hook in hooks:
                 hook.remove()
             self.model.set_num_iterations(self.plan)
-            if predictor_stages is not None:
-                del self.model.model.run_layer
         return logits, outputs, states
 
     def stops(self):
@@ -116,31 +125,44 @@ class TruncatedRuns:
             ]
 
 
-def naive_gradients(model, input_ids):
+def naive_gradients(model, tokens):
     """The total derivative of the mean loss by each layer's state H_t, (B, T, D) each: plain autograd."""
-    hidden, context = model.model.prepare(input_ids)
-    history, states = (hidden,), []
-    for layer in model.model.layers:
-        hidden, state = layer(hidden, model.model.predictor, *history, **context)
-        state.retain_grad()
-        states.append(state)
-        history = (*history, state)
-    logits = model.lm_head(model.model.norm(hidden))
-    log_q = logits[:, :-1].log_softmax(-1)
-    (-log_q.gather(-1, input_ids[:, 1:, None]).mean()).backward()
+    states = []
+
+    def keep(_layer, _inputs, output):
+        output[1].retain_grad()
+        states.append(output[1])
+
+    batch = as_batch(tokens)
+    hooks = [layer.register_forward_hook(keep) for layer in model.base_model.layers]
+    logits = model(**model_inputs(batch)).logits
+    for hook in hooks:
+        hook.remove()
+    targets = output_labels(batch)
+    log_q = logits[targets >= 0].log_softmax(-1)
+    (-log_q.gather(-1, targets[targets >= 0][:, None]).mean()).backward()
     gradients = [state.grad for state in states]
     model.zero_grad()
     return gradients
 
 
-def naive_scores(chains, gradients, input_ids):
-    """Every metric for chains of runs, as TruncatedRuns makes them."""
+def naive_scores(chains, gradients, tokens):
+    """Every metric for chains of runs, as TruncatedRuns makes them.
+
+    Of pairs: `kl` and `loss` at the outputs that are asked for, a layer's own metrics at its half's.
+    """
     scores = {metric: [] for metric in ("kl", "loss", "taylor", "cosine", "relative_l2")}
+    batch = as_batch(tokens)
+    targets = output_labels(batch)
+    asked = targets >= 0 if "decoder_input_ids" in batch else torch.ones_like(targets, dtype=torch.bool)
     for t, runs in enumerate(chains):
-        full = runs[-1][0]
-        kl = [naive_kl(full, logits) for logits, _, _ in runs]
-        nll = [naive_nll(logits, input_ids) for logits, _, _ in runs]
+        asked_logits = [run[0][asked][None] for run in runs]
+        kl = [naive_kl(asked_logits[-1], logits) for logits in asked_logits]
+        nll = [naive_nll_of(run[0][targets >= 0], targets[targets >= 0]) for run in runs]
         outputs, states = [run[1][t] for run in runs], [run[2][t] for run in runs]
+        in_decoder = outputs[0].shape[1] == asked.shape[1]  # the lengths of tests differ
+        mask = asked if in_decoder else batch["attention_mask"].bool()
+        outputs = [output[mask][None] for output in outputs]
         steps = range(1, len(runs))
         scores["kl"].append([kl[i - 1] - kl[i] for i in steps])
         scores["loss"].append([nll[i - 1] - nll[i] for i in steps])

@@ -78,7 +78,7 @@ def test_scores_are_those_of_each_row_alone_where_it_asks(kind, batch):
     with torch.no_grad():
         total, wanted = naive(model, *batch)
     input_ids, labels = batch
-    found = profile_batch(model, input_ids, labels=labels)
+    found = profile_batch(model, {"input_ids": input_ids, "labels": labels})
     assert found.num_tokens == total == int((labels[:, 1:] >= 0).sum())
     for metric, layers in wanted.items():
         for layer, scores in zip(found.scores[metric], layers, strict=True):
@@ -88,22 +88,22 @@ def test_scores_are_those_of_each_row_alone_where_it_asks(kind, batch):
 @pytest.mark.usefixtures("norms_in_float64")
 def test_no_score_depends_on_what_stands_in_the_padding(batch):
     model, (input_ids, labels) = make_iiet().double(), batch
-    found = profile_batch(model, input_ids, labels=labels)
+    found = profile_batch(model, {"input_ids": input_ids, "labels": labels})
     for row, length in enumerate(LENGTHS):
         input_ids[row, length:] = 50
-    other = profile_batch(model, input_ids, labels=labels)
+    other = profile_batch(model, {"input_ids": input_ids, "labels": labels})
     assert other.model_dump() == found.model_dump()
 
 
 def test_asked_is_what_has_a_next_label_and_of_text_everything(batch):
     _, labels = batch
-    assert asked_positions(labels)[:, :-1].tolist() == (labels[:, 1:] >= 0).tolist()
-    assert not asked_positions(labels)[:, -1].any()
-    assert asked_positions(torch.tensor([[3, 4]])).all()
+    assert asked_positions({"labels": labels})[:, :-1].tolist() == (labels[:, 1:] >= 0).tolist()
+    assert not asked_positions({"labels": labels})[:, -1].any()
+    assert asked_positions({"labels": torch.tensor([[3, 4]])}).all()
 
 
 def test_labels_outside_the_vocabulary_are_refused(batch):
     input_ids, labels = batch
     labels[0, 3] = 97
     with refused("the batch: labels: expected token ids from 0 to 96, got 97"):
-        profile_batch(make_iiet(), input_ids, labels=labels)
+        profile_batch(make_iiet(), {"input_ids": input_ids, "labels": labels})

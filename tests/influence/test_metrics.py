@@ -23,6 +23,7 @@ from tests.influence.naive import (
 
 NAIVE = [(cosine, naive_cosine), (relative_l2, naive_relative_l2)]
 IDS = torch.tensor([[3, 1, 10], [0, 7, 7]])
+TEXT = {"labels": IDS}
 seeds = st.integers(0, 1000)
 
 
@@ -101,7 +102,7 @@ def head(vocab=11, width=5, seed=7, dtype=torch.float64):
 
 
 def compared(full, stopped, dtype=torch.float64):
-    return FullOutput(head(dtype=dtype), full.to(dtype), IDS).harms(stopped.to(dtype))
+    return FullOutput(head(dtype=dtype), full.to(dtype), TEXT).harms(stopped.to(dtype))
 
 
 @settings(max_examples=20)
@@ -113,7 +114,7 @@ def test_kl_and_loss_are_the_double_loop(seed, scale, step):
     loss = naive_nll(to_logits(full), IDS)
     kl = [naive_kl(to_logits(full), to_logits(states)) for states in stopped]
     growth = [naive_nll(to_logits(states), IDS) - loss for states in stopped]
-    assert FullOutput(to_logits, full, IDS).loss == pytest.approx(loss, rel=1e-12)
+    assert FullOutput(to_logits, full, TEXT).loss == pytest.approx(loss, rel=1e-12)
     found, narrow = compared(full, stopped), compared(full, stopped, torch.float32)
     assert found["kl"] == pytest.approx(kl, rel=1e-9, abs=1e-13)
     assert found["loss"] == pytest.approx(growth, rel=1e-9, abs=1e-12)
@@ -146,7 +147,7 @@ def test_far_apart_outputs_stay_finite(dtype, tolerance):
 
 def test_kl_and_loss_depend_on_neither_chunks_nor_parts_of_the_batch():
     full, stopped = noise(2, 3, 5), noise(2, 2, 3, 5, seed=1)
-    output = FullOutput(head(), full, IDS)
+    output = FullOutput(head(), full, TEXT)
     gradient, wanted = output.loss_gradient(), output.harms(stopped)
     for chunk_tokens in (1, 4, 6):
         output.chunk_tokens, sizes = chunk_tokens, []
@@ -166,11 +167,11 @@ def test_the_gradient_of_the_loss_is_autograds():
     leaf = full.clone().requires_grad_()
     log_q = head()(leaf)[:, :-1].log_softmax(-1)
     (-log_q.gather(-1, IDS[:, 1:, None]).mean()).backward()
-    assert torch.allclose(FullOutput(head(), full, IDS).loss_gradient(), leaf.grad, rtol=1e-12)
+    assert torch.allclose(FullOutput(head(), full, TEXT).loss_gradient(), leaf.grad, rtol=1e-12)
 
 
 def test_infinite_outputs_are_named():
     with refused("batch 3: expected finite logits, got NaN or infinity"):
-        FullOutput(head(), noise(2, 3, 5) * math.nan, IDS, "batch 3")
+        FullOutput(head(), noise(2, 3, 5) * math.nan, TEXT, "batch 3")
     with refused("layer 2: expected finite logits"):
-        FullOutput(head(), noise(2, 3, 5), IDS).harms(noise(1, 2, 3, 5) * math.nan, "layer 2")
+        FullOutput(head(), noise(2, 3, 5), TEXT).harms(noise(1, 2, 3, 5) * math.nan, "layer 2")

@@ -9,6 +9,7 @@ import torch
 from iiad.artefacts import DataIdentity
 from iiad.checkpoints import identify_model
 from iiad.data import TokenBlocks, TokenCorpus
+from iiad.data.blocks import sample_blocks
 from iiad.evaluation.activation_memory import peak_bytes
 from iiad.influence import (
     METRICS,
@@ -18,7 +19,7 @@ from iiad.influence import (
     num_profile_evaluations,
     profile_batch,
 )
-from iiad.influence.measurement import CalibrationSet, numbered_batches, sample_blocks
+from iiad.influence.measurement import CalibrationSet, numbered_batches
 from iiad.influence.profiler import sequences_at_once
 from tests.helpers import VARIANTS, make_iiet, make_llama, make_pcformer, refused
 from tests.influence.naive import TruncatedRuns, naive_gradients, naive_nll, naive_scores
@@ -74,11 +75,11 @@ def test_every_metric_equals_that_of_the_whole_model_run_again_for_every_stop(ki
 
 def test_sequences_at_once_follow_the_memory_and_are_never_none():
     model = make_iiet(num_iterations=3)
-    found = [sequences_at_once(model, 4, 17, memory) for memory in (0, 10**5, 6 * 10**5, 10**7)]
+    found = [sequences_at_once(model, 4, [17], memory) for memory in (0, 10**5, 6 * 10**5, 10**7)]
     assert found == sorted(found)
     assert (found[0], found[-1]) == (1, 4)
     assert 1 < found[2] < 4
-    assert 1 <= sequences_at_once(model, 4, 17) <= 4
+    assert 1 <= sequences_at_once(model, 4, [17]) <= 4
 
 
 @pytest.mark.parametrize("metrics", [list(METRICS), ["cosine"], ["taylor"], ["kl"]])
