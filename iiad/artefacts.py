@@ -12,7 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .errors import InputError, require_printable, shorten
 from .files import append_line, parse_json, read_json, read_json_text, write_text
@@ -94,7 +105,10 @@ class ModelIdentity(Record):
     name: str = Field(description="folder or hub name as it was given")
     fingerprint: str = Field(description="sha256 of configuration and weights, whatever plan the model runs")
     model_type: str
-    num_layers: Size = Field(description="layers with weights of their own")
+    num_layers: Size = Field(description="layers with weights of their own, an encoder's first")
+    num_encoder_layers: Count = Field(
+        default=0, description="how many of them are an encoder's; 0: a causal model; not written then"
+    )
     num_iterations: list[Iterations] = Field(
         description="the plan it runs: r_t for each layer; zeros for a Transformer"
     )
@@ -105,15 +119,38 @@ class ModelIdentity(Record):
     )
     shape: ModelShape | None = Field(default=None, description="null where a configuration does not say")
 
+    @model_validator(mode="after")
+    def _require_decoder(self) -> Self:
+        if self.num_encoder_layers >= self.num_layers:
+            expected = f"below num_layers ({self.num_layers})"
+            raise ValueError(f"num_encoder_layers: expected {expected}, got {self.num_encoder_layers}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if not fields.get("num_encoder_layers"):  # so that hashes of older artefacts, which lack it, stand
+            fields.pop("num_encoder_layers", None)
+        return fields
+
+    def layer_name(self, layer: int) -> str:
+        """Name a layer, counted from 0 over all, for people: "layer 3" or, of a pair model, "decoder 1"."""
+        if not self.num_encoder_layers:
+            return f"layer {layer + 1}"
+        after = layer - self.num_encoder_layers
+        return f"encoder {layer + 1}" if after < 0 else f"decoder {after + 1}"
+
     @property
     def num_evaluations(self) -> int:
-        """Block evaluations per token, sum over t of (start evaluations + r_t)."""
+        """Block evaluations, sum over t of (start evaluations + r_t): of a token or, of a pair model, of two."""
         return sum(self.num_start_evaluations + r for r in self.num_iterations)
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of one token, in all slots."""
-        return self.cache_bytes_at(self.num_evaluations)
+        """Keys and values of one token, in all slots: of a target's where there is an encoder."""
+        start, decoder = self.num_start_evaluations, self.num_iterations[self.num_encoder_layers :]
+        num_slots = len(decoder) if self.cache_policy == "shared" else sum(start + r for r in decoder)
+        return num_slots * self.cache_bytes_per_slot
 
     def cache_bytes_at(self, num_evaluations: int) -> int:
         """Keys and values of one token where a plan has that many evaluations."""

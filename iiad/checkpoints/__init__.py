@@ -8,10 +8,12 @@ from iiad import lazy_names
 
 if TYPE_CHECKING:
     from .configs import (
+        auto_class,
         build_empty,
         load_config,
         read_limits,
         require_cache_policy,
+        require_kind,
         require_reader,
         require_size,
     )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "auto_class",
     "build_empty",
     "choose_device",
     "choose_dtype",
@@ -47,12 +50,15 @@ __all__ = [
     "read_weights",
     "require_cache_policy",
     "require_finite",
+    "require_kind",
     "require_reader",
     "require_size",
     "require_whole",
     "save_checkpoint",
 ]
 
-_CONFIGS = "build_empty load_config read_limits require_cache_policy require_reader require_size".split()
+_CONFIGS = """
+auto_class build_empty load_config read_limits require_cache_policy require_kind require_reader require_size
+""".split()
 
 __getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
 import iiad.models  # noqa: F401  registers them with the Auto classes
 from iiad.errors import InputError, shorten
@@ -19,14 +25,18 @@ from iiad.files import read_json
 from iiad.folders import explain_loading, find_folder, has_trust, read_config, weight_files
 
 __all__ = [
+    "auto_class",
     "build_empty",
     "load_config",
     "read_limits",
     "require_cache_policy",
     "require_fitting",
+    "require_kind",
     "require_reader",
     "require_size",
 ]
+
+KINDS = {"causal": "a causal language model", "pair": "an encoder-decoder"}
 
 _SLACK = 1 << 24
 """Elements beyond the weights that a model may have, in buffers."""
@@ -90,6 +100,18 @@ def require_reader(model: str | Path, pairs: bool) -> None:
     raise InputError(f"{model}: expected {kinds[pairs]}, got a {config.model_type}")
 
 
+def require_kind(model: str | Path, config: Any, kind: str | None) -> None:
+    """Raise InputError for a configuration of another kind: "causal" or, an encoder-decoder, "pair". None: any."""
+    found = "pair" if config.is_encoder_decoder else "causal"
+    if kind not in (None, found):
+        raise InputError(f"{model}: expected {KINDS[kind]}, got {KINDS[found]} ({config.model_type})")
+
+
+def auto_class(config: Any) -> Any:
+    """Return the Auto class, with a language-modelling head, of a configuration's kind."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError unless a model can be built of a folder's configurations, and is not far beyond its weights.
 
@@ -124,7 +146,7 @@ def require_fitting(model: str | Path, config: Any, shapes: Mapping[str, tuple[i
 def build_empty(config: Any) -> torch.nn.Module:
     """Return the model of a configuration, without memory for its tensors."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def require_size(where: str, built: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

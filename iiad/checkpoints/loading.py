@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from iiad.artefacts import ModelIdentity, ModelShape
 from iiad.errors import InputError, one_line
@@ -23,7 +23,7 @@ from iiad.folders import explain_loading, find_folder, has_trust, weight_files, 
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.models import IIETConfig
 
-from .configs import load_config, require_fitting
+from .configs import auto_class, load_config, require_fitting, require_kind
 
 __all__ = [
     "DTYPES",
@@ -47,6 +47,8 @@ _COMPANIONS = """
 generation_config.json tokenizer*.json tokenizer.model* special_tokens_map.json added_tokens.json chat_template.*
 vocab.json vocab.txt merges.txt README.md LICENSE* NOTICE* USE_POLICY*
 """.split()
+
+_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations")
 
 # Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
 # profile of that time still knows its model.
@@ -88,21 +90,28 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def load_model(
-    model: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", num_iterations: Any = None
+    model: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    num_iterations: Any = None,
+    kind: str | None = "causal",
 ) -> Any:
-    """Load a causal language model from a folder or the hub, in evaluation mode, with nothing missing or left over.
+    """Load a language model from a folder or the hub, in evaluation mode, with nothing missing or left over.
 
-    num_iterations: run this plan instead of the checkpoint's own (iterated models only).
+    num_iterations: run this plan instead of the checkpoint's own (iterated models only). kind: "causal", "pair", an
+    encoder-decoder, or None, either.
     Raises InputError: no such folder, no config or weights, a pickle, tensors that do not fit the config, NaN or
-    infinity among the weights, a plan that the model cannot run, no such device.
+    infinity among the weights, a plan that the model cannot run, no such device, a model of another kind.
     """
     device = choose_device(device)
-    config = load_config(model, **({} if num_iterations is None else {"num_iterations": num_iterations}))
+    config = _load_config_at(model, num_iterations)
+    require_kind(model, config, kind)
     folder = find_folder(model)
     try:
         if not has_trust():
             require_fitting(model, config, weight_shapes(folder))
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = auto_class(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -122,6 +131,19 @@ def load_model(
     return loaded
 
 
+def _load_config_at(model: str | Path, num_iterations: Any) -> Any:
+    config = load_config(model)
+    if num_iterations is None:
+        return config
+    fields = {"num_iterations": num_iterations}
+    if isinstance(config, IIETConfig):
+        try:
+            fields = config.split_plan(num_iterations)
+        except ValueError as error:
+            raise InputError(f"{model}: {error}") from None
+    return load_config(model, **fields)
+
+
 def require_whole(model: str | Path, info: Mapping[str, Any]) -> None:
     """Raise InputError for tensors that transformers' loading info calls mismatched, missing or unexpected."""
     for name, found, wanted in sorted(info["mismatched_keys"]):
@@ -135,11 +157,12 @@ def require_whole(model: str | Path, info: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def _require_running(loaded: Any, model: str | Path) -> None:
     """Raise InputError unless the model makes finite logits of two tokens, as what follows takes for granted."""
-    if getattr(loaded.config, "is_encoder_decoder", False):
-        raise InputError(f"{model}: config.json: is_encoder_decoder: expected false, got true")
     tokens = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
+    inputs = {"input_ids": tokens} | (
+        {"decoder_input_ids": tokens} if loaded.config.is_encoder_decoder else {}
+    )
     try:
-        best = loaded(input_ids=tokens).logits.max(-1).values  # NaN where any logit is
+        best = loaded(**inputs).logits.max(-1).values  # NaN where any logit is
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -149,20 +172,26 @@ def _require_running(loaded: Any, model: str | Path) -> None:
 
 
 def load_identified(
-    model: str | Path, device: str, dtype: str, *, cast: bool, num_iterations: Any = None
+    model: str | Path,
+    device: str,
+    dtype: str,
+    *,
+    cast: bool,
+    num_iterations: Any = None,
+    kind: str | None = "causal",
 ) -> tuple[Any, ModelIdentity]:
     """Load a model on its device, and identify it.
 
     The identity is taken of the weights as they are stored, because the fingerprint that plans are bound to
     depends on their precision; its cache bytes are then those of `dtype`.
 
-    cast: True puts the weights in dtype; False in float32, for autocast to work on. num_iterations: as in
+    cast: True puts the weights in dtype; False in float32, for autocast to work on. num_iterations, kind: as in
     `load_model`. Raises InputError as that does, and where memory runs out.
     """
     wanted = DTYPES[dtype] if cast else torch.float32
     remedies = ["fewer or smaller models", *(["bfloat16"] if cast and dtype != "bfloat16" else [])]
     with memory_explained(f"loading {model} on {device}", remedies=remedies):
-        loaded = load_model(model, num_iterations=num_iterations)
+        loaded = load_model(model, num_iterations=num_iterations, kind=kind)
         identity = identify_model(loaded, model)
         per_slot = identity.cache_bytes_per_slot // loaded.dtype.itemsize * DTYPES[dtype].itemsize
         for parameter in loaded.parameters():
@@ -186,7 +215,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     config = model.config.to_diff_dict()
-    for name in ("num_iterations", "transformers_version", "auto_map", "architectures", "dtype", "use_cache"):
+    for name in (*_PLAN_FIELDS, "transformers_version", "auto_map", "architectures", "dtype", "use_cache"):
         config.pop(name, None)
     for name, absent in _LATER_FIELDS.items():
         if name in config and config[name] == absent:
@@ -201,15 +230,15 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
     """Describe a loaded model: its weights, its plan, and the sizes that its cost follows from.
 
-    Works for causal language models whose attention has keys and values; one without iterations (a Llama, say) has 0
-    in each layer, and one whose block is not gated like Llama's has no shape. Raises InputError for others.
+    Works for language models whose attention has keys and values; one without iterations (a Llama, say) has 0 in
+    each layer, and one whose block is not gated like Llama's has no shape. Raises InputError for others.
     """
     config: Any = model.config
     iterated = isinstance(config, IIETConfig)
     try:
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        num_layers = config.num_layers if iterated else config.num_hidden_layers
+        num_layers, num_encoder_layers = _count_layers(config)
         shape = None
         if getattr(config, "intermediate_size", None) is not None:
             shape = ModelShape(
@@ -227,6 +256,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
             fingerprint=model_fingerprint(model),
             model_type=config.model_type,
             num_layers=num_layers,
+            num_encoder_layers=num_encoder_layers,
             num_iterations=config.iterations if iterated else [0] * num_layers,
             num_start_evaluations=config.num_start_evaluations if iterated else 1,
             cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
@@ -238,6 +268,16 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
         raise InputError(
             f"{name}: expected a configuration with heads, layers and sizes, got {got}"
         ) from error
+
+
+def _count_layers(config: Any) -> tuple[int, int]:
+    """Number of layers, and of those that are an encoder's."""
+    if isinstance(config, IIETConfig):
+        return len(config.iterations), getattr(config, "num_encoder_layers", 0)
+    if not config.is_encoder_decoder:
+        return config.num_hidden_layers, 0
+    encoder = getattr(config, "encoder_layers", None) or config.num_hidden_layers
+    return encoder + (getattr(config, "decoder_layers", None) or config.num_decoder_layers), encoder
 
 
 def label_models(models: Sequence[str | Path]) -> list[str]:

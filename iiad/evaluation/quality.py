@@ -125,7 +125,7 @@ def evaluate_models(
     results: list[EvaluationResult] = []
     num_rows = len(models) + (budget is not None) + len(kinds)
     for model, label, tokenizer, corpus in zip(models, labels, tokenizers, corpora, strict=True):
-        loaded, identity = load_identified(model, device, dtype, cast=False)
+        loaded, identity = load_identified(model, device, dtype, cast=False, kind=None)
         first = not results
         for name, runs, runner, kind in _runners(
             loaded, label, identity, budget if first else None, kinds if first else (), dtype

@@ -233,7 +233,7 @@ def load_drafted_generator(
     check_draft_options(model, draft, draft_plan, draft_length)
     plan, draft_plan, device = read_plan(plan), read_plan(draft_plan), choose_device(device)
     dtype = choose_dtype(dtype, device)
-    loaded, identity = load_identified(model, device, dtype, cast=True)
+    loaded, identity = load_identified(model, device, dtype, cast=True, kind=None)
     tokenizer, made = load_tokenizer(model), None
     if plan is not None:
         check_plan(plan, identity)

@@ -73,7 +73,8 @@ def _model_lines(model: ModelSummary) -> Iterator[tuple[str, str]]:
         ", ".join([*parts, *(f"{name} {size:,}" for name, size in sizes.items() if size is not None)]),
     )
     if model.num_iterations is not None:
-        plan = " ".join(map(str, model.num_iterations))
+        counts, split = [str(r) for r in model.num_iterations], model.num_encoder_layers or 0
+        plan = " ".join([*counts[:split], *(["|"] if split else []), *counts[split:]])
         yield "plan", f"{plan} iterations, {model.num_evaluations} block evaluations per token"
     if model.cache_policy is not None:
         yield "cache", f"{model.cache_policy} policy"

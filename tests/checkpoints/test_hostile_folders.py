@@ -146,7 +146,11 @@ def edit(path, **fields):
         ("llama", {"num_labels": 10**9}, "num_labels: expected at most 4096"),
         ("llama", {"intermediate_size": 10**9}, "expected a model of the 35808 weights, got one of 288000"),
         ("llama", {"vocab_size": 10**30}, "vocab_size: expected a number of 64 bits, got 1000000"),
-        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: expected false, got true"),
+        (
+            "llama",
+            {"is_encoder_decoder": True},
+            "expected a causal language model, got an encoder-decoder (llama)",
+        ),
         ("llama", {"sliding_window": "x"}, "cannot be run"),
         ("teacher", {"num_iterations": 10**9, "max_num_iterations": 10**9}, "num_iterations: expected"),
         ("teacher", {"num_layers": 10**9}, "num_layers: expected at most 4096"),
