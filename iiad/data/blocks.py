@@ -42,13 +42,17 @@ AnyCorpus = TokenCorpus | LabelledCorpus | PairCorpus
 
 
 class EqualBatches(Sized):
-    """Batches of one number of blocks, drawn anew in every epoch."""
+    """Batches of one number of blocks, drawn anew in every epoch. block_size: most tokens of a block."""
 
     block_size: int
 
     def num_batches(self, size: int) -> int:
         """Return the batches of an epoch, of `size` blocks each; what fills none is left out."""
         return len(self) // size
+
+    def batch_tokens(self, size: int) -> float:
+        """Return the most tokens of a batch of `size` blocks."""
+        return size * self.block_size
 
     def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
         """Return the blocks of some batches of the epoch with this seed, by number: (size,) each."""

@@ -69,6 +69,10 @@ class PairBlocks(Dataset[Batch]):
         """Return the batches of an epoch. size: pairs of each, without `max_batch_tokens`."""
         return len(_cut(self, size)) - 1
 
+    def batch_tokens(self, size: int) -> float:
+        """Return the tokens of a batch in the mean, without padding."""
+        return self.corpus.num_tokens / self.num_batches(size)
+
     def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
         """Return the pairs of some batches of the epoch with this seed, by number; every pair is in one batch.
 

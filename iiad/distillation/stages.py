@@ -11,7 +11,7 @@ from iiad.files import file_sha256
 from iiad.planning.costs import compute_cut
 from iiad.planning.plan import Plan, read_plan
 from iiad.progress import print_status
-from iiad.training.batches import blocks_per_step
+from iiad.training.batches import tokens_per_step
 from iiad.training.distillation_sections import STAGES
 from iiad.training.interruption import Interruption
 from iiad.training.learner import LanguageModelling, Objective
@@ -71,7 +71,7 @@ def distill(
         context = RunContext(
             run.path, run.record.identity, training, work.tokenizer, run.card, score, interruption, on_step
         )
-        results["tokens"] = _run_stages(work, context) * blocks_per_step(training) * work.corpora.block_size
+        results["tokens"] = _run_stages(work, context) * tokens_per_step(work.corpora.blocks, training)
         work.student.requires_grad_(True)
         results |= _measure_results(work, plan)
         run.finish(work.student, work.tokenizer, results)

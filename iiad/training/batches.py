@@ -16,7 +16,15 @@ from torch import Tensor
 
 from .sections import OptimizationSection
 
-__all__ = ["Batch", "Blocks", "blocks_per_step", "micro_batches", "seed_step", "steps_per_epoch"]
+__all__ = [
+    "Batch",
+    "Blocks",
+    "blocks_per_step",
+    "micro_batches",
+    "seed_step",
+    "steps_per_epoch",
+    "tokens_per_step",
+]
 
 Batch = dict[str, Tensor]
 
@@ -32,6 +40,9 @@ class Blocks(Protocol):
     def num_batches(self, size: int) -> int:
         """Return the batches of an epoch; size: blocks of each, where the blocks leave that open."""
 
+    def batch_tokens(self, size: int) -> float:
+        """Return the tokens of a batch, in the mean."""
+
     def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
         """Return the blocks of some batches of the epoch with this seed, by number."""
 
@@ -46,6 +57,12 @@ def steps_per_epoch(blocks: Blocks, optimization: OptimizationSection) -> int:
 
 def _batches_per_step(optimization: OptimizationSection) -> int:
     return optimization.gradient_accumulation_steps * PartialState().num_processes
+
+
+def tokens_per_step(blocks: Blocks, optimization: OptimizationSection) -> int:
+    """Return the tokens that one optimizer step learns from, in the mean."""
+    tokens = blocks.batch_tokens(optimization.per_device_train_batch_size)
+    return round(tokens * _batches_per_step(optimization))
 
 
 def blocks_per_step(optimization: OptimizationSection) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from iiad.data import (
     AnyCorpus,
+    PairBlocks,
+    PairCorpus,
     TokenCorpus,
     evaluation_windows,
     make_blocks,
@@ -18,7 +20,7 @@ from iiad.data import (
 from iiad.errors import InputError
 from iiad.progress import progress
 
-from .batches import blocks_per_step
+from .batches import blocks_per_step, steps_per_epoch
 from .processes import first_process_first
 from .recipes import DistillRecipe, TrainRecipe
 from .scoring import TokenScore, evaluate_model
@@ -38,17 +40,27 @@ class Corpora:
         """config: the model's."""
         data, optimization = recipe.data, recipe.training
         _require_fit(data, tokenizer, config)
-        most = data.block_tokens(config.max_position_embeddings)
         self.batch_size = optimization.per_device_train_batch_size
         self.dtype = "bfloat16" if optimization.autocast else "float32"
         num_rows = recipe.num_steps * blocks_per_step(optimization)
         self.training = _pack(data, "train", tokenizer, num_rows)
-        self.blocks = make_blocks(self.training, most)
+        _require_kind("data.train", self.training, config)
+        most, batch_tokens = data.block_tokens(config.max_position_embeddings), data.max_batch_tokens
+        if isinstance(self.training, PairCorpus):
+            _require_pair_settings(data, optimization)
+            most, batch_tokens = config.max_position_embeddings, data.batch_tokens
+        self.blocks = make_blocks(self.training, most, batch_tokens)
         self.block_size = self.blocks.block_size
-        require_step("data.train", len(self.blocks), optimization)
+        if batch_tokens is not None:
+            self.batch_size = max(1, batch_tokens // self.block_size)
+        if isinstance(self.blocks, PairBlocks):
+            _require_pair_step(self.blocks, optimization)
+        else:
+            require_step("data.train", len(self.blocks), optimization)
         self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
         self.validation = _pack(data, "validation", tokenizer) if data.validation else None
         if self.validation is not None:
+            _require_kind("data.validation", self.validation, config)
             self.window_size = self.block_size if isinstance(self.validation, TokenCorpus) else most
             evaluation_windows(self.validation, self.window_size)  # checks its length
             self.fingerprints["validation"] = self.validation.fingerprint
@@ -77,11 +89,53 @@ def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:
             raise InputError(f"{field}: expected at most {most} tokens, the model's {limit}, got {got}")
 
 
+def _require_kind(where: str, corpus: AnyCorpus, config: Any) -> None:
+    """Raise InputError for pairs and a causal model, or anything else and an encoder-decoder."""
+    pairs = isinstance(corpus, PairCorpus)
+    if config.is_encoder_decoder and not pairs:
+        raise InputError(
+            f"{where}: expected pairs of source and target, for an encoder-decoder, got text or labelled rows"
+        )
+    if pairs and not config.is_encoder_decoder:
+        raise InputError(
+            f"{where}: expected text or labelled rows, for a causal model, got pairs; model.num_encoder_layers makes "
+            "an encoder-decoder"
+        )
+
+
+def _require_pair_settings(data: DataSection, optimization: OptimizationSection) -> None:
+    """Raise InputError for settings that pairs have others for."""
+    if data.block_size is not None:
+        raise InputError(
+            "data.block_size: expected none for pairs, which have max_source_tokens and max_target_tokens, got "
+            f"{data.block_size}"
+        )
+    if "per_device_train_batch_size" in optimization.model_fields_set:
+        raise InputError(
+            "training.per_device_train_batch_size: expected none for pairs, which have data.max_batch_tokens, got "
+            f"{optimization.per_device_train_batch_size}"
+        )
+
+
+def _require_pair_step(blocks: PairBlocks, optimization: OptimizationSection) -> None:
+    """Raise InputError for fewer batches than one step needs."""
+    if not steps_per_epoch(blocks, optimization):
+        raise InputError(
+            "data.train: expected enough pairs for one step (gradient_accumulation_steps x processes batches of "
+            f"data.max_batch_tokens), got {blocks.num_batches(1)} batches"
+        )
+
+
 def _pack(data: DataSection, split: str, tokenizer: Any, num_rows: int | None = None) -> AnyCorpus:
     sources = resolve_inputs(getattr(data, split), split)
     with first_process_first():
         return pack(
-            sources, tokenizer, text_field=data.text_field, cache_dir=data.cache_dir, num_rows=num_rows
+            sources,
+            tokenizer,
+            text_field=data.text_field,
+            cache_dir=data.cache_dir,
+            num_rows=num_rows,
+            limits=data.limits,
         )
 
 

@@ -45,9 +45,9 @@ class HeadLoss(NamedTuple):
     """Scalars, in float32 or float64."""
 
     loss: Tensor
-    """ce_weight * ce + kl_weight * kl, to be differentiated."""
+    """ce_weight * ce + kl_weight * kl, to be differentiated; the labels of this ce are smoothed."""
     ce: Tensor
-    """Cross-entropy, mean nats per predicted token; 0 where none is predicted. Detached."""
+    """Cross-entropy, mean nats per predicted token; 0 where none is predicted. Never smoothed. Detached."""
     kl: Tensor | None
     """Mean of the divergence over all tokens; None without one. Detached."""
 
@@ -80,13 +80,15 @@ def head_loss(
     *,
     ce_weight: float = 1.0,
     kl_weight: float = 0.0,
+    label_smoothing: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> HeadLoss:
     """ce_weight * CE + kl_weight * divergence.
 
     states: (B, T, D) or (N, D), after the final norm; weight: (V, D); labels: (N,) int64, negative where nothing is
-    predicted. CE is the mean over the predicted tokens, the divergence over all N. chunk_tokens: m, chosen if None;
-    it changes only cost.
+    predicted. CE is the mean over the predicted tokens, the divergence over all N. label_smoothing: e of the target
+    (1 - e) label + e / V (Szegedy et al. 2016), as torch's cross_entropy. chunk_tokens: m, chosen if None; it changes
+    only cost.
 
     Products are made in `product_dtype`; all else, and what is added up over chunks, in float32 (float64 for
     float64). The gradients are found here, in grad mode, for what requires one: backward runs once, and has no
@@ -98,7 +100,7 @@ def head_loss(
     if dtype == weight.dtype != states.dtype:
         raise ValueError(f"states: expected the weight's type, {weight.dtype}, got {states.dtype}")
     needs = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, weight))
-    job = _Job(labels, divergence, ce_weight, kl_weight, chunk_tokens, dtype, needs)
+    job = _Job(labels, divergence, ce_weight, kl_weight, label_smoothing, chunk_tokens, dtype, needs)
     with torch.autocast(states.device.type, enabled=False):
         loss, ce, kl = _Head.apply(states, weight, job)
     return HeadLoss(loss, ce, None if divergence is None else kl)
@@ -111,6 +113,7 @@ class _Job(NamedTuple):
     divergence: TokenLoss | None
     ce_weight: float
     kl_weight: float
+    label_smoothing: float
     chunk_tokens: int | None
     dtype: torch.dtype
     needs: tuple[bool, ...]
@@ -129,7 +132,7 @@ class _Head(torch.autograd.Function):
         )
         num_predicted = (job.labels >= 0).sum().clamp(min=1)
         ce_scale = job.ce_weight * num_tokens / num_predicted.to(wide)
-        sums = torch.zeros(2, dtype=wide, device=states.device)
+        sums = torch.zeros(3, dtype=wide, device=states.device)
         length = job.chunk_tokens or _num_tokens(CHUNK_LOGITS, head)
         # Written over and over: new memory for every chunk costs more than what is computed in it.
         room = head.new_empty(min(length, num_tokens), len(head))
@@ -144,11 +147,11 @@ class _Head(torch.autograd.Function):
                 grad_weight.addmm_(logits.t(), chunk)
             elif grad_weight is not None:
                 grad_weight += logits.t() @ chunk
-        ce, kl = sums[0] / num_predicted, sums[1] / max(1, num_tokens)
+        ce, smoothed, kl = sums[0] / num_predicted, sums[1] / num_predicted, sums[2] / max(1, num_tokens)
         ctx.num_tokens, ctx.dtypes = num_tokens, (states.dtype, weight.dtype)
         ctx.save_for_backward(grad_states, grad_weight)
         ctx.mark_non_differentiable(ce, kl)
-        return job.ce_weight * ce + job.kl_weight * kl, ce, kl
+        return job.ce_weight * smoothed + job.kl_weight * kl, ce, kl
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -164,11 +167,12 @@ class _Head(torch.autograd.Function):
 
 
 def _differentiate(logits: Tensor, tokens: slice, job: _Job, ce_scale: Tensor) -> Tensor:
-    """Return a chunk's CE and divergence, summed, (2,), and leave N d loss / d logits in place of its logits (m, V).
+    """Return a chunk's CE, plain and smoothed, and divergence, summed, (3,).
 
-    N times, as half precision would round 1 / N away. ce_scale: N ce_weight / predicted tokens.
+    Leaves N d loss / d logits in place of its logits (m, V): N times, as half precision would round 1 / N away.
+    ce_scale: N ce_weight / predicted tokens.
     """
-    sums, gradient = ce_scale.new_zeros(2), any(job.needs)
+    sums, gradient, smoothing = ce_scale.new_zeros(3), any(job.needs), job.label_smoothing
     chunk_loss = None if job.divergence is None else job.divergence(tokens)
     length = _num_tokens(ROW_LOGITS, logits.t())
     for start in range(0, len(logits), length):
@@ -178,10 +182,13 @@ def _differentiate(logits: Tensor, tokens: slice, job: _Job, ce_scale: Tensor) -
         with torch.set_grad_enabled(gradient):
             log_q = part.log_softmax(-1)  # (r, V)
             chosen = log_q.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-            ce = torch.where(labels >= 0, -chosen, 0).sum()
+            ce = smoothed = torch.where(labels >= 0, -chosen, 0).sum()
+            if smoothing:
+                uniform = torch.where(labels >= 0, -log_q.mean(1), 0).sum()
+                smoothed = (1 - smoothing) * ce + smoothing * uniform
             kl = torch.zeros_like(ce) if chunk_loss is None else chunk_loss(log_q, rows).sum()
-            total = ce_scale * ce + job.kl_weight * kl
-        sums += torch.stack([ce.detach(), kl.detach()])
+            total = ce_scale * smoothed + job.kl_weight * kl
+        sums += torch.stack([ce.detach(), smoothed.detach(), kl.detach()])
         if gradient:
             logits[rows] = torch.autograd.grad(total, part)[0]
     return sums

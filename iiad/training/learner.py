@@ -35,7 +35,7 @@ class Objective(Protocol):
 
 
 class Learner(nn.Module):
-    """A causal language model whose head is a plain matrix, without its logits: losses make them in chunks.
+    """A language model whose head is a plain matrix, without its logits: losses make them in chunks.
 
     bf16: run the layers under autocast. compile_backend: compile them with torch.compile; None: do not.
     """
@@ -60,7 +60,7 @@ class Learner(nn.Module):
             return self.objective(self, batch, signal)
 
     def states(self, batch: Batch, output_hidden_states: bool = False) -> Any:
-        """batch, with input_ids (B, T) -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
+        """batch, as `model_inputs` -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self._trunk[0](
                 **model_inputs(batch), use_cache=False, output_hidden_states=output_hidden_states
@@ -111,13 +111,24 @@ def unsharded(learner: Learner) -> Iterator[None]:
 
 
 class LanguageModelling:
-    """Next-token cross-entropy: learning from text."""
+    """Cross-entropy of the tokens that a batch asks for: learning from text and pairs.
+
+    label_smoothing: as `head_loss` says; the part "ce" is without it.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        self.label_smoothing = label_smoothing
 
     def signal(self, batch: Batch) -> None:
         """There is no teacher."""
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """input_ids and labels (B, T) -> mean nats per token that is asked for, and itself as the part "ce"."""
+        """A batch with its labels (B, T) -> mean nats per token that is asked for, and as the part "ce"."""
         states = learner.states(batch).last_hidden_state
-        found = head_loss(asked_values(states, batch), learner.head, asked_labels(batch))
+        found = head_loss(
+            asked_values(states, batch),
+            learner.head,
+            asked_labels(batch),
+            label_smoothing=self.label_smoothing,
+        )
         return found.loss, {"ce": found.ce}

@@ -23,7 +23,7 @@ from iiad.memory import is_out_of_memory, memory_explained
 from iiad.progress import format_duration, print_status, progress
 
 from .averaging import AVERAGE, AveragedWeights
-from .batches import blocks_per_step, micro_batches, seed_step, steps_per_epoch
+from .batches import micro_batches, seed_step, steps_per_epoch, tokens_per_step
 from .checkpointing import Checkpoints, StageState
 from .learner import Learner, set_recompute, shard, unsharded
 from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_optimizer, make_schedule
@@ -54,7 +54,8 @@ def run_stage(model: PreTrainedModel, stage: Stage, context: RunContext) -> Stag
         print_status(f"{stage.name}: {found} before; not run again")
         AveragedWeights(model, settings.ema_decay, start).swap()
         return state
-    size = (settings.per_device_train_batch_size, stage.blocks.block_size)
+    in_batch = stage.blocks.batch_tokens(settings.per_device_train_batch_size)
+    size = (max(1, round(in_batch / stage.blocks.block_size)), stage.blocks.block_size)
     with memory_explained(f"{stage.name} on {model.device}", model, *size, training=True):
         run = _StageRun(model, stage, context, checkpoints, state)
         try:
@@ -117,7 +118,7 @@ class _StageRun:
         self.schedule = make_schedule(self.optimizer, settings, stage.length)
         self.average = AveragedWeights(self.model, settings.ema_decay)
         self.window: dict[str, Tensor] = {}  # StageState's, where the losses are
-        tokens = blocks_per_step(settings) * stage.blocks.block_size
+        tokens = tokens_per_step(stage.blocks, settings)
         self.log = StageLog(context.folder / "log.jsonl", stage.name, state, tokens, self.accelerator)
         name = f"{context.folder.name} {stage.name}"
         fields = {key: value for key, value in settings if isinstance(value, int | float | str)}

@@ -15,7 +15,7 @@ __all__ = ["model_card"]
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [iiad, {model_type}]
 ---
 
@@ -26,9 +26,9 @@ tags: [iiad, {model_type}]
 ## Load
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained(folder{trust})
+model = {auto}.from_pretrained(folder{trust})
 tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 ```
 {remark}
@@ -49,17 +49,21 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
     """Return Markdown on what the model is, what it is made from, what it scores and how to load it."""
     config = model.config
     evaluations = getattr(config, "num_evaluations", config.num_hidden_layers)
+    pairs = config.is_encoder_decoder
+    layers = f"{config.num_encoder_layers} + " if pairs else ""
     facts = [
-        f"layers: {getattr(config, 'num_layers', evaluations)}, width {config.hidden_size}, "
+        f"layers: {layers}{getattr(config, 'num_layers', evaluations)}, width {config.hidden_size}, "
         f"vocabulary {config.vocab_size}, {model.num_parameters():,} parameters",
         f"block evaluations per token: {evaluations}",
     ]
-    if hasattr(config, "num_iterations"):
-        facts.append(f"iterations per layer (the plan): {config.num_iterations}")
+    if hasattr(config, "iterations"):
+        facts.append(f"iterations per layer (the plan): {config.iterations}")
     facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
     has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too
     return _CARD.format(
         model_type=config.model_type,
+        pipeline="text2text-generation" if pairs else "text-generation",
+        auto="AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM",
         command=record.command,
         facts="\n".join(f"- {fact}" for fact in facts),
         trust=", trust_remote_code=True" if has_code else "",

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from iiad.models import IIETModel
-
 from .processes import assign, gather_full
 
 __all__ = ["TwoPhases", "continue_without_a_jump"]
@@ -30,7 +28,7 @@ class TwoPhases:
     def enter(self, step: int, model: Any) -> None:
         """Give the model the plan of a step, counted from 0."""
         wanted = self.plan if step >= self.first_step else [0] * len(self.plan)
-        if model.config.num_iterations != wanted:
+        if model.config.iterations != wanted:
             model.set_num_iterations(wanted)
         # At the switch alone, and again when resumed from the checkpoint that was saved just before it.
         if self.smooth and 0 < step == self.first_step:
@@ -42,7 +40,7 @@ class TwoPhases:
 
 
 @torch.no_grad()
-def continue_without_a_jump(model: IIETModel) -> None:
+def continue_without_a_jump(model: Any) -> None:
     """Set the weights that only iterations use so that the iterations, at first, change nothing (ours).
 
     A model trained without iterations has not learnt w and LN; their initial values make z(1) another function
@@ -50,9 +48,16 @@ def continue_without_a_jump(model: IIETModel) -> None:
     layer's own input, u = x_t, and with LN = LN0 so z(i) = LN(F(x_t)) = z(0) for all i. The gradient by w[t,t] is
     not zero, so the iterations grow from there. A plain model has nothing to set: with relaxation, which starts
     at 0, it is continuous by itself; without, it cannot be.
+
+    model: the base model, an encoder-decoder's with two stacks of layers.
     """
+    for stack in model.stacks:
+        _continue_stack(stack.layers)
+
+
+def _continue_stack(layers: Any) -> None:
     before = None
-    for layer in model.layers:
+    for layer in layers:
         corrector = layer.corrector
         if not corrector.uses_history:
             continue

@@ -29,7 +29,7 @@ __all__ = [
     "score_beginning",
 ]
 
-PLAIN_HEADS = frozenset({"iiet", "pcformer", "llama", "mistral", "qwen2", "qwen3", "gpt2"})
+PLAIN_HEADS = frozenset("iiet pcformer iiet_seq2seq pcformer_seq2seq llama mistral qwen2 qwen3 gpt2".split())
 """Types of models whose logits are the head's output and nothing more. Others scale or cap them in their forward."""
 
 COUNTED_TOKENS = 1 << 26

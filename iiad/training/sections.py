@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from iiad.artefacts import MOST_ITERATIONS
-from iiad.data import parse_task
+from iiad.data import PairLimits, parse_task
 from iiad.data.tasks import Task
 from iiad.errors import InputError
 
@@ -49,6 +49,12 @@ class ModelSection(Section):
     hidden_size: int = Field(512, ge=2, le=2**17, description="D")
     intermediate_size: int = Field(1408, ge=1, le=2**20, description="width of the MLP")
     num_layers: int = Field(12, ge=1, le=2**12, description="L, layers with weights of their own")
+    num_encoder_layers: int | None = Field(
+        None,
+        ge=1,
+        le=2**12,
+        description="makes an encoder-decoder, whose decoder has num_layers; learns from pairs",
+    )
     num_attention_heads: int = Field(4, ge=1, le=2**12)
     num_key_value_heads: int | None = Field(None, ge=1, le=2**12, description="default: num_attention_heads")
     head_dim: int | None = Field(
@@ -63,6 +69,10 @@ class ModelSection(Section):
     num_iterations: Annotated[
         int | list[int] | None, described("an integer, or a list of integers, one per layer")
     ] = Field(None, description="iiet: r_t, one number or one per layer; default: 3")
+    num_encoder_iterations: Annotated[
+        int | list[int] | None, described("an integer, or a list of integers, one per layer")
+    ] = Field(None, description="iiet: those of the encoder's layers; default: 3")
+    shared_embeddings: bool = Field(True, description="encoder and decoder embed tokens by one table")
     history: bool = Field(True, description="iiet: learned multistep history; false: the plain equation")
     relaxation: bool = Field(False, description="iiet without history: learned damping")
     predictor_order: Literal[2, 4] = Field(2, description="pcformer: order of its Runge-Kutta predictor")
@@ -73,16 +83,24 @@ class ModelSection(Section):
 
     def conflicts(self) -> Conflicts:
         """Shape and iterations."""
-        given = self.num_iterations
-        plan = given if isinstance(given, list) else [given or 0]
-        if not all(0 <= r <= MOST_ITERATIONS for r in plan):
-            yield "num_iterations", f"from 0 to {MOST_ITERATIONS}"
+        plans = {"num_iterations": self.num_layers, "num_encoder_iterations": self.num_encoder_layers}
+        for name in plans:
+            given = getattr(self, name)
+            if not all(
+                0 <= r <= MOST_ITERATIONS for r in (given if isinstance(given, list) else [given or 0])
+            ):
+                yield name, f"from 0 to {MOST_ITERATIONS}"
         if self.path is not None:
             for name in sorted(self.model_fields_set - {"path", "num_iterations", "cache_policy"}):
                 yield name, "none beside model.path, which brings its own shape"
             return
-        if isinstance(given, list) and len(given) != self.num_layers:
-            yield "num_iterations", f"one number or {self.num_layers} (num_layers)"
+        for name, length in plans.items():
+            given = getattr(self, name)
+            if isinstance(given, list) and length is not None and len(given) != length:
+                yield name, f"one number or {length} ({name.replace('iterations', 'layers')})"
+        if self.num_encoder_layers is None:
+            for name in sorted(self.model_fields_set & {"num_encoder_iterations", "shared_embeddings"}):
+                yield name, "none without num_encoder_layers, which makes an encoder-decoder"
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             yield "hidden_size", f"a multiple of num_attention_heads ({heads})"
@@ -96,7 +114,7 @@ class ModelSection(Section):
     def unused_fields(self) -> list[str]:
         """Return the fields that were given and that only another solver uses."""
         owners = {
-            "iiet": {"num_iterations", "history", "relaxation", "cache_policy"},
+            "iiet": {"num_iterations", "num_encoder_iterations", "history", "relaxation", "cache_policy"},
             "pcformer": {"predictor_order", "coefficients", "cache_policy"},
             "transformer": set(),
         }
@@ -120,14 +138,42 @@ class DataSection(Section):
     """Text to learn from."""
 
     train: list[str] = Field(
-        min_length=1, description="files, globs, folders, stdlib, or a task: states, expressions, hops"
+        min_length=1,
+        description="files, globs, folders, stdlib, a task (states, expressions, hops), or pairs: files, "
+        "pairs:source=FILE,target=FILE, docstrings",
     )
     validation: list[str] = Field([], description="the same, for validation loss")
     text_field: str = Field("text", min_length=1, description="field of .jsonl and .parquet documents")
     block_size: int | None = Field(
         None, ge=2, le=2**24, description="tokens in a block; default: 512, or the model's context if shorter"
     )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=2,
+        le=2**30,
+        description="pairs: tokens of a batch of one process, padding included; default: 4096",
+    )
+    max_source_tokens: int | None = Field(
+        None, ge=2, le=2**24, description="pairs: longest source to use, its end counted; default: no limit"
+    )
+    max_target_tokens: int | None = Field(
+        None, ge=2, le=2**24, description="pairs: longest target to use, its end counted; default: no limit"
+    )
+    long_sources: Literal["drop", "cut"] = Field(
+        "drop", description="pairs: leave out pairs above max_source_tokens, or cut their sources"
+    )
     cache_dir: str | None = Field(None, description="folder for tokenized data")
+
+    @property
+    def limits(self) -> PairLimits | None:
+        """Limits of pairs; None without any."""
+        found = PairLimits(self.max_source_tokens, self.max_target_tokens, self.long_sources == "cut")
+        return None if found[:2] == (None, None) else found
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens of a batch of pairs."""
+        return self.max_batch_tokens or 4096
 
     def block_tokens(self, context: int) -> int:
         """Return the most tokens in a block, for a model of that context (max_position_embeddings)."""
@@ -146,7 +192,9 @@ class DataSection(Section):
         return [value] if isinstance(value, str) else value
 
     def conflicts(self) -> Conflicts:
-        """Settings of tasks."""
+        """Settings of tasks, limits of pairs."""
+        if self.long_sources == "cut" and self.max_source_tokens is None:
+            yield "long_sources", "drop without max_source_tokens"
         for field in ("train", "validation"):
             for name in getattr(self, field):
                 try:
@@ -241,6 +289,9 @@ class TrainingSection(OptimizationSection):
     max_steps: Steps = Field(description="optimizer steps")
     learning_rate: float = Field(3e-4, gt=0, lt=10)
     warmup_steps: Warmup = 100
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target's probability that all tokens get alike"
+    )
     iterations_start: float = Field(
         0.75, ge=0, le=1, description="share of the steps before iterations start (paper: 0.75)"
     )

@@ -11,26 +11,38 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_see
 
 from iiad.checkpoints import load_identified
 from iiad.data import (
-    Source,
+    PAIR,
+    FileSource,
     TaskSource,
     load_tokenizer,
     read_texts,
     require_readable,
     resolve_inputs,
     row_fields,
+    start_token_id,
     task_tokenizer,
     train_tokenizer,
 )
 from iiad.errors import InputError, one_line
 from iiad.files import atomic_folder
-from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.models import (
+    IIETConfig,
+    IIETForCausalLM,
+    IIETForConditionalGeneration,
+    IIETSeq2SeqConfig,
+    PCformerConfig,
+    PCformerForCausalLM,
+    PCformerForConditionalGeneration,
+    PCformerSeq2SeqConfig,
+)
 from iiad.progress import print_status, progress
 
-from .batches import blocks_per_step
+from .batches import tokens_per_step
 from .checkpointing import find_damage, write_manifest
 from .corpora import Corpora
 from .estimates import StageWork, teacher_work
 from .interruption import Interruption
+from .learner import LanguageModelling
 from .loop import run_stage
 from .phases import TwoPhases
 from .processes import from_first_process, join_processes, lock_run
@@ -47,6 +59,16 @@ hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim m
 initializer_range attention_dropout tie_word_embeddings
 """.split()
 """Fields that LlamaConfig and our configurations have under the recipe's name."""
+
+
+_CLASSES: dict[tuple[str, str], tuple[Any, Any]] = {
+    ("transformer", "text"): (LlamaConfig, LlamaForCausalLM),
+    ("transformer", "pairs"): (IIETSeq2SeqConfig, IIETForConditionalGeneration),
+    ("iiet", "text"): (IIETConfig, IIETForCausalLM),
+    ("iiet", "pairs"): (IIETSeq2SeqConfig, IIETForConditionalGeneration),
+    ("pcformer", "text"): (PCformerConfig, PCformerForCausalLM),
+    ("pcformer", "pairs"): (PCformerSeq2SeqConfig, PCformerForConditionalGeneration),
+}
 
 
 def train(
@@ -83,6 +105,7 @@ def train(
             folder=run.path,
             blocks=corpora.blocks,
             length=training,
+            objective=LanguageModelling(training.label_smoothing),
             seed=training.seed,
             phases=phases,
             work=teacher_work(recipe) if phases is not None else StageWork(),
@@ -104,9 +127,7 @@ def train(
                 on_step,
             ),
         )
-        results: dict[str, Any] = {
-            "tokens": training.max_steps * blocks_per_step(training) * corpora.block_size
-        }
+        results: dict[str, Any] = {"tokens": training.max_steps * tokens_per_step(corpora.blocks, training)}
         if corpora.score is not None:
             results["validation_nll"] = corpora.score(model, "validation").nll
         run.finish(model, tokenizer, results)
@@ -114,29 +135,48 @@ def train(
 
 
 def build_model(section: ModelSection, tokenizer: Any) -> PreTrainedModel:
-    """Make a new model for a tokenizer's vocabulary. Raises InputError for a shape that cannot be."""
+    """Make a new model, causal or with an encoder, for a tokenizer's vocabulary.
+
+    Raises InputError for a shape that cannot be.
+    """
     fields = {name: getattr(section, name) for name in _SHARED}
     fields |= {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": None,  # blocks are packed without padding; a padding row would be left out of training
+        "pad_token_id": None,  # of text nothing is padded; a padding row would be left out of training
         "rope_parameters": {"rope_type": "default", "rope_theta": section.rope_theta},
     }
     for unused in section.unused_fields():
         print_status(f"model.{unused} is not used by solver {section.solver}")
+    kind = "pairs" if section.num_encoder_layers else "text"
+    if kind == "pairs":
+        fields |= {
+            "num_encoder_layers": section.num_encoder_layers,
+            "shared_embeddings": section.shared_embeddings,
+            "pad_token_id": tokenizer.pad_token_id,
+            "decoder_start_token_id": start_token_id(tokenizer),
+        }
+    config_class, model_class = _CLASSES[section.solver, kind]
     try:
-        if section.solver == "transformer":
-            return LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=section.num_layers))
-        fields |= {"num_layers": section.num_layers, "cache_policy": section.cache_policy}
-        if section.solver == "pcformer":
-            predictor = {"predictor_order": section.predictor_order, "coefficients": section.coefficients}
-            return PCformerForCausalLM(PCformerConfig(**fields, **predictor))
-        if section.num_iterations is not None:
-            fields["num_iterations"] = section.num_iterations
-        return IIETForCausalLM(IIETConfig(**fields, history=section.history, relaxation=section.relaxation))
+        return model_class(config_class(**fields, **_solver_fields(section, config_class)))
     except (ValueError, StrictDataclassError) as error:
         raise InputError(f"model: {one_line(error)}") from None
+
+
+def _solver_fields(section: ModelSection, config_class: Any) -> dict[str, Any]:
+    """Return the fields of layers and solver. The Transformer of pairs is a plain IIET without iterations."""
+    if config_class is LlamaConfig:
+        return {"num_hidden_layers": section.num_layers}
+    fields = {"num_layers": section.num_layers, "cache_policy": section.cache_policy}
+    if section.solver == "transformer":
+        return {**fields, "num_iterations": 0, "num_encoder_iterations": 0, "history": False}
+    if section.solver == "pcformer":
+        return {**fields, "predictor_order": section.predictor_order, "coefficients": section.coefficients}
+    for name in ("num_iterations", "num_encoder_iterations"):
+        if getattr(section, name) is not None:
+            fields[name] = getattr(section, name)
+    return {**fields, "history": section.history, "relaxation": section.relaxation}
 
 
 def _prepare_tokenizer(recipe: TrainRecipe, kept: Path) -> Any:
@@ -163,23 +203,26 @@ def _make_tokenizer(recipe: TrainRecipe) -> Any:
     if recipe.tokenizer.vocab_size is None:
         words = [word for source in found if isinstance(source, TaskSource) for word in source.task.words]
         return task_tokenizer(list(dict.fromkeys(words)))
-    sources = [source for source in found if isinstance(source, Source)]
+    sources = [source for source in found if not isinstance(source, TaskSource)]
     if len(sources) < len(found):
         raise InputError(
             "tokenizer.vocab_size: expected none with generated tasks, which bring their own words"
         )
-    text = [source for source in sources if row_fields(source, recipe.data.text_field) is None]
-    require_readable(text, recipe.data.text_field)
-    total = sum(source.path.stat().st_size for source in sources)
-    with progress("training the tokenizer", total, "B") as advance:
+    fields = [row_fields(source, recipe.data.text_field) for source in sources]
+    text = [source for source, pair in zip(sources, fields, strict=True) if pair is None]
+    require_readable([file for source in text for file in source.files], recipe.data.text_field)
+    sizes = {source: sum(file.path.stat().st_size for file in source.files) for source in sources}
+    with progress("training the tokenizer", sum(sizes.values()), "B") as advance:
 
-        def texts(source: Source) -> Any:
+        def texts(source: FileSource) -> Any:
             for document in read_texts(source, recipe.data.text_field):
                 yield from document
-            advance(source.path.stat().st_size)
+            advance(sizes[source])
 
         return train_tokenizer(
-            (text for each in sources for text in texts(each)), recipe.tokenizer.vocab_size
+            (text for each in sources for text in texts(each)),
+            recipe.tokenizer.vocab_size,
+            padding=PAIR in fields,
         )
 
 
@@ -210,7 +253,7 @@ def _has_unused(config: Any) -> bool:
 def _plan_phases(recipe: TrainRecipe, model: PreTrainedModel) -> TwoPhases | None:
     """Return the schedule of the iterations; None where all run from the start, the default for a loaded model."""
     training, config = recipe.training, model.config
-    if config.model_type != IIETConfig.model_type or not any(config.iterations):
+    if not isinstance(config, IIETConfig) or isinstance(config, PCformerConfig) or not any(config.iterations):
         return None
     if recipe.model.path is not None:
         if "iterations_start" not in training.model_fields_set or not training.iterations_start:

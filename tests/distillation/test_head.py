@@ -63,6 +63,23 @@ class Case:
         return found, self.states.grad, self.weight.grad
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_smoothed_labels_are_those_of_torch_and_the_cross_entropy_is_told_without(smoothing):
+    case = Case(2)
+    found, *gradients = case.run(label_smoothing=smoothing, ce_weight=0.6, chunk_tokens=4)
+    labels = case.labels.where(case.labels >= 0, -100)
+    logits = case.states @ case.weight.t()
+    wanted = 0.6 * torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert found.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert found.ce.item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-12
+    )
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(wanted, (case.states, case.weight)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+
+
 @all_settings
 def test_losses_equal_double_loops_and_gradients_equal_autograd_on_whole_logits(setting):
     case = Case(1)

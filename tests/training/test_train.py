@@ -42,19 +42,19 @@ def test_iterations_start_in_the_second_phase_and_the_loss_falls(teacher_folder)
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_a_share_of_zero_or_one_means_iterations_always_or_at_the_end_alone(start):
     class Model:
-        config = SimpleNamespace(num_iterations=[9])
+        config = SimpleNamespace(iterations=[9])
 
         def set_num_iterations(self, plan):
-            self.config.num_iterations = plan
+            self.config.iterations = plan
 
     model, phases = Model(), TwoPhases([3], start, 10)
     plans = []
     for step in range(10):
         phases.enter(step, model)
-        plans.append(model.config.num_iterations)
+        plans.append(model.config.iterations)
     phases.leave(model)
     assert plans == [[3] if start == 0 else [0]] * 10
-    assert model.config.num_iterations == [3]
+    assert model.config.iterations == [3]
 
 
 def test_a_smooth_start_of_the_iterations_changes_no_output_and_lets_them_learn(tokens):

@@ -1,0 +1,168 @@
+"""Training encoder-decoders on pairs: a tiny corpus, the same loop, resume, and what does not fit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from iiad.errors import Unfinished
+from iiad.training import RunRecord, TrainRecipe, train
+from tests.helpers import log_of, refused
+
+WORDS = ("stack", "push", "items", "last", "first", "layer", "stops")
+ROWS = [
+    {"source": " ".join(WORDS[i % 7] for i in range(n, n + 1 + n % 5)), "target": WORDS[n % 7] + " out"}
+    for n in range(40)
+]
+
+
+@pytest.fixture(scope="session")
+def pair_fields(tmp_path_factory):
+    """Make the fields of a recipe of six steps; with changes of sections, and of training by name."""
+    folder = tmp_path_factory.mktemp("pairs")
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def make(model=None, data=None, **training):
+        return {
+            "model": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_encoder_layers": 2,
+                "num_layers": 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 32,
+                "num_encoder_iterations": [1, 2],
+                "num_iterations": 2,
+                **(model or {}),
+            },
+            "tokenizer": {"vocab_size": 280},
+            "data": {
+                "train": [str(path)],
+                "validation": [str(path)],
+                "max_batch_tokens": 200,
+                "cache_dir": str(folder / "cache"),
+                **(data or {}),
+            },
+            "training": {
+                "max_steps": 6,
+                "warmup_steps": 0,
+                "learning_rate": 0.01,
+                "logging_steps": 1,
+                "iterations_start": 0.5,
+                **training,
+            },
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(pair_fields, tmp_path_factory):
+    """The folder of an unbroken run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(TrainRecipe.model_validate(pair_fields(label_smoothing=0.1)), folder)
+    return folder
+
+
+def test_a_run_on_pairs_ends_with_an_encoder_decoder_that_transformers_loads(finished):
+    model = AutoModelForSeq2SeqLM.from_pretrained(finished)
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    config = model.config
+    assert (config.iterations, config.num_encoder_layers, config.num_layers) == ([1, 2, 2], 2, 1)
+    assert config.decoder_start_token_id == config.pad_token_id == tokenizer.pad_token_id == 1
+    assert config.eos_token_id == tokenizer.eos_token_id == 0
+    losses = [entry["loss"] for entry in log_of(finished)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.3
+    card = (finished / "README.md").read_text()
+    assert "AutoModelForSeq2SeqLM" in card
+    assert "layers: 2 + 1" in card
+    assert "iterations per layer (the plan): [1, 2, 2]" in card
+
+
+@torch.no_grad()
+def test_validation_is_the_mean_over_all_targets_of_the_loss_without_smoothing(finished):
+    model, tokenizer = (
+        AutoModelForSeq2SeqLM.from_pretrained(finished),
+        AutoTokenizer.from_pretrained(finished),
+    )
+    total, count = 0.0, 0
+    for row in ROWS:
+        source, target = ([*tokenizer(row[side])["input_ids"], 0] for side in ("source", "target"))
+        loss = model(input_ids=torch.tensor([source]), labels=torch.tensor([target])).loss
+        total, count = total + float(loss) * len(target), count + len(target)
+    results = RunRecord.load(finished / "run.json").results
+    assert results["validation_nll"] == pytest.approx(total / count, rel=1e-5)
+    assert results["tokens"] > 6 * 100
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one_bit_for_bit(finished, pair_fields, tmp_path):
+    recipe = TrainRecipe.model_validate(pair_fields(label_smoothing=0.1))
+    run = tmp_path / "run"
+    with pytest.raises(Unfinished):
+        train(recipe, run, max_minutes=1e-6)
+    train(recipe, run, resume=True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (finished, run))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [
+        ({"solver": "transformer"}, [0, 0, 0]),
+        ({"solver": "pcformer"}, [1, 1, 1]),
+        ({"history": False, "relaxation": True, "shared_embeddings": False}, [1, 2, 2]),
+    ],
+)
+def test_other_solvers_learn_from_pairs_too(model, plan, pair_fields, tmp_path):
+    fields = pair_fields(model=model, max_steps=2)
+    for name in ("num_iterations", "num_encoder_iterations") if "solver" in model else ():
+        fields["model"].pop(name)
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    config = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").config
+    assert config.iterations == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"block_size": 8}}, "data.block_size: expected none for pairs"),
+        (
+            {"per_device_train_batch_size": 4},
+            "training.per_device_train_batch_size: expected none for pairs, which have data.max_batch_tokens",
+        ),
+        (
+            {"model": {"max_position_embeddings": 4}},
+            "max_source_tokens: expected a limit of at most 4, the longest source that is taken, got a source of",
+        ),
+        ({"data": {"max_batch_tokens": 5}}, "max_batch_tokens: expected at least"),
+        ({"gradient_accumulation_steps": 90}, "data.train: expected enough pairs for one step"),
+        ({"data": {"train": "stdlib:validation"}}, "data.train: expected pairs of source and target"),
+    ],
+)
+def test_what_does_not_fit_pairs_is_refused_before_anything_is_written(
+    changes, message, pair_fields, tmp_path
+):
+    with refused(message):
+        train(TrainRecipe.model_validate(pair_fields(**changes)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_causal_model_takes_no_pairs(pair_fields, tmp_path):
+    fields = pair_fields()
+    for name in ("num_encoder_layers", "num_encoder_iterations"):
+        del fields["model"][name]
+    with refused("data.train: expected text or labelled rows, for a causal model, got pairs"):
+        train(TrainRecipe.model_validate(fields), tmp_path / "run")
+
+
+def test_limits_leave_out_pairs_and_make_another_run(finished, pair_fields, tmp_path, capsys):
+    data = {"max_source_tokens": 9, "max_target_tokens": 9, "long_sources": "cut"}
+    train(TrainRecipe.model_validate(pair_fields(data=data, max_steps=1)), tmp_path / "run")
+    assert "sources cut" in capsys.readouterr().err
+    inputs = [RunRecord.load(folder / "run.json").inputs["data"] for folder in (finished, tmp_path / "run")]
+    assert inputs[0] != inputs[1]
