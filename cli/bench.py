@@ -65,7 +65,7 @@ def bench(
     prompt_tokens: Annotated[
         list[int] | None,
         typer.Option(
-            help="Random tokens of each prompt. Repeatable, each with each batch size. Default: 128."
+            help="Random tokens of each prompt, or source. Repeatable, each with each batch size. Default: 128."
         ),
     ] = None,
     new_tokens: Annotated[

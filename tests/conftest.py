@@ -26,7 +26,7 @@ from iiad.checkpoints import identify_model, load_model
 from iiad.models import IIETForCausalLM
 from iiad.planning import Plan
 from iiad.training import TrainRecipe, train
-from tests.helpers import SHAPE, VARIANTS, Folders, write_folders
+from tests.helpers import SHAPE, VARIANTS, Folders, PairFolders, write_folders, write_pair_folders
 
 # Properties are checked, not speed: a busy machine would miss the deadline of an example now and then.
 settings.register_profile("no deadline", deadline=None)
@@ -156,6 +156,12 @@ def recipe_fields(text_file: Path, little_text: Path, cache_dir: Path) -> dict[s
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A teacher, a student, other models and a plan, saved."""
     return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(scope="session")
+def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> PairFolders:
+    """Encoder-decoders, a plan and pairs, saved."""
+    return write_pair_folders(tmp_path_factory.mktemp("pair_folders"))
 
 
 @pytest.fixture(scope="session")

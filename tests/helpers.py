@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -192,6 +192,34 @@ def write_folders(root: Path) -> Folders:
     save_checkpoint(small, folders.other_tokenizer, tokenizer=other)
     folders.text.write_text(TEXT * 3, encoding="utf-8")
     return folders
+
+
+PAIRS = [("def push(self", "def pop(self"), ("return x", "x"), ("import names", "names"), ("class A:", "A")]
+PAIR_BUDGET = [1, 0, 0, 2, 1]
+
+
+class PairFolders(NamedTuple):
+    """Encoder-decoders of one vocabulary, PAIRS as a file, and a plan of 4 of the teacher's 15 iterations."""
+
+    teacher: Path
+    student: Path
+    pairs: Path
+    plan: Path
+
+
+def write_pair_folders(root: Path) -> PairFolders:
+    """Save everything once. The models have learnt nothing; the student's plan is the teacher's budget."""
+    found = PairFolders(*(root / name for name in ("translator", "smaller", "pairs.jsonl", "plan.json")))
+    tokenizer = train_tokenizer([TEXT], 320)
+    fields = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    teacher = make_seq2seq(**fields)
+    save_checkpoint(teacher, found.teacher, tokenizer=tokenizer)
+    Plan.explicit(PAIR_BUDGET, identify_model(teacher, found.teacher)).save(found.plan)
+    teacher.set_num_iterations(PAIR_BUDGET)
+    save_checkpoint(stir(teacher, scale=0.01), found.student, tokenizer=tokenizer)
+    rows = (json.dumps({"source": source, "target": target}) + "\n" for source, target in PAIRS)
+    found.pairs.write_text("".join(rows))
+    return found
 
 
 BLOCK_SHAPE = ModelShape(

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         read_limits,
         require_cache_policy,
         require_kind,
-        require_reader,
         require_size,
     )
     from .loading import (
@@ -51,14 +50,13 @@ __all__ = [
     "require_cache_policy",
     "require_finite",
     "require_kind",
-    "require_reader",
     "require_size",
     "require_whole",
     "save_checkpoint",
 ]
 
 _CONFIGS = """
-auto_class build_empty load_config read_limits require_cache_policy require_kind require_reader require_size
+auto_class build_empty load_config read_limits require_cache_policy require_kind require_size
 """.split()
 
 __getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

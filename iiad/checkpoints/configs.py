@@ -32,7 +32,6 @@ __all__ = [
     "require_cache_policy",
     "require_fitting",
     "require_kind",
-    "require_reader",
     "require_size",
 ]
 
@@ -89,15 +88,6 @@ def require_cache_policy(models: Sequence[str | Path], policy: str | None) -> No
                 f"cache_policy: expected {trained!r}, for which the weights of {model} were trained, or a student "
                 f"distilled with student.cache_policy={policy}, got {policy!r}"
             )
-
-
-def require_reader(model: str | Path, pairs: bool) -> None:
-    """Raise InputError unless a model reads what it is given: an encoder-decoder pairs, a causal model all else."""
-    config = load_config(model)
-    if getattr(config, "is_encoder_decoder", False) == pairs:
-        return
-    kinds = ("a causal model, as text or labelled rows are given", "an encoder-decoder, as pairs are given")
-    raise InputError(f"{model}: expected {kinds[pairs]}, got a {config.model_type}")
 
 
 def require_kind(model: str | Path, config: Any, kind: str | None) -> None:

@@ -16,7 +16,7 @@ from iiad.artefacts import Amount, Artefact, Count, ModelIdentity, Record, Share
 __all__ = ["FIXED_PARTS", "PARTS", "Bench", "BenchResult", "BenchSettings", "Breakdown", "Phase", "Spread"]
 
 PARTS = {
-    "attention": "queries on keys, values by weights, and the rotation",
+    "attention": "queries on keys, values by weights, and the rotation; also to the source",
     "cache": "adding to the slots, which copies them",
     "projections": "of queries, keys, values and outputs",
     "mlp": "the MLP",
@@ -87,8 +87,21 @@ class Breakdown(Record):
 
 
 class Phase(Record):
-    """Reading the prompts (prefill), or decoding. A speedup is the ratio to the first model in the same round."""
+    """Reading the prompts (prefill), or decoding. A speedup is the ratio to the first model in the same round.
 
+    An encoder-decoder's prompts are sources, which its encoder reads; the first decoding step makes their keys and
+    values.
+    """
+
+    evaluations_per_token: Count = Field(
+        description="block evaluations, sum over t of (start evaluations + r_t): of all layers or, of an "
+        "encoder-decoder, of the half that runs"
+    )
+    predicted_speedup: Amount | None = Field(
+        ge=1e-100,
+        description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
+        "None where the blocks differ in shape or precision, or decoding is compiled",
+    )
     tokens_per_second: Spread
     speedup: Spread = Field(description="above 1 is faster")
     expected_speedup: Amount | None = Field(
@@ -137,17 +150,13 @@ class BenchResult(Record):
     prompt_tokens: Size
     prefill: Phase
     decode: Phase
-    predicted_speedup: Amount | None = Field(
-        ge=1e-100,
-        description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
-        "None where the blocks differ in shape or precision, or decoding is compiled",
-    )
-    evaluations_per_token: Count = Field(
-        description="block evaluations, sum over t of (start evaluations + r_t)"
-    )
     weight_bytes: Count = Field(description="of all weights, quantized ones as they are stored")
-    cache_bytes_per_token: Count = Field(description="keys and values, bytes per token, predicted")
-    cache_bytes: Size = Field(description="measured: all tensors of the cache after the last token")
+    cache_bytes_per_token: Count = Field(
+        description="keys and values, bytes per token, predicted; of an encoder-decoder a target's"
+    )
+    cache_bytes: Size = Field(
+        description="measured: all tensors of the cache after the last token, a source's too"
+    )
     cache_ratio: Amount = Field(description="measured cache bytes / those of the first")
 
 
@@ -155,7 +164,7 @@ class Bench(Artefact):
     """Results of one or more models on one machine, the first of which the others are compared with."""
 
     kind: Literal["bench"] = "bench"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     settings: BenchSettings
     results: list[BenchResult] = Field(
         min_length=1, description="for each point of the grid one per model, in the order given"

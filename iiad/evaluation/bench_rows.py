@@ -19,13 +19,12 @@ from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
-from iiad.models import IIETForCausalLM
 from iiad.planning import Plan
 from iiad.planning.plan import identify_rows
 from iiad.progress import format_size, print_status
 
 from .activation_memory import peaks_in_turn
-from .timing import new_cache, random_prompts, run_calls
+from .timing import cached_tokens, new_cache, random_prompts, run_calls
 
 __all__ = ["Row", "load_rows", "measure_peaks", "require_free_memory"]
 
@@ -44,7 +43,7 @@ class Row:
         """Return the model after setting the row's plan."""
         plan = self.identity.num_iterations
         # Setting the same plan again would have a compiled model compiled again.
-        if isinstance(self.model, IIETForCausalLM) and self.model.config.num_iterations != plan:
+        if hasattr(self.model, "set_num_iterations") and self.model.config.iterations != plan:
             self.model.set_num_iterations(plan)
         return self.model
 
@@ -72,7 +71,7 @@ def load_rows(
     for model, label in zip(models, labels, strict=True):
         remedies = ("bfloat16", "fewer models at a time")
         with memory_explained(f"loading {model} on {device} in {dtype}", remedies=remedies):
-            loaded, identity = load_identified(model, device, dtype, cast=True)
+            loaded, identity = load_identified(model, device, dtype, cast=True, kind=None)
             first = not rows
             for name, runs in identify_rows(label, identity, plan if first else None):
                 rows.append(Row(name, loaded, runs))
@@ -88,14 +87,14 @@ def load_rows(
     return rows
 
 
-def require_free_memory(rows: Sequence[Row], batch_size: int, num_tokens: int) -> None:
+def require_free_memory(rows: Sequence[Row], batch_size: int, prompt_tokens: int, new_tokens: int) -> None:
     """Raise InputError where a row's cache is larger than the free memory of the CPU.
 
     Linux grants memory before it has it and kills the process that then uses it, without an error.
     """
     for row in rows:
         model = row.under_plan()
-        free = free_bytes(model.device)
+        num_tokens, free = cached_tokens(model, prompt_tokens, new_tokens), free_bytes(model.device)
         if model.device.type == "cpu" and cache_bytes(model, batch_size, num_tokens) > free:
             raise InputError(
                 f"{row.label}: expected to fit into {format_size(free)} of free memory, got "

@@ -8,7 +8,7 @@ Legend: B sequences, T tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from iiad.clock import now
 
 from .bench_artefact import PARTS, Breakdown
-from .timing import run_calls
+from .timing import new_cache, run_calls
 from .tracing import traced_events
 
 __all__ = ["can_be_profiled", "median_breakdown", "profile_run", "seconds_by_part"]
@@ -43,11 +43,19 @@ class _ProfiledCache(DynamicCache):
 
 def can_be_profiled(model: Any) -> bool:
     """Return whether the modules have Llama's names."""
-    base = model.base_model
-    named = all(hasattr(base, name) for name in ("embed_tokens", "layers", "norm"))
+    stacks = _stacks(model)
+    named = all(hasattr(stack, name) for stack in stacks for name in ("embed_tokens", "layers", "norm"))
     return named and all(
-        all(hasattr(layer, name) for name in ("self_attn", "mlp", "input_layernorm")) for layer in base.layers
+        all(hasattr(layer, name) for name in ("self_attn", "mlp", "input_layernorm"))
+        for stack in stacks
+        for layer in stack.layers
     )
+
+
+def _stacks(model: Any) -> Sequence[Any]:
+    """Return the modules that each hold layers: of ours an encoder and a decoder, or the model without its head."""
+    base = model.base_model
+    return getattr(base, "stacks", (base,))
 
 
 @torch.inference_mode()
@@ -56,7 +64,7 @@ def profile_run(model: Any, prompts: Tensor, num_steps: int) -> dict[str, Breakd
 
     prompts: (B, T) token ids on the model's device. The model must be one that `can_be_profiled`.
     """
-    calls = run_calls(model, prompts, _ProfiledCache(config=model.config))
+    calls = run_calls(model, prompts, new_cache(model, kind=_ProfiledCache))
     with _spans(model):
         return {
             phase: _profile_calls(calls, number, model.device)
@@ -113,14 +121,18 @@ def _profile_calls(calls: Iterator[Tensor], number: int, device: torch.device) -
 @contextmanager
 def _spans(model: Any) -> Iterator[None]:
     """While the block runs, record each module's runs under the name of its part."""
-    base = model.base_model
-    modules = [("embedding", base.embed_tokens), ("head", base.norm), ("head", model.get_output_embeddings())]
-    for layer in base.layers:
-        modules += [("solver", layer), ("attention", layer.self_attn), ("mlp", layer.mlp)]
-        modules += [("norms", layer.input_layernorm), ("norms", layer.post_attention_layernorm)]
-        modules += [("projections", getattr(layer.self_attn, name)) for name in PROJECTIONS]
-    with ExitStack() as stack:
+    modules = [("head", model.get_output_embeddings())]
+    for stack in _stacks(model):
+        modules += [("embedding", stack.embed_tokens), ("head", stack.norm)]
+        for layer in stack.layers:
+            modules += [("solver", layer), ("mlp", layer.mlp)]
+            for name, module in layer.named_children():
+                modules += [("norms", module)] * name.endswith("_layernorm")
+                if name.endswith("_attn"):
+                    modules += [("attention", module)]
+                    modules += [("projections", getattr(module, part)) for part in PROJECTIONS]
+    with ExitStack() as patches:
         for part, module in modules:
             recorded = record_function(f"{PREFIX}{part}")(module.forward)
-            stack.enter_context(patch.object(module, "forward", recorded))
+            patches.enter_context(patch.object(module, "forward", recorded))
         yield

@@ -14,9 +14,10 @@ from iiad.checkpoints import (
     choose_device,
     choose_dtype,
     label_models,
+    load_config,
     load_identified,
     read_limits,
-    require_reader,
+    require_kind,
 )
 from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import (
@@ -109,7 +110,7 @@ def evaluate_models(
         for tokenizer in tokenizers
     ]
     for model, corpus in zip(models, corpora, strict=True):
-        require_reader(model, isinstance(corpus, PairCorpus))
+        require_kind(model, load_config(model), "pair" if isinstance(corpus, PairCorpus) else "causal")
     positions = {str(model): read_limits(model)[0] for model in models} if data else {}
     settings = EvaluationSettings(
         block_size=_choose_block(positions, block_size, corpora[0]) if data else None,

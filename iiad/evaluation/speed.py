@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models
+from iiad.checkpoints import choose_device, choose_dtype, label_models, load_config, require_kind
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained, weight_bytes
 from iiad.planning import Plan
-from iiad.planning.costs import compare_costs
+from iiad.planning.costs import phase_evaluations, predicted_speedups
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
@@ -24,6 +25,7 @@ from .breakdown import can_be_profiled, median_breakdown, profile_run
 from .quality_artefact import Evaluation
 from .timing import (
     Timing,
+    cached_tokens,
     compile_step,
     describe_machine,
     require_compiler,
@@ -76,14 +78,15 @@ def bench_models(
     measured in runs of their own. Prompts are random tokens: speed does not depend on what they say.
 
     Args:
-        models: folders or hub names; the others are compared with the first.
+        models: folders or hub names, all causal or all encoder-decoders; the others are compared with the first.
         plan: a plan or its file: adds the first model truncated to it as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row.
-        compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile.
+        compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile;
+            causal models only.
         evaluation: an evaluation or its file: gives perplexity and accuracy to rows with the same model, plan and
             quantization.
         batch_size: sequences at a time, one number or several.
-        prompt_tokens: tokens of each prompt, one number or several.
+        prompt_tokens: tokens of each prompt, or source of an encoder-decoder, one number or several.
         new_tokens: decoding steps, one token of each sequence a step.
         repeats: measured rounds.
         seed: of the prompts.
@@ -104,10 +107,13 @@ def bench_models(
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
     scores = Evaluation.load(evaluation) if isinstance(evaluation, str | Path) else evaluation
+    configs = [load_config(model) for model in models]
+    kind = "pair" if configs[0].is_encoder_decoder and not compiled else "causal"
+    for model, config in zip(models, configs, strict=True):
+        require_kind(model, config, kind)
+        require_positions(model, max(grid["prompt_tokens"]), new_tokens)
     if compiled:
         require_compiler(device)
-    for model in models:
-        require_positions(model, max(grid["prompt_tokens"]), new_tokens)
     settings = BenchSettings(
         **grid,
         new_tokens=new_tokens,
@@ -124,7 +130,7 @@ def bench_models(
         )
     points = list(product(settings.batch_size, settings.prompt_tokens))
     for batch, context in points:  # all of them before hours are spent on the first
-        require_free_memory(rows, batch, context + new_tokens)
+        require_free_memory(rows, batch, context, new_tokens)
     results: list[BenchResult] = []
     for number, point in enumerate(points):
         # Of what is left, by the tokens of each point: a rough share.
@@ -177,7 +183,9 @@ def _measure_point(
         for step in passes:
             for row, given, decode, own in zip(rows, prompts, compiled, measured, strict=True):
                 where = f"{row.label} on {given.device}"
-                with memory_explained(where, row.model, batch_size, prompt_tokens + steps):
+                with memory_explained(
+                    where, row.model, batch_size, cached_tokens(row.model, prompt_tokens, steps)
+                ):
                     if step == "memory":
                         own.peaks = measure_peaks(row, given)
                     elif step == "time":
@@ -193,8 +201,13 @@ def _measure_point(
 def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tuple[int, int]) -> BenchResult:
     """Return the artefact's entry of a row. other: the first row's measurements in the same rounds."""
     batch_size, prompt_tokens = point
-    _, cut = compare_costs(row.identity, first.identity)
-    predicted = None if cut is None or row.quantization or row.compiled else 1 / (1 - cut)
+    speedups = predicted_speedups(row.identity, first.identity)
+    if row.quantization or row.compiled:
+        speedups = (None, None)
+    phases = [
+        partial(_phase, evaluations, predicted, own, other)
+        for evaluations, predicted in zip(phase_evaluations(row.identity), speedups, strict=True)
+    ]
     cache, first_cache = own.timings[-1].cache_bytes, other.timings[-1].cache_bytes
     num_new = own.timings[-1].tokens.shape[1] - 1
     return BenchResult(
@@ -204,10 +217,8 @@ def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tup
         compiled=row.compiled,
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
-        prefill=_phase("prefill", batch_size * prompt_tokens, own, other, predicted),
-        decode=_phase("decode", batch_size * num_new, own, other, predicted),
-        predicted_speedup=predicted,
-        evaluations_per_token=row.identity.num_evaluations,
+        prefill=phases[0]("prefill", batch_size * prompt_tokens),
+        decode=phases[1]("decode", batch_size * num_new),
         weight_bytes=weight_bytes(row.model),
         cache_bytes_per_token=row.identity.cache_bytes_per_token,
         cache_bytes=cache,
@@ -215,11 +226,15 @@ def _describe(row: Row, first: Row, own: _Measured, other: _Measured, point: tup
     )
 
 
-def _phase(phase: str, num_tokens: int, own: _Measured, other: _Measured, predicted: float | None) -> Phase:
+def _phase(
+    evaluations: int, predicted: float | None, own: _Measured, other: _Measured, phase: str, num_tokens: int
+) -> Phase:
     """Return one phase of a row. num_tokens: read or decoded in it. other: the first row's measurements."""
     seconds, whole = own.seconds(phase), other.breakdown(phase)
     speedup = Spread.of([base / mine for mine, base in zip(seconds, other.seconds(phase), strict=True)])
     return Phase(
+        evaluations_per_token=evaluations,
+        predicted_speedup=predicted,
         tokens_per_second=Spread.of([num_tokens / mine for mine in seconds]),
         speedup=speedup,
         expected_speedup=None if predicted is None or whole is None else whole.expected_speedup(predicted),

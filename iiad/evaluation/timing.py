@@ -1,5 +1,7 @@
 """One timed run of one model: a prompt in one forward call, then greedy decoding, eager or compiled. All ours.
 
+An encoder-decoder's prompt is a source, which its encoder reads; its decoder begins with the start token.
+
 Beside it what evaluations share: prompts, the machine, and the check of positions.
 
 Legend: B sequences, T prompt tokens.
@@ -16,20 +18,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
-from iiad.checkpoints import read_limits
+from iiad.checkpoints import load_config, read_limits
 from iiad.clock import now
 from iiad.errors import InputError
 from iiad.models.compatibility import cache_argument
 
 __all__ = [
     "Timing",
+    "cached_tokens",
     "compile_step",
     "describe_machine",
     "device_name",
     "new_cache",
     "random_prompts",
+    "reads_sources",
     "require_compiler",
     "require_positions",
     "run_calls",
@@ -45,10 +49,10 @@ class Timing:
     """One run.
 
     Attributes:
-        prefill_seconds: reading the prompts and choosing one token after each.
+        prefill_seconds: reading the prompts and choosing one token after each; encoding sources.
         decode_seconds: all decoding steps together.
-        cache_bytes: keys and values that the cache holds after the last step.
-        tokens: (B, steps + 1), the tokens chosen, on the model's device.
+        cache_bytes: keys and values that the cache holds after the last step, a source's too.
+        tokens: (B, steps + 1), the tokens chosen, or the start token and these, on the model's device.
     """
 
     prefill_seconds: float
@@ -69,7 +73,7 @@ def compile_step(model: Any) -> Step:
 
 @torch.inference_mode()
 def time_model(model: Any, prompts: Tensor, num_steps: int, step: Step | None = None) -> Timing:
-    """Run and time a causal language model, without generate() and its bookkeeping.
+    """Run and time a model, without generate() and its bookkeeping.
 
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
     call that reads one token of each sequence and chooses the next. step: from `compile_step`, decodes instead.
@@ -81,20 +85,39 @@ def time_model(model: Any, prompts: Tensor, num_steps: int, step: Step | None = 
     prefilled = now(prompts.device)
     chosen += [next(calls) for _ in range(num_steps)]
     ended = now(prompts.device)
-    # Of the tensors themselves, whatever a model's cache leaves out (a sliding window, say).
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    return Timing(prefilled - started, ended - prefilled, held, torch.cat(chosen, 1))
+    return Timing(prefilled - started, ended - prefilled, _held_bytes(cache), torch.cat(chosen, 1))
 
 
-def new_cache(model: Any, max_cache_len: int | None = None) -> Any:
-    """Return an empty cache: dynamic, or static of that many tokens, prompt included."""
+def new_cache(model: Any, max_cache_len: int | None = None, kind: type[DynamicCache] = DynamicCache) -> Any:
+    """Return an empty cache: dynamic, or static of that many tokens, prompt included.
+
+    kind: of a dynamic cache. An encoder-decoder's is always dynamic.
+    """
+    if reads_sources(model):
+        return EncoderDecoderCache(kind(config=model.config), kind(config=model.config))
     if max_cache_len is None:
-        return DynamicCache(config=model.config)
+        return kind(config=model.config)
     return StaticCache(config=model.config, max_cache_len=max_cache_len)
+
+
+def reads_sources(model: Any) -> bool:
+    """Return whether the model is an encoder-decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _held_bytes(cache: Any) -> int:
+    """Return the bytes of the tensors themselves, whatever a model's cache leaves out (a sliding window, say)."""
+    reads = isinstance(cache, EncoderDecoderCache)
+    parts = (cache.self_attention_cache, cache.cross_attention_cache) if reads else (cache,)
+    # Of slots for the source a layer uses one.
+    layers = [layer for part in parts for layer in part.layers if layer.keys is not None]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
 
 def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None) -> Iterator[Tensor]:
     """Yield the next token of each sequence, (B, 1), after the prompts' forward call and after each decoding step.
+
+    Of an encoder-decoder the first is the start token, when the encoder has run.
 
     prompts: (B, T) on the model's device. cache: empty; it is filled. step: makes all calls but the prompts'.
     Endless, and in the caller's grad mode.
@@ -102,11 +125,18 @@ def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None)
     takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"logits_to_keep": 1} if takes_keep else {}
     options |= {cache_argument(model): cache, "use_cache": True}
-    inputs, forward = prompts, model
+    inputs, name, forward = prompts, "input_ids", model
+    if reads_sources(model):
+        options["encoder_outputs"] = model.get_encoder()(input_ids=prompts)
+        inputs, name = (
+            prompts.new_full((len(prompts), 1), model.config.decoder_start_token_id),
+            "decoder_input_ids",
+        )
+        yield inputs
     while True:
         if step is not None and prompts.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used
-        logits = forward(input_ids=inputs, **options).logits
+        logits = forward(**{name: inputs}, **options).logits
         inputs, forward = logits[:, -1:].argmax(-1), step or model  # (B, 1)
         del logits
         yield inputs
@@ -119,13 +149,26 @@ def random_prompts(batch_size: int, num_tokens: int, vocab_size: int, seed: int)
 
 
 def require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) -> None:
-    """Raise InputError for more tokens than the model has positions for, before it is loaded."""
+    """Raise InputError for more tokens than the model has positions for, before it is loaded.
+
+    A source has positions of its own; the target begins with the start token.
+    """
     limit, _ = read_limits(model)
-    if prompt_tokens + new_tokens > limit:
-        raise InputError(
-            f"prompt_tokens + new_tokens: expected at most {limit}, the max_position_embeddings of {model}, got "
-            f"{prompt_tokens} + {new_tokens}"
-        )
+    where = f"the max_position_embeddings of {model}"
+    if not getattr(load_config(model), "is_encoder_decoder", False):
+        if prompt_tokens + new_tokens > limit:
+            raise InputError(
+                f"prompt_tokens + new_tokens: expected at most {limit}, {where}, got {prompt_tokens} + {new_tokens}"
+            )
+        return
+    for name, tokens in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+        if tokens > limit:
+            raise InputError(f"{name}: expected at most {limit}, {where}, got {tokens}")
+
+
+def cached_tokens(model: Any, prompt_tokens: int, new_tokens: int) -> int:
+    """Return the tokens that each slot of self-attention holds in the end."""
+    return new_tokens if reads_sources(model) else prompt_tokens + new_tokens
 
 
 def require_compiler(device: str) -> None:

@@ -27,8 +27,10 @@ __all__ = [
     "count_evaluations",
     "dropped_scores",
     "overhead_cut",
+    "phase_evaluations",
     "predicted_loss",
     "predicted_loss_error",
+    "predicted_speedups",
 ]
 
 DEFAULT_CONTEXT = 1024
@@ -107,6 +109,31 @@ def compare_costs(model: ModelIdentity, first: ModelIdentity) -> tuple[float | N
     if not alike or not any(first.num_iterations):
         return None, cut
     return overhead_cut(model.num_iterations, first.num_iterations), cut
+
+
+def phase_evaluations(model: ModelIdentity) -> tuple[int, int]:
+    """Block evaluations of a token that is read, and of one that is decoded: of all layers, or of either half."""
+    before = model.num_encoder_layers
+    if not before:
+        return model.num_evaluations, model.num_evaluations
+    halves = (model.num_iterations[:before], model.num_iterations[before:])
+    reading, decoding = (sum(model.num_start_evaluations + r for r in half) for half in halves)
+    return reading, decoding
+
+
+def predicted_speedups(model: ModelIdentity, first: ModelIdentity) -> tuple[float | None, float | None]:
+    """Speedup of reading and of decoding against the first of a comparison, if only block evaluations took time.
+
+    None where `compare_costs` compares none, or one of the two alone has an encoder.
+    """
+    if compare_costs(model, first)[1] is None or bool(model.num_encoder_layers) != bool(
+        first.num_encoder_layers
+    ):
+        return None, None
+    reading, decoding = (
+        whole / own for own, whole in zip(phase_evaluations(model), phase_evaluations(first), strict=True)
+    )
+    return reading, decoding
 
 
 @dataclass(frozen=True)

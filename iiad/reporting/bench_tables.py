@@ -23,8 +23,11 @@ _LEGEND = (
 _PARTS_LEGEND = "Share of a call's time, in runs of their own under torch.profiler. " + "; ".join(
     f"{part}: {meaning}" for part, meaning in PARTS.items()
 )
+_Columns = list[tuple[str, Callable[[BenchResult], str]]]
 ENOUGH = 0.97
 """Share of the predicted speedup; where less is kept, a line names the parts that cause it."""
+_NAMES = {False: ("prefill", "prompt"), True: ("encoder", "source")}
+"""Of the first phase, and of what it reads, without an encoder and with one."""
 _SMALL = 0.005
 """Smaller shares of the time are not named."""
 
@@ -39,11 +42,12 @@ def bench_table(bench: Bench, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text(head), Text()]
     for batch_size, prompt_tokens in bench.points:
         results = bench.at(batch_size, prompt_tokens)
-        parts.append(Text(f"batch {batch_size}, {prompt_tokens} prompt tokens", style="bold"))
+        read, given = _NAMES[results[0].model.num_encoder_layers > 0]
+        parts.append(Text(f"batch {batch_size}, {prompt_tokens} {given} tokens", style="bold"))
         evaluated = any(result.perplexity is not None for result in results)
-        tables = record_tables(_COLUMNS + (_QUALITY if evaluated else []), results, width)
+        tables = record_tables(_columns(results) + (_QUALITY if evaluated else []), results, width)
         tables += _parts_tables(results, "decode", "decode step", width)
-        tables += _parts_tables(results, "prefill", "prefill", width)
+        tables += _parts_tables(results, "prefill", read, width)
         for table in tables:
             parts += [table, Text()]
         for line in explain_losses(results):
@@ -67,9 +71,10 @@ def explain_losses(results: list[BenchResult]) -> list[str]:
 def _explain(result: BenchResult, first: BenchResult, name: str) -> str:
     phase: Phase = getattr(result, name)
     whole: Breakdown | None = getattr(first, name).breakdown
-    predicted = result.predicted_speedup
+    predicted = phase.predicted_speedup
+    title = _NAMES[result.model.num_encoder_layers > 0][0] if name == "prefill" else name
     line = (
-        f"{result.label}, {name}: {phase.speedup.median:.2f}x is {format_share(phase.kept)} of the predicted "
+        f"{result.label}, {title}: {phase.speedup.median:.2f}x is {format_share(phase.kept)} of the predicted "
         f"{_times(predicted)}"
     )
     if predicted is None or phase.breakdown is None or whole is None or phase.expected_speedup is None:
@@ -91,6 +96,11 @@ def _speed(tokens_per_second: float) -> str:
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
 
 
+def _milliseconds(phase: Phase, num_tokens: int) -> str:
+    """Milliseconds of a call that takes so many tokens."""
+    return f"{1000 * num_tokens / phase.tokens_per_second.median:.2f}"
+
+
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
@@ -99,24 +109,46 @@ def _ratio(spread: Spread) -> str:
     return f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"
 
 
-_COLUMNS: list[tuple[str, Callable[[BenchResult], str]]] = [
-    ("model", lambda row: row.label),
-    ("predicted\nspeedup", lambda row: _times(row.predicted_speedup)),
-    ("prefill\nspeedup", lambda row: _ratio(row.prefill.speedup)),
-    ("kept", lambda row: format_share(row.prefill.kept, digits=0)),
-    ("decode\nspeedup", lambda row: _ratio(row.decode.speedup)),
-    ("kept", lambda row: format_share(row.decode.kept, digits=0)),
-    ("cache\nratio", lambda row: _times(row.cache_ratio)),
-    ("evaluations\nper token", lambda row: str(row.evaluations_per_token)),
-    ("prefill\ntokens/s", lambda row: _speed(row.prefill.tokens_per_second.median)),
-    ("decode\ntokens/s", lambda row: _speed(row.decode.tokens_per_second.median)),
-    ("cache per\ntoken", lambda row: format_size(row.cache_bytes_per_token)),
-    ("cache", lambda row: format_size(row.cache_bytes)),
-    ("peak,\nprefill", lambda row: format_size(row.prefill.peak_bytes)),
-    ("peak,\ndecode", lambda row: format_size(row.decode.peak_bytes)),
-    ("weights", lambda row: format_size(row.weight_bytes)),
-]
-_QUALITY: list[tuple[str, Callable[[BenchResult], str]]] = [
+def _columns(results: list[BenchResult]) -> _Columns:
+    """Return the columns of models that are all causal, or all encoder-decoders."""
+    reads = results[0].model.num_encoder_layers > 0
+    read, _ = _NAMES[reads]
+    if reads:
+        predicted: _Columns = [
+            ("predicted,\nencoder", lambda row: _times(row.prefill.predicted_speedup)),
+            ("predicted,\ndecode", lambda row: _times(row.decode.predicted_speedup)),
+        ]
+        speeds: _Columns = [
+            ("evaluations\nof encoder", lambda row: str(row.prefill.evaluations_per_token)),
+            ("evaluations\nof decoder", lambda row: str(row.decode.evaluations_per_token)),
+            ("encoder\nms", lambda row: _milliseconds(row.prefill, row.batch_size * row.prompt_tokens)),
+            ("decode step\nms", lambda row: _milliseconds(row.decode, row.batch_size)),
+        ]
+    else:
+        predicted = [("predicted\nspeedup", lambda row: _times(row.decode.predicted_speedup))]
+        speeds = [
+            ("evaluations\nper token", lambda row: str(row.decode.evaluations_per_token)),
+            ("prefill\ntokens/s", lambda row: _speed(row.prefill.tokens_per_second.median)),
+            ("decode\ntokens/s", lambda row: _speed(row.decode.tokens_per_second.median)),
+        ]
+    return [
+        ("model", lambda row: row.label),
+        *predicted,
+        (f"{read}\nspeedup", lambda row: _ratio(row.prefill.speedup)),
+        ("kept", lambda row: format_share(row.prefill.kept, digits=0)),
+        ("decode\nspeedup", lambda row: _ratio(row.decode.speedup)),
+        ("kept", lambda row: format_share(row.decode.kept, digits=0)),
+        ("cache\nratio", lambda row: _times(row.cache_ratio)),
+        *speeds,
+        ("cache per\ntoken", lambda row: format_size(row.cache_bytes_per_token)),
+        ("cache", lambda row: format_size(row.cache_bytes)),
+        (f"peak,\n{read}", lambda row: format_size(row.prefill.peak_bytes)),
+        ("peak,\ndecode", lambda row: format_size(row.decode.peak_bytes)),
+        ("weights", lambda row: format_size(row.weight_bytes)),
+    ]
+
+
+_QUALITY: _Columns = [
     ("perplexity", lambda row: format_number(row.perplexity)),
     ("accuracy", lambda row: format_share(row.accuracy)),
 ]

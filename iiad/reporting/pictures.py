@@ -178,7 +178,7 @@ def _draw_speedup(axes: Any, points: list[int], results: list[BenchResult], look
     below = [spread.median - spread.low for spread in spreads]
     above = [spread.high - spread.median for spread in spreads]
     axes.errorbar(points, middle, yerr=[below, above], elinewidth=0.6, **look)
-    predicted = results[0].predicted_speedup
+    predicted = results[0].decode.predicted_speedup
     if predicted is not None and predicted != 1:
         axes.axhline(predicted, color=look["color"], linestyle="--", linewidth=0.6)
 

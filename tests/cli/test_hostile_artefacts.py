@@ -59,6 +59,8 @@ def make_phase():
     spread = Spread.of([1.0, 2.0])
     breakdown = Breakdown(seconds=dict.fromkeys(PARTS, 0.1), host_share=0.5)
     return Phase(
+        evaluations_per_token=8,
+        predicted_speedup=1.5,
         tokens_per_second=spread,
         speedup=spread,
         expected_speedup=1.1,
@@ -76,7 +78,7 @@ def make_bench(model):
     results = [
         BenchResult(
             label=label, model=model, quantization=None, perplexity=20.0, accuracy=0.4, batch_size=1, prompt_tokens=8,
-            prefill=make_phase(), decode=make_phase(), predicted_speedup=1.5, evaluations_per_token=8, weight_bytes=9,
+            prefill=make_phase(), decode=make_phase(), weight_bytes=9,
             cache_bytes_per_token=800, cache_bytes=8000, cache_ratio=0.5,
         )
         for label in ("teacher", "student")

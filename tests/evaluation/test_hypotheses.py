@@ -6,39 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from iiad.checkpoints import save_checkpoint
+from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer, pack, resolve_inputs
 from iiad.evaluation.hypotheses import Hypotheses, Texts
 from iiad.evaluation.quality_artefact import EvaluationResult, EvaluationSettings
 from iiad.evaluation.text_metrics import score_texts
-from tests.helpers import make_seq2seq, refused
+from tests.helpers import PAIRS, refused
 
-PAIRS = [("def push(self", "def pop(self"), ("return x", "x"), ("import names", "names"), ("class A:", "A")]
 SETTINGS = EvaluationSettings(block_size=40, batch_size=3, max_tokens=None, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folders):
-    return load_tokenizer(folders.teacher)
+def tokenizer(pair_folders):
+    return load_tokenizer(pair_folders.teacher)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in PAIRS))
-    return path
+def translator(pair_folders):
+    return load_model(pair_folders.teacher, kind="pair")
 
 
-@pytest.fixture(scope="module")
-def translator(tokenizer):
-    return make_seq2seq(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=None)
-
-
-@pytest.fixture(scope="module")
-def translator_folder(translator, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "translator"
-    save_checkpoint(translator, folder, tokenizer=tokenizer)
-    return folder
+@pytest.fixture
+def data(pair_folders):
+    return pair_folders.pairs
 
 
 def make(translator, tokenizer, data, cache, numbers=(0, 1, 2, 3), **options):
@@ -94,10 +84,13 @@ def test_a_source_longer_than_the_positions_is_refused(translator, tokenizer, da
             "{teacher} --data {text} --metrics bleu",
             "metrics: expected pairs of source and target to make texts of",
         ),
-        ("{teacher} --data {pairs}", "teacher: expected an encoder-decoder, as pairs are given, got a iiet"),
+        (
+            "{teacher} --data {pairs}",
+            "teacher: expected an encoder-decoder, got a causal language model (iiet)",
+        ),
         (
             "{translator} --data {text}",
-            "translator: expected a causal model, as text or labelled rows are given, got a iiet_seq2seq",
+            "translator: expected a causal language model, got an encoder-decoder (iiet_seq2seq)",
         ),
         ("{teacher} --data {pairs} --metrics meteor", "metrics: expected bleu, chrf, rouge, got meteor"),
         ("{teacher} --data {text} --num-beams 2", "--num-beams: expected none without --metrics, got 2"),
@@ -112,8 +105,8 @@ def test_a_source_longer_than_the_positions_is_refused(translator, tokenizer, da
         ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folders, translator_folder, data, iiad, command, words):
-    given = {**vars(folders), "translator": translator_folder, "pairs": data}
+def test_bad_input_is_one_line_and_exit_code_2(folders, pair_folders, data, iiad, command, words):
+    given = {**vars(folders), "translator": pair_folders.teacher, "pairs": data}
     code, out, errors = iiad("evaluate", *command.format(**given).split())
     assert (code, out, errors.count("\n")) == (2, "", 1)
     assert words in errors

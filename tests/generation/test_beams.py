@@ -9,7 +9,7 @@ from iiad.data import load_tokenizer
 from iiad.generation.drafts import Draft
 from iiad.generation.prompting import read_prompts
 from iiad.generation.searching import Search
-from iiad.generation.text import generate_text, generate_texts
+from iiad.generation.text import generate_text, generate_texts, load_generator
 from tests.helpers import refused, stir
 
 PROMPTS = ["def push(self", "import", "for name in names:\n    print(name)", "class A:", "return x"]
@@ -19,6 +19,7 @@ BEAMS = {"max_new_tokens": 6, "num_beams": 3}
 @pytest.fixture(scope="session")
 def translator(folders):
     """A tiny encoder-decoder that has learnt nothing, and the teacher's tokenizer."""
+    torch.manual_seed(0)
     tokenizer = load_tokenizer(folders.teacher)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0,
@@ -47,7 +48,7 @@ def stock(model, tokenizer, prompt, **options):
 )
 def test_each_text_of_a_batch_is_what_the_stock_generate_says(either, options):
     wanted = [stock(*either, prompt, **options) for prompt in PROMPTS]
-    assert len(set(wanted)) > 2
+    assert len(set(wanted)) > 1
     assert generate_text(*either, PROMPTS[0], **options).texts == wanted[:1]
     for batch_size in (2, 5):
         assert generate_texts(*either, PROMPTS, batch_size=batch_size, **options).texts == wanted
@@ -163,3 +164,19 @@ def test_options_that_do_not_go_together_are_one_line_and_exit_code_2(
     code, out, err = iiad("generate", folders.teacher, *options.format(file=file).split())
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
+
+
+def test_the_command_makes_targets_under_a_plan(pair_folders, iiad, tmp_path):
+    file = tmp_path / "lines.txt"
+    file.write_text("def push(self\nimport\n")
+    model, tokenizer = load_generator(pair_folders.teacher, plan=pair_folders.plan, device="cpu")
+    wanted = generate_texts(model, tokenizer, PROMPTS[:2], **BEAMS)
+    more = ("--plan", pair_folders.plan, "--num-beams", 3, "--max-new-tokens", 6, "--device", "cpu")
+    code, out, err = iiad("generate", pair_folders.teacher, "--prompts", file, *more)
+    assert (code, out) == (0, "".join(text.replace("\n", " ") + "\n" for text in wanted.texts))
+    assert f"{wanted.num_new_tokens} new tokens" in err
+    code, out, _ = iiad("generate", pair_folders.teacher, "--prompt", PROMPTS[0], *more)
+    assert (code, out) == (0, wanted.texts[0] + "\n")
+    code, out, err = iiad("generate", pair_folders.teacher, "--draft", "self", "--max-new-tokens", 4)
+    assert (code, out) == (2, "")
+    assert "draft: expected causal models, got an encoder-decoder, iiet_seq2seq" in err
