@@ -26,6 +26,7 @@ from .options import gather_data, locks
 from .output import with_output_options
 from .plan import plan
 from .profile import profile
+from .report import report
 from .show import show
 from .study import study
 from .train import train
@@ -82,8 +83,8 @@ def main(
 
 # fmt: off
 COMMANDS = (
-    validate, train, profile, plan, capture, distill, evaluate, generate, bench, check, convert, show, study, demo,
-    env,
+    validate, train, profile, plan, capture, distill, evaluate, generate, bench, check, convert, show, report, study,
+    demo, env,
 )
 # fmt: on
 for command in COMMANDS:

@@ -30,7 +30,6 @@ def show(
     Example:  iiad show teacher
     """
     places = [path.parent if path.name == "run.json" else path for path in paths]
-    places = [path.parent if path.name == "run.json" else path for path in paths]
     for found, report in [
         load_folder(path) if path.is_dir() else load_report(path, details) for path in places
     ]:
@@ -68,38 +67,7 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
 
 def load_report(path: Path, details: bool = False) -> tuple[Any, Callable[[int], RenderableType]]:
     """Load a file as the artefact that it names; return it and its report. Raises InputError for another kind."""
-    from iiad.distillation.signal_record import SignalRecord
-    from iiad.errors import InputError, shorten
-    from iiad.evaluation import Bench, Check, Evaluation
-    from iiad.files import read_json
-    from iiad.influence.profile import Profile
-    from iiad.planning import LatencyTable, Plan, Verification
-    from iiad.planning.trust import assess_trust
-    from iiad.reporting.bench_tables import bench_table
-    from iiad.reporting.check_tables import check_table
-    from iiad.reporting.evaluation_tables import evaluation_table
-    from iiad.reporting.latency_tables import latency_table
-    from iiad.reporting.plan_tables import PlanReport
-    from iiad.reporting.profile_tables import InfluenceReport
-    from iiad.reporting.signal_tables import signals_summary
-    from iiad.reporting.study_tables import study_table
-    from iiad.reporting.verification_tables import VerificationReport
-    from iiad.studies.study_artefact import StudyResult
+    from iiad.reporting.artefact_tables import artefact_table, load_artefact
 
-    reports: dict[Any, Any] = {
-        Profile: lambda profile, width: InfluenceReport(profile, assess_trust(profile), details),
-        Plan: lambda plan, width: PlanReport(plan, plan.costs()),
-        Verification: lambda verification, width: VerificationReport(verification, details),
-        LatencyTable: latency_table,
-        Evaluation: evaluation_table,
-        Bench: bench_table,
-        Check: lambda check, width: check_table(check),
-        StudyResult: study_table,
-        SignalRecord: lambda record, width: signals_summary(record),
-    }
-    kinds = {kind.model_fields["kind"].default: kind for kind in reports}
-    name = read_json(path).get("kind")
-    if not isinstance(name, str) or name not in kinds:
-        raise InputError(f"{path}: kind: expected {', '.join(sorted(kinds))}, got {shorten(name)}")
-    artefact = kinds[name].load(path)
-    return artefact, lambda width: reports[kinds[name]](artefact, width)
+    artefact = load_artefact(path)
+    return artefact, lambda width: artefact_table(artefact, width, details)

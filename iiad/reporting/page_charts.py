@@ -1,0 +1,168 @@
+"""The charts of a page: what each artefact shows as points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from iiad.evaluation.bench_artefact import Bench, BenchResult, Phase
+from iiad.evaluation.quality_artefact import Evaluation
+from iiad.planning.costs import LOSS_UNITS
+from iiad.planning.curve import Point as PlanPoint
+from iiad.planning.curve import TradeOff
+from iiad.planning.plan import Plan
+from iiad.planning.verification import Verification
+from iiad.studies.estimation import Estimate
+from iiad.studies.study_artefact import StudyResult
+
+from .charts import Point, Series, draw_chart
+from .page_parts import Chart
+from .verification_tables import KINDS
+
+__all__ = [
+    "bench_chart",
+    "curve_chart",
+    "evaluation_chart",
+    "loss_chart",
+    "study_chart",
+    "verification_chart",
+]
+
+
+def curve_chart(name: str, curves: TradeOff, plans: Sequence[tuple[str, Plan]]) -> Chart:
+    """Predicted loss over overhead cut: the Pareto front, what thresholds give, and the plans by this metric."""
+
+    def point(each: PlanPoint | Plan, loss: float, label: str = "") -> Point:
+        budget = " ".join(map(str, each.num_iterations))
+        tip = f"{label or 'plan'} {budget}: {100 * each.overhead_cut:.1f} % cut for {loss:.3g} {unit}"
+        return Point(100 * each.overhead_cut, loss, tip)
+
+    unit = LOSS_UNITS[curves.metric]
+    made = [
+        Series(label, [point(plan, plan.predicted_loss, label)])
+        for label, plan in plans
+        if plan.metric == curves.metric and plan.predicted_loss is not None
+    ]
+    knee = curves.front_knee
+    series = [
+        Series("Pareto front", [point(each, each.predicted_loss) for each in curves.front], line=True),
+        Series("by threshold", [point(each, each.predicted_loss) for each in curves.thresholds]),
+        *(made or [Series("knee of the front", [point(knee, knee.predicted_loss, "knee")])]),
+    ]
+    text = (
+        f"Predicted loss by {curves.metric} over overhead cut. The knee of the front cuts "
+        f"{100 * knee.overhead_cut:.1f} % for {knee.predicted_loss:.3g} {unit}."
+    )
+    axes = ("overhead cut (%)", f"predicted loss ({unit})")
+    return draw_chart(name, f"Trade-off by {curves.metric}", text, axes, series)
+
+
+def verification_chart(name: str, verification: Verification) -> Chart:
+    """Predicted against true loss of every plan, by where it comes from."""
+    unit = LOSS_UNITS[verification.metric]
+    error = "loss_error" if verification.metric in ("loss", "taylor") else "kl_error"
+    groups: dict[str, list[Point]] = {KINDS[plan.kind][0]: [] for plan in reversed(verification.plans)}
+    for plan in verification.plans:
+        true, half = verification.true_loss(plan), getattr(plan, error) or 0.0
+        budget = " ".join(map(str, plan.num_iterations))
+        tip = f"{plan.name} ({budget}): predicted {plan.predicted:.4g}, true {true:.4g}"
+        bar = (true - half, true + half) if half else (None, None)
+        groups[KINDS[plan.kind][0]].append(Point(plan.predicted, true, tip, *bar))
+    series = [Series(label, points) for label, points in groups.items()]
+    text = "True against predicted loss of plans on the untrained teacher; on the dashed line they are equal."
+    axes = (f"predicted loss ({unit})", f"true loss ({unit})")
+    return draw_chart(name, "Predicted against true loss", text, axes, series, diagonal=True)
+
+
+def loss_chart(name: str, title: str, logs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Chart:
+    """Training and validation loss over steps; the steps of later stages follow those of earlier ones."""
+    series = []
+    for label, log in logs:
+        start, stage = 0, None
+        lines: dict[str, list[Point]] = {}
+        last = 0
+        for entry in log:
+            if entry.get("stage") != stage:
+                start, stage = start + last, entry.get("stage")
+            last = entry["step"]
+            for figure, words in (("loss", ""), ("eval_loss", ", validation")):
+                value = entry.get(figure)
+                if isinstance(value, int | float) and abs(value) < 1e100:
+                    line = f"{label}{stage}{words}"
+                    tip = f"{line}: step {last:,}, {value:.4f}"
+                    lines.setdefault(line, []).append(Point(start + last, value, tip))
+        series += [Series(line, points, line=True) for line, points in lines.items()]
+    text = "Loss over steps, of the batches and of the validation data."
+    return draw_chart(name, title, text, ("step", "loss"), series)
+
+
+def evaluation_chart(name: str, evaluation: Evaluation) -> Chart | None:
+    """Quality against cost, a mark a model; None for an evaluation on tasks alone."""
+    results = [result for result in evaluation.results if result.nll is not None]
+    by_accuracy = all(result.bits_per_byte is None and result.accuracy is not None for result in results)
+    series = []
+    for result in results:
+        value = 100 * (result.accuracy or 0) if by_accuracy else (result.nll or 0)
+        what = f"{value:.2f} % of tokens right" if by_accuracy else f"{value:.4f} nats per token"
+        tip = f"{result.label}: {result.evaluations_per_token} evaluations per token, {what}"
+        series.append(Series(result.label, [Point(result.evaluations_per_token, value, tip)]))
+    if not series:
+        return None
+    better = "higher" if by_accuracy else "lower"
+    text = f"Quality over block evaluations per token: to the left is cheaper, {better} is better."
+    axes = ("block evaluations per token", "accuracy (%)" if by_accuracy else "nats per token")
+    return draw_chart(name, "Quality against cost", text, axes, series)
+
+
+def bench_chart(name: str, bench: Bench) -> Chart | None:
+    """Measured against predicted speedup of both phases, over the whole grid; None without predictions."""
+    first = bench.results[0].model
+    series = [
+        Series(label, [point for result in bench.results[1:] for point in _speedup(result, phase, label)])
+        for phase, label in (
+            ("decode", "decoding"),
+            ("prefill", "encoder" if first.num_encoder_layers else "prefill"),
+        )
+    ]
+    if not any(one.points for one in series):
+        return None
+    text = "Measured speedup over that of the evaluations; bars: slowest to fastest round; on the dashed line equal."
+    axes = ("predicted speedup", "measured speedup")
+    return draw_chart(name, "Speedup, measured against predicted", text, axes, series, diagonal=True)
+
+
+def _speedup(result: BenchResult, phase: str, label: str) -> Iterator[Point]:
+    found: Phase = getattr(result, phase)
+    spread, predicted = found.speedup, found.predicted_speedup
+    if predicted is not None:
+        tip = (
+            f"{result.label}, {label}, batch {result.batch_size}, {result.prompt_tokens} prompt tokens: "
+            f"{spread.median:.2f}x, predicted {predicted:.2f}x"
+        )
+        yield Point(predicted, spread.median, tip, spread.low, spread.high)
+
+
+def study_chart(name: str, result: StudyResult) -> Chart:
+    """Accuracy against evaluations per token: arms, and students by plan and training, with intervals."""
+
+    def point(label: str, x: float, found: Estimate) -> Point:
+        low, high = (None if end is None else 100 * end for end in (found.low, found.high))
+        between = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+        tip = f"{label}: {x:.3g} evaluations per token, accuracy {100 * found.mean:.1f} %{between}"
+        return Point(x, 100 * found.mean, tip, low, high)
+
+    groups: dict[str, list[Point]] = {
+        arm.name: [point(arm.name, arm.evaluations_per_token, arm.accuracy)] for arm in result.arms
+    }
+    for row in sorted(result.students, key=lambda row: row.evaluations_per_token):
+        training = "untrained" if row.training == "none" else row.training
+        label = f"cut by {row.plan}, {training}"
+        words = f"{100 * row.cut:.0f} % {label}"
+        groups.setdefault(label, []).append(point(words, row.evaluations_per_token, row.accuracy))
+    series = [Series(label, points, line=len(points) > 1) for label, points in groups.items()]
+    num_seeds = max(chain((len(arm.runs) for arm in result.arms), [0]))
+    text = f"Accuracy over block evaluations per token; bars: 95 % intervals over {num_seeds} seeds."
+    return draw_chart(
+        name, "Accuracy against cost", text, ("block evaluations per token", "accuracy (%)"), series
+    )

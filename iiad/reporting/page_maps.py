@@ -1,0 +1,75 @@
+"""Influence maps and plans as grids of a page: layers down, iterations across."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+
+from iiad.artefacts import ModelIdentity
+from iiad.influence.profile import METRICS, Profile
+from iiad.planning.costs import LOSS_UNITS
+from iiad.planning.plan import Plan
+
+from .canvas import linear_part
+from .page_colours import NUM_LEVELS
+from .page_parts import Cell, Grid
+from .pictures import LABELS, short_number
+
+__all__ = ["influence_map", "layer_names", "plan_grid"]
+
+
+def layer_names(model: ModelIdentity) -> list[str]:
+    """Name every layer of the plan."""
+    return [model.layer_name(t) for t in range(len(model.num_iterations))]
+
+
+def influence_map(profile: Profile, metric: str) -> Grid:
+    """Make the map of one metric's scores, each with its standard error on hover."""
+    scores, errors = profile.scores_of(metric), (profile.standard_errors or {}).get(metric)
+    levels = _Levels(list(chain.from_iterable(scores)))
+    unit = LOSS_UNITS.get(metric, "")
+    most = max(map(len, scores))
+    rows = []
+    for t, (name, layer) in enumerate(zip(layer_names(profile.model), scores, strict=True)):
+        cells = [Cell(name)]
+        for i, score in enumerate(layer):
+            error = f" ± {errors[t][i]:.2g}" if errors else ""
+            tip = f"{name}, iteration {i + 1}: {score:.4g}{error} {unit}".rstrip()
+            cells.append(Cell(short_number(score), score, tip, levels(score)))
+        rows.append([*cells, *[Cell("")] * (most - len(layer))])
+    caption = f"Influence by {LABELS.get(metric, metric)}: {METRICS[metric]}"
+    return Grid(caption, ["layer", *(f"iteration {i}" for i in range(1, most + 1))], rows, "map")
+
+
+class _Levels:
+    """Class of a score: `below` where it is negative, else `level-N` from 0, linear or, over decades, logarithmic."""
+
+    def __init__(self, scores: Sequence[float]):
+        positive = [score for score in scores if score > 0]
+        self.top, self.bottom = max(positive, default=1.0), linear_part(positive)
+
+    def __call__(self, score: float) -> str:
+        if score < 0:
+            return "below"
+        share = score / self.top
+        if self.bottom is not None:
+            span = math.log(self.top / self.bottom)
+            share = math.log(score / self.bottom) / span if score > self.bottom else 0.0
+        return f"level-{min(NUM_LEVELS - 1, int(share * NUM_LEVELS))}"
+
+
+def plan_grid(plan: Plan, caption: str) -> Grid:
+    """Make the picture of a plan: for each layer its start evaluations, the iterations it keeps, those it drops."""
+    model, most = plan.teacher, max(plan.teacher.num_iterations)
+    rows = []
+    for name, r, whole in zip(layer_names(model), plan.num_iterations, model.num_iterations, strict=True):
+        cells = [Cell(name)]
+        cells += [Cell("start", tip=f"{name}: start evaluation", style="start")] * model.num_start_evaluations
+        for i in range(1, whole + 1):
+            kept = "kept" if i <= r else "dropped"
+            cells.append(Cell(str(i), tip=f"{name}, iteration {i}: {kept}", style=kept))
+        rows.append([*cells, *[Cell("")] * (most - whole), Cell(f"{r} of {whole}", r)])
+    start = ["start"] * model.num_start_evaluations
+    iterations = [f"iteration {i}" for i in range(1, most + 1)]
+    return Grid(caption, ["layer", *start, *iterations, "iterations kept"], rows, "plan")

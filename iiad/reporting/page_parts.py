@@ -1,0 +1,214 @@
+"""Parts of a page (texts, tables, maps, plans, charts, code), and the terminal's tables made into them.
+
+Parts hold plain text: the template escapes it. `bounded` keeps what they show within what a page can hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from itertools import islice
+from typing import Any, Literal
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from iiad.progress import BINARY_UNITS
+
+__all__ = [
+    "Cell",
+    "Chart",
+    "Code",
+    "Details",
+    "Figure",
+    "Grid",
+    "Part",
+    "Prose",
+    "Section",
+    "bounded",
+    "make_table",
+    "parts_of",
+    "sort_key",
+]
+
+MOST_CHARACTERS = 240
+"""Of a cell or a line of text."""
+MOST_COLUMNS, MOST_ROWS = 40, 200
+WIDTH = 100_000
+"""Characters of the terminal that tables are made for: none is split."""
+_NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell. key: the number that it sorts by, None for its text. tip: shown on hover. style: its class."""
+
+    text: str
+    key: float | None = None
+    tip: str = ""
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table, an influence map or a plan: cells in rows, the first of each row its heading.
+
+    hidden: rows left out by `bounded`.
+    """
+
+    caption: str
+    headings: list[str]
+    rows: list[list[Cell]]
+    kind: Literal["table", "map", "plan"] = "table"
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A paragraph; a note is set smaller."""
+
+    text: str
+    note: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to type, with what they do."""
+
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture drawn to SVG, its legend as (series number, mark, label), and the same values as a table."""
+
+    title: str
+    text: str
+    svg: str
+    legend: list[tuple[int, str, str]]
+    values: Grid
+
+
+@dataclass(frozen=True)
+class Details:
+    """Parts that are folded away under a summary."""
+
+    summary: str
+    parts: list[Part]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the summary: what it is of, its value, and a remark."""
+
+    name: str
+    value: str
+    remark: str = ""
+
+
+Part = Grid | Prose | Code | Chart | Details
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section with its anchor, which is unique, and the sentence that it opens with."""
+
+    anchor: str
+    title: str
+    parts: list[Part] = field(default_factory=list)
+    lead: str = ""
+
+
+def sort_key(text: str) -> float | None:
+    """Return the number that a cell begins with, in bytes where a binary unit follows; None for other text."""
+    found = _NUMBER.match(text.replace("\N{MINUS SIGN}", "-"))
+    if found is None:
+        return None
+    unit = re.match(r" ([KMG]iB)", text[found.end() :])
+    return float(found[0].replace(",", "")) * (BINARY_UNITS[unit[1]] if unit else 1)
+
+
+def make_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Grid:
+    """Make a table of cells or of what becomes their text; the first column is text, the others sort by number."""
+    return Grid(caption, list(headings), [[_cell(value, n) for n, value in enumerate(row)] for row in rows])
+
+
+def _cell(value: Any, column: int) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    text = str(value)
+    return Cell(text, sort_key(text) if column else None)
+
+
+def parts_of(renderable: Any) -> list[Part]:
+    """Return what a rich renderable of ours shows as parts: texts, and tables under the titles above them."""
+    parts: list[Part] = []
+    title = ""
+    for piece in _flatten(renderable):
+        if isinstance(piece, Table):
+            headings = [" ".join(str(column.header).split()) for column in piece.columns]
+            columns = [[_plain(cell) for cell in islice(column.cells, MOST_ROWS)] for column in piece.columns]
+            grid = make_table(_plain(piece.title or title), headings, zip(*columns, strict=True))
+            parts.append(replace(grid, hidden=max(0, piece.row_count - MOST_ROWS)))
+            title = ""
+            continue
+        if title:
+            parts.append(Prose(title))
+            title = ""
+        text = piece.plain.strip() if isinstance(piece, Text) else str(piece).strip()
+        style = str(piece.style) if isinstance(piece, Text) else ""
+        if style == "italic" or (style == "bold" and "\n" not in text and not text.startswith("Verdict")):
+            title = text
+        elif text:
+            lines = [Prose(line.strip(), style == "dim") for line in text.splitlines() if line.strip()]
+            parts += lines[:MOST_ROWS]
+            if len(lines) > MOST_ROWS:
+                parts.append(Prose(f"{len(lines) - MOST_ROWS:,} more lines are in the file.", note=True))
+    return parts
+
+
+def _flatten(renderable: Any) -> Iterator[Any]:
+    if isinstance(renderable, Group):
+        for inner in renderable.renderables:
+            yield from _flatten(inner)
+    elif hasattr(renderable, "__rich_console__") and not isinstance(renderable, Table | Text):
+        console = Console(file=StringIO(), width=WIDTH)
+        for inner in renderable.__rich_console__(console, console.options):
+            yield from _flatten(inner)
+    else:
+        yield renderable
+
+
+def _plain(cell: Any) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
+
+
+def bounded(part: Part, most_rows: int) -> Part:
+    """Return the part with at most so many rows, and with texts and columns cut to what a page can hold."""
+    if isinstance(part, Prose):
+        return Prose(_cut(part.text, 8 * MOST_CHARACTERS), part.note)
+    if isinstance(part, Code):
+        return Code(_cut(part.text, 8 * MOST_CHARACTERS), _cut(part.caption))
+    if isinstance(part, Details):
+        return Details(_cut(part.summary), [bounded(inner, most_rows) for inner in part.parts[:most_rows]])
+    if isinstance(part, Chart):
+        legend = [(number, mark, _cut(label)) for number, mark, label in part.legend]
+        values = bounded(part.values, most_rows)
+        assert isinstance(values, Grid)
+        return Chart(_cut(part.title), _cut(part.text), part.svg, legend, values)
+    rows = [
+        [Cell(_cut(cell.text), cell.key, _cut(cell.tip), cell.style) for cell in row[:MOST_COLUMNS]]
+        for row in part.rows[:most_rows]
+    ]
+    headings = [_cut(heading) for heading in part.headings[:MOST_COLUMNS]]
+    return Grid(
+        _cut(part.caption), headings, rows, part.kind, part.hidden + max(0, len(part.rows) - most_rows)
+    )
+
+
+def _cut(text: str, most: int = MOST_CHARACTERS) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"

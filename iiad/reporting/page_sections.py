@@ -1,0 +1,280 @@
+"""Sections of a page: its story in the order of the pipeline, from what the sources hold."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from iiad.distillation.signal_record import SignalRecord
+from iiad.evaluation.bench_artefact import Bench
+from iiad.evaluation.check_artefact import Check
+from iiad.evaluation.quality_artefact import Evaluation
+from iiad.influence.profile import Profile
+from iiad.planning import LatencyTable, Plan, Verification, trade_off
+from iiad.planning.trust import assess_trust
+from iiad.studies.study_artefact import StudyResult
+
+from .artefact_tables import artefact_table
+from .folder_tables import describe_state
+from .page_charts import (
+    bench_chart,
+    curve_chart,
+    evaluation_chart,
+    loss_chart,
+    study_chart,
+    verification_chart,
+)
+from .page_maps import influence_map, plan_grid
+from .page_parts import WIDTH, Code, Details, Figure, Grid, Part, Prose, Section, make_table, parts_of
+from .plan_tables import CurveReport
+from .profile_tables import profile_verdict
+from .provenance import artefact_list, command_lines, data_table, versions
+from .sources import Run, Source, Sources
+from .tables import format_share
+from .verification_tables import verification_verdict
+
+__all__ = ["summarize", "tell"]
+
+MOST_OF_A_KIND = 12
+"""Artefacts of a kind that are shown in full; the list of artefacts names all."""
+
+
+def tell(sources: Sources) -> list[Section]:
+    """Return the page's sections; one without anything to show is left out."""
+    sections = [
+        _study(sources),
+        _influence(sources),
+        _trade_off(sources),
+        _plans(sources),
+        _verification(sources),
+        _training(sources),
+        _quality(sources),
+        _speed(sources),
+        _latency(sources),
+        _checks(sources),
+        _signals(sources),
+        _usage(sources),
+        _provenance(sources),
+    ]
+    return [section for section in sections if section.parts]
+
+
+def summarize(sources: Sources) -> list[Figure]:
+    """Return the figures that a reader decides on, as far as the sources hold them."""
+    figures = []
+    for _, plan in sources.of(Plan)[:1]:
+        whole, cost = plan.costs()
+        kept = f"{cost.num_iterations} of {whole.num_iterations} iterations kept"
+        figures.append(Figure("overhead cut", format_share(plan.overhead_cut), kept))
+    for _, evaluation in sources.of(Evaluation)[:1]:
+        last = evaluation.results[-1]
+        if last.retained is not None and len(evaluation.results) > 1:
+            remark = f"of the accuracy of {evaluation.results[0].label}, by {last.label}"
+            figures.append(Figure("retained", format_share(last.retained), remark))
+    for _, bench in sources.of(Bench)[:1]:
+        rows = bench.at(*bench.points[0])
+        if len(rows) > 1:
+            predicted = rows[-1].decode.predicted_speedup
+            remark = f"{rows[-1].label}, decoding" + (f"; predicted {predicted:.2f}x" if predicted else "")
+            figures.append(Figure("speedup", f"{rows[-1].decode.speedup.median:.2f}x", remark))
+    checks = [check for _, check in sources.of(Check)]
+    if checks:
+        passed, failed = (sum(check.count(outcome) for check in checks) for outcome in ("passed", "failed"))
+        figures.append(Figure("claims", f"{passed} passed", f"{failed} failed"))
+    return figures
+
+
+def _report(artefact: Any, details: bool = True) -> list[Part]:
+    return parts_of(artefact_table(artefact, WIDTH, details))
+
+
+def _titled(found: list[tuple[Source, Any]], of: Any) -> Iterator[Part]:
+    """Yield what `of` makes of each artefact, under its file's name where there are several."""
+    for number, (source, artefact) in enumerate(found[:MOST_OF_A_KIND]):
+        if len(found) > 1:
+            yield Prose(f"{number + 1}. {source.path}")
+        yield from of(number, source, artefact)
+
+
+def _influence(sources: Sources) -> Section:
+    def parts(number: int, source: Source, profile: Profile) -> Iterator[Part]:
+        trust = assess_trust(profile)
+        yield Prose(profile_verdict(profile, trust))
+        first, *others = sorted(profile.scores, key=lambda metric: metric != trust.reference)
+        yield influence_map(profile, first)
+        if others:
+            yield Details("The other metrics", [influence_map(profile, metric) for metric in others])
+        yield Details("Trust: errors, agreement of the metrics, fixed points, stability", _report(profile))
+
+    lead = "How much each iteration of each layer contributes to the output."
+    return Section("influence", "Influence", list(_titled(sources.of(Profile), parts)), lead)
+
+
+def _trade_off(sources: Sources) -> Section:
+    plans = [(source.path.name.removesuffix(".json"), plan) for source, plan in sources.of(Plan)]
+
+    def parts(number: int, source: Source, profile: Profile) -> Iterator[Part]:
+        curves = trade_off(profile, assess_trust(profile).reference)
+        own = [(name, plan) for name, plan in plans if plan.profile_fingerprint == source.sha256]
+        yield curve_chart(f"curve{number}", curves, own[:5])
+        yield Details("All points", parts_of(CurveReport(curves, details=True)))
+
+    lead = "What dropping iterations is predicted to cost."
+    return Section("trade-off", "Trade-off", list(_titled(sources.of(Profile), parts)), lead)
+
+
+def _plans(sources: Sources) -> Section:
+    def parts(number: int, source: Source, plan: Plan) -> Iterator[Part]:
+        yield plan_grid(plan, f"{source.path.name}: iterations that each layer keeps")
+        # The picture stands for the table of budgets, the first of the report.
+        rest = [
+            part for part in _report(plan) if not (isinstance(part, Grid) and part.headings[0] == "layer")
+        ]
+        yield from rest
+
+    lead = "Iterations per layer that the student runs."
+    return Section("plan", "Plan", list(_titled(sources.of(Plan), parts)), lead)
+
+
+def _verification(sources: Sources) -> Section:
+    def parts(number: int, source: Source, verification: Verification) -> Iterator[Part]:
+        yield Prose(verification_verdict(verification))
+        yield verification_chart(f"verification{number}", verification)
+        yield Details("All plans", _report(verification))
+
+    lead = "Plans run on the untrained teacher: do the scores predict what they lose?"
+    return Section(
+        "verification", "Predicted against true", list(_titled(sources.of(Verification), parts)), lead
+    )
+
+
+def _training(sources: Sources) -> Section:
+    parts: list[Part] = []
+    runs = sources.runs
+    if runs:
+        headings = ["run", "command", "state", "step", "loss", "validation", "parameters"]
+        parts.append(make_table("Runs", headings, [_run_row(run) for run in runs]))
+    by_command: dict[str, list[Run]] = {}
+    for run in runs:
+        by_command.setdefault(run.record.command, []).append(run)
+    for command, own in by_command.items():
+        logs = [("" if len(own) == 1 else f"{run.folder.name}: ", run.log) for run in own if run.log]
+        if logs:
+            title = {"train": "Training", "distill": "Distillation"}.get(command, command)
+            parts.append(loss_chart(f"losses-{command}", f"{title}: loss by stage", logs[:MOST_OF_A_KIND]))
+    return Section("training", "Training and distillation", parts, "Losses of the runs, stage by stage.")
+
+
+def _run_row(run: Run) -> list[str]:
+    stage, model = run.status.stage, run.status.model
+    figures: dict[str, Any] = stage.figures if stage else {}
+
+    def number(name: str) -> str:
+        value = figures.get(name)
+        return f"{value:.4f}" if isinstance(value, int | float) else "-"
+
+    state = describe_state(run.status.finished, run.status.running)
+    step = f"{stage.step:,} of {stage.max_steps:,}" if stage else "-"
+    parameters = f"{model.num_parameters:,}" if model else "-"
+    return [str(run.folder), run.record.command, state, step, number("loss"), number("eval_loss"), parameters]
+
+
+def _quality(sources: Sources) -> Section:
+    def parts(number: int, source: Source, evaluation: Evaluation) -> Iterator[Part]:
+        chart = evaluation_chart(f"quality{number}", evaluation)
+        yield from [chart] if chart else []
+        yield from _report(evaluation)
+
+    lead = "How good each model is, beside what it costs."
+    return Section("quality", "Quality against cost", list(_titled(sources.of(Evaluation), parts)), lead)
+
+
+def _speed(sources: Sources) -> Section:
+    def parts(number: int, source: Source, bench: Bench) -> Iterator[Part]:
+        chart = bench_chart(f"speed{number}", bench)
+        yield from [chart] if chart else []
+        yield from _report(bench)
+
+    lead = "Measured speed and memory beside what the evaluations predict."
+    return Section("speed", "Speed", list(_titled(sources.of(Bench), parts)), lead)
+
+
+def _latency(sources: Sources) -> Section:
+    def parts(number: int, source: Source, table: LatencyTable) -> Iterator[Part]:
+        yield from _report(table)
+
+    lead = "Milliseconds of each layer by its iterations."
+    return Section("latency", "Latency by layer", list(_titled(sources.of(LatencyTable), parts)), lead)
+
+
+def _checks(sources: Sources) -> Section:
+    def parts(number: int, source: Source, check: Check) -> Iterator[Part]:
+        yield from _report(check)
+
+    lead = "Claims about the model, each with the figure that decides it."
+    return Section("checks", "Checks", list(_titled(sources.of(Check), parts)), lead)
+
+
+def _signals(sources: Sources) -> Section:
+    def parts(number: int, source: Source, record: SignalRecord) -> Iterator[Part]:
+        yield from _report(record)
+
+    lead = "Outputs of the teacher, stored to distil from."
+    return Section("signals", "Stored signals", list(_titled(sources.of(SignalRecord), parts)), lead)
+
+
+def _study(sources: Sources) -> Section:
+    def parts(number: int, source: Source, result: StudyResult) -> Iterator[Part]:
+        yield Prose(result.answer)
+        yield study_chart(f"study{number}", result)
+        yield from (part for part in _report(result) if part != Prose(result.answer))
+
+    found = sources.of(StudyResult)
+    lead = "Arms, seeds and students; profile, plans and runs below are those of the first seed."
+    return Section("study", "Study", list(_titled(found, parts)), lead)
+
+
+_LOAD = """\
+import iiad.models  # or pass trust_remote_code=True below, without iiad
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))"""
+
+
+def _usage(sources: Sources) -> Section:
+    """Say how to load and serve the result: the last student, else the last model."""
+    finished = [run for run in sources.runs if run.record.finished]
+    students = [run for run in finished if run.record.command == "distill"]
+    folders = [str(run.folder) for run in students or finished] or [model.folder for model in sources.models]
+    if not folders:
+        return Section("use", "Load and serve")
+    folder = folders[-1]
+    pairs = any(
+        run.status.model is not None and "seq2seq" in run.status.model.model_type
+        for run in finished
+        if str(run.folder) == folder
+    )
+    auto = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
+    quoted = shlex.quote(folder)
+    commands = f"iiad generate {quoted} --prompt 'Once upon a time'\niiad check {quoted}"
+    parts: list[Part] = [
+        Code(_LOAD.format(auto=auto, folder=folder), "Python, with transformers"),
+        Code(commands, "Command line"),
+    ]
+    if not pairs:
+        serve = f"python -m vllm.entrypoints.openai.api_server --model {quoted} --trust-remote-code"
+        parts.append(Code(serve, "vLLM's server, through its Transformers backend"))
+    return Section("use", "Load and serve", parts, "The result is an ordinary Hugging Face model.")
+
+
+def _provenance(sources: Sources) -> Section:
+    commands, data = command_lines(sources), data_table(sources)
+    parts: list[Part] = [artefact_list(sources)]
+    parts += [data] if data else []
+    parts += [commands] if commands.text else []
+    parts.append(Prose(f"Versions: {versions(sources)}.", note=True))
+    return Section("provenance", "What was done", parts, "Files, data, hashes, commands and versions.")

@@ -1,0 +1,136 @@
+"""What was done: artefacts, data and versions of a page, and the commands that make its artefacts again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from iiad.evaluation.bench_artefact import Bench
+from iiad.influence.profile import Profile
+from iiad.planning.plan import Plan
+
+from .page_parts import Cell, Code, Grid, make_table
+from .sources import Run, Sources
+
+__all__ = ["artefact_list", "command_lines", "data_table", "versions"]
+
+
+def artefact_list(sources: Sources) -> Grid:
+    """List the artefacts: what each is, of which model, and the sha256 of its file."""
+    rows = []
+    for source in sources.files:
+        artefact = source.artefact
+        model = getattr(artefact, "teacher", None) or getattr(artefact, "model", None)
+        models = (
+            [model]
+            if model
+            else [row.model for row in getattr(artefact, "results", []) if hasattr(row, "model")]
+        )
+        names = ", ".join(dict.fromkeys(each.name for each in models))
+        rows.append([artefact.kind, str(source.path), names or "-", _hash(source.sha256)])
+    for run in sources.runs:
+        state = "finished" if run.record.finished else "unfinished"
+        rows.append([f"{run.record.command}, {state}", str(run.folder), "-", _hash(run.record.fingerprint)])
+    rows += [[f"model, {model.model_type}", model.folder, "-", "-"] for model in sources.models]
+    return make_table("Artefacts of this page", ["kind", "file or folder", "of", "sha256"], rows)
+
+
+def _hash(sha256: str) -> Cell:
+    return Cell(sha256[:12], tip=sha256, style="hash")
+
+
+def data_table(sources: Sources) -> Grid | None:
+    """List every text that was read, by what for, with its tokens and hash; None where no artefact names any."""
+    rows = []
+    for source in sources.files:
+        found = getattr(source.artefact, "data", None) or []
+        for data in found if isinstance(found, list) else [found]:
+            tokens = Cell(f"{data.num_tokens:,}", data.num_tokens)
+            rows.append([source.artefact.kind, ", ".join(data.names) or "-", tokens, _hash(data.fingerprint)])
+    for run in sources.runs:
+        section = run.record.settings.get("data")
+        names: dict[str, Any] = section if isinstance(section, dict) else {}
+        for name, field in (("data", "train"), ("validation", "validation")):
+            if sha256 := run.record.inputs.get(name):
+                words = ", ".join(map(str, names.get(field) or [])) or "-"
+                rows.append([f"{run.record.command}, {field}", words, "-", _hash(sha256)])
+    return make_table("Data", ["read by", "names", "tokens", "sha256"], rows) if rows else None
+
+
+def versions(sources: Sources) -> str:
+    """Return the versions and machines that the artefacts name."""
+    from iiad import __version__
+
+    found = [f"page by iiad {__version__}"]
+    for artefact in (source.artefact for source in sources.files):
+        settings = getattr(artefact, "settings", None)
+        fields = {"torch": "torch_version", "transformers": "transformers_version", "lm-eval": "harness"}
+        named = {name: getattr(settings, field, None) for name, field in fields.items()}
+        named[getattr(settings, "device", "")] = getattr(settings, "device_name", None)
+        named[f"{artefact.kind} by iiad"] = getattr(artefact, "iiad_version", None)
+        found += [f"{name} {value}" for name, value in named.items() if value]
+    return ", ".join(dict.fromkeys(found))
+
+
+def command_lines(sources: Sources) -> Code:
+    """Return commands, in order, that make the artefacts again, from what these record."""
+    lines = [shlex.join(words) for words in _commands(sources)]
+    return Code("\n".join(lines), "Commands that make these again, from what the artefacts record.")
+
+
+def _commands(sources: Sources) -> Iterator[list[str]]:
+    for run in sources.runs:
+        if run.record.command == "train":
+            yield _run(run)
+    for source, profile in sources.of(Profile):
+        settings = profile.settings
+        limits = [] if settings.max_tokens is None else ["--max-tokens", str(settings.max_tokens)]
+        data = [word for part in profile.data for word in ("--data", *part.names)]
+        sizes = ["--block-size", str(settings.block_size), "--batch-size", str(settings.batch_size)]
+        sizes += ["--seed", str(settings.seed), "--dtype", settings.dtype]
+        yield ["iiad", "profile", profile.model.name, *data, *limits, *sizes, "--output", str(source.path)]
+    for source, plan in sources.of(Plan):
+        if plan.origin != "explicit":
+            yield [*_plan(sources, plan), "--output", str(source.path)]
+    for run in sources.runs:
+        if run.record.command != "train":
+            yield _run(run)
+    for _, bench in sources.of(Bench):
+        yield _bench(bench)
+
+
+def _run(run: Run) -> list[str]:
+    settings, folder = run.record.settings, str(run.folder)
+    given = [str(settings[name]) for name in ("teacher", "plan") if settings.get(name)]
+    recipe = str(run.folder / "recipe.yaml")
+    if run.record.command == "train":
+        return ["iiad", "train", recipe, "--output-dir", f"{folder}-again"]
+    return ["iiad", "distill", *given, "--recipe", recipe, "--output-dir", f"{folder}-again"]
+
+
+def _plan(sources: Sources, plan: Plan) -> list[str]:
+    profiles = [source.path for source, _ in sources.of(Profile) if source.sha256 == plan.profile_fingerprint]
+    words = ["iiad", "plan", str(profiles[0]) if profiles else "profile.json", "--metric", str(plan.metric)]
+    if plan.threshold is not None:
+        words += ["--threshold", repr(plan.threshold)]
+        words += ["--normalize", plan.normalize] if plan.normalize not in (None, "none") else []
+    for name, value in (plan.targets.given if plan.targets else {}).items():
+        words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    return words
+
+
+def _bench(bench: Bench) -> list[str]:
+    settings = bench.settings
+    models = dict.fromkeys(result.model.name for result in bench.results)
+    grid = [word for size in settings.batch_size for word in ("--batch-size", str(size))]
+    grid += [word for tokens in settings.prompt_tokens for word in ("--prompt-tokens", str(tokens))]
+    rest = [
+        "--new-tokens",
+        str(settings.new_tokens),
+        "--repeats",
+        str(settings.repeats),
+        "--dtype",
+        settings.dtype,
+    ]
+    return ["iiad", "bench", *models, *grid, *rest]
