@@ -68,7 +68,10 @@ def plan(
     max_iterations: Annotated[int | None, _within("Most of every layer.")] = None,
     pin: Annotated[
         list[str] | None,
-        _within("LAYER=ITERATIONS, as in 3=2: layer 3, counted from 1, runs exactly 2. Repeatable."),
+        _within(
+            "LAYER=ITERATIONS, as in 3=2: layer 3, counted from 1, runs exactly 2. Of an encoder-decoder by name: "
+            "'decoder 3=2'. Repeatable."
+        ),
     ] = None,
     latency: Annotated[
         Path | None, _on("Latency table of the teacher, as `iiad bench --layers` writes it.")
@@ -143,7 +146,7 @@ def plan(
     machine = {} if latency is None and verify is not None else {"device": device, "dtype": dtype}
     wanted = {**machine, "batch_size": batch_size, "context": context}
     table = planning.load_latency(latency, measured.model, phase, **wanted)
-    bounds = planning.Bounds(min_iterations, max_iterations, planning.read_pins(pin or []))
+    bounds = planning.Bounds(min_iterations, max_iterations, planning.read_pins(pin or [], measured.model))
     targets = planning.Targets(
         overhead_cut=overhead_cut,
         compute_cut=compute_cut,

@@ -35,7 +35,8 @@ def profile(
     data: Annotated[
         list[str],
         typer.Option(
-            help="Calibration text: files, globs, folders or stdlib. Repeat for further data sets, kept apart.",
+            help="Calibration text, or pairs for an encoder-decoder: files, globs, folders, stdlib or "
+            "docstrings. Repeat for further data sets, kept apart.",
             callback=require_text,
         ),
     ],
@@ -47,7 +48,10 @@ def profile(
     text_field: TextField = "text",
     block_size: Annotated[
         int | None,
-        typer.Option(help="Tokens of a block. Default: 512, or the model's context if shorter."),
+        typer.Option(
+            help="Tokens of a block; of pairs, of the longest source and target to use. "
+            "Default: 512, or the model's context if shorter."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks of a batch.")] = 8,
     max_tokens: Annotated[

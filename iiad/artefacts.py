@@ -45,6 +45,7 @@ __all__ = [
     "Size",
     "check_fields",
     "describe_problems",
+    "layer_name",
     "list_differences",
     "require_iterations_to_plan",
 ]
@@ -135,10 +136,11 @@ class ModelIdentity(Record):
 
     def layer_name(self, layer: int) -> str:
         """Name a layer, counted from 0 over all, for people: "layer 3" or, of a pair model, "decoder 1"."""
-        if not self.num_encoder_layers:
-            return f"layer {layer + 1}"
-        after = layer - self.num_encoder_layers
-        return f"encoder {layer + 1}" if after < 0 else f"decoder {after + 1}"
+        return layer_name(layer, self.num_encoder_layers)
+
+    def layer_labels(self) -> list[str]:
+        """Return the layers' labels below the heading "layer": "3" or, of a pair model, "decoder 1"."""
+        return [self.layer_name(t).removeprefix("layer ") for t in range(self.num_layers)]
 
     @property
     def num_evaluations(self) -> int:
@@ -156,6 +158,14 @@ class ModelIdentity(Record):
         """Keys and values of one token where a plan has that many evaluations."""
         num_slots = self.num_layers if self.cache_policy == "shared" else num_evaluations
         return num_slots * self.cache_bytes_per_slot
+
+
+def layer_name(layer: int, num_encoder_layers: int) -> str:
+    """Name a layer, counted from 0, an encoder's first: "layer 3" or, where there is an encoder, "decoder 1"."""
+    if not num_encoder_layers:
+        return f"layer {layer + 1}"
+    after = layer - num_encoder_layers
+    return f"encoder {layer + 1}" if after < 0 else f"decoder {after + 1}"
 
 
 def require_iterations_to_plan(model: ModelIdentity) -> ModelIdentity:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .labelled import LabelledCorpus
     from .packing import pack
     from .pair_blocks import PairBlocks
-    from .pairs import PairCorpus, PairLimits
+    from .pairs import PairCorpus, PairLimits, limit_pairs
     from .rows import PAIR, read_rows, read_texts, row_fields
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "Window",
     "evaluation_windows",
     "input_paths",
+    "limit_pairs",
     "load_tokenizer",
     "make_blocks",
     "model_inputs",
@@ -102,7 +103,7 @@ __getattr__ = lazy_names(
         "labelled": ["LabelledCorpus"],
         "packing": ["pack"],
         "pair_blocks": ["PairBlocks"],
-        "pairs": ["PairCorpus", "PairLimits"],
+        "pairs": ["PairCorpus", "PairLimits", "limit_pairs"],
         "rows": ["PAIR", "read_rows", "read_texts", "row_fields"],
     },
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PairCorpus", "PairLimits", "pack_pairs"]
+__all__ = ["PairCorpus", "PairLimits", "limit_pairs", "pack_pairs"]
 
 FORMAT = 1
 ROWS_AT_ONCE = 1 << 12
@@ -157,15 +157,17 @@ def pack_pairs(
         start_token_id=start_token_id(tokenizer),
         pad_token_id=start_token_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    return corpus if limits == PairLimits() else _limit(corpus, limits)
+    return limit_pairs(corpus, limits)
 
 
 def _hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _limit(corpus: PairCorpus, limits: PairLimits) -> PairCorpus:
-    """Leave out or cut what is above the limits, and report how many."""
+def limit_pairs(corpus: PairCorpus, limits: PairLimits) -> PairCorpus:
+    """Leave out or cut what is above the limits, and report how many. Raises InputError where nothing is left."""
+    if limits == PairLimits():
+        return corpus
     most = np.array([limit or np.iinfo(np.int64).max for limit in limits[:2]])
     long = corpus.lengths > most  # (num_documents, 2)
     cut = long[:, 0] if limits.cut else np.zeros(len(long), bool)

@@ -116,7 +116,7 @@ def verify_plans(
         )
     for names in as_data_sets(data):
         resolve_inputs(names, "validation")  # a missing file is found before a model is loaded
-    teacher, identity = load_identified(model, device, dtype, cast=True)
+    teacher, identity = load_identified(model, device, dtype, cast=True, kind=None)
     require_iterations(teacher)
     if identity.fingerprint != profile.model.fingerprint:
         raise InputError(

@@ -90,6 +90,7 @@ def advice(profile: Profile) -> str:
     """
     converged: dict[int, list[int]] = {}  # first iteration from which on residuals are small -> layers
     others: dict[Verdict, dict[int, Diagnosis]] = {}
+    split = profile.model.num_encoder_layers
     num_small = 0
     for number, layer in enumerate(profile.fixed_point, 1):
         diagnosis, residuals = diagnose(layer), layer.residuals
@@ -102,14 +103,14 @@ def advice(profile: Profile) -> str:
         else:
             others.setdefault(diagnosis.verdict, {})[number] = diagnosis
     clauses = [
-        f"{_layers(layers)} converged from iteration {first} on"
+        f"{_layers(layers, split)} converged from iteration {first} on"
         for first, layers in sorted(converged.items())
     ]
     if clauses:
         total = sum(profile.model.num_iterations)
         clauses[-1] += f" (residual below {_percent(SMALL)}): {num_small} of {total} iterations to drop"
     return "; ".join(
-        clauses + [_clause(verdict, others[verdict]) for verdict in _CLAUSES if verdict in others]
+        clauses + [_clause(verdict, others[verdict], split) for verdict in _CLAUSES if verdict in others]
     )
 
 
@@ -124,7 +125,7 @@ _CLAUSES: dict[Verdict, str] = {
 }
 
 
-def _clause(verdict: Verdict, layers: dict[int, Diagnosis]) -> str:
+def _clause(verdict: Verdict, layers: dict[int, Diagnosis], split: int) -> str:
     """The layers of one verdict and its words; of several layers the largest changes."""
     found = layers.values()
     ratios = [f"{pick(d.contraction or 0.0 for d in found):.2f}" for pick in (min, max)]
@@ -132,19 +133,35 @@ def _clause(verdict: Verdict, layers: dict[int, Diagnosis]) -> str:
     words = _CLAUSES[verdict].format(
         ratio=" to ".join(dict.fromkeys(ratios)), last=_percent(last), after=_percent(after)
     )
-    return f"{_layers(layers)} {words}"
+    return f"{_layers(layers, split)} {words}"
 
 
-def _layers(numbers: Iterable[int]) -> str:
-    """'layer 3', 'layers 1, 3-5, 8'; numbers: ascending."""
+def _layers(numbers: Iterable[int], split: int = 0) -> str:
+    """'layer 3', 'layers 1, 3-5, 8' or, by the number of an encoder's, 'encoder 1-2, decoder 1'.
+
+    numbers: ascending.
+    """
+    if not split:
+        runs = _runs(numbers)
+        several = len(runs.split(", ")) > 1 or "-" in runs
+        return f"layer{'s' if several else ''} {runs}"
+    numbers = list(numbers)
+    halves = {
+        "encoder": [number for number in numbers if number <= split],
+        "decoder": [number - split for number in numbers if number > split],
+    }
+    return ", ".join(f"{name} {_runs(own)}" for name, own in halves.items() if own)
+
+
+def _runs(numbers: Iterable[int]) -> str:
+    """'1, 3-5, 8'; numbers: ascending."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return f"layer{'s' if len(runs) > 1 or len(runs[0]) > 1 else ''} {', '.join(parts)}"
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _percent(share: float) -> str:

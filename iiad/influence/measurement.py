@@ -14,8 +14,25 @@ from pathlib import Path
 from torch import Tensor
 
 from iiad.artefacts import DataIdentity, Journal, ModelIdentity
-from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified, read_limits
-from iiad.data import AnyBlocks, load_tokenizer, make_blocks, pack, resolve_inputs
+from iiad.checkpoints import (
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_config,
+    load_identified,
+    read_limits,
+    require_kind,
+)
+from iiad.data import (
+    AnyBlocks,
+    PairCorpus,
+    PairLimits,
+    limit_pairs,
+    load_tokenizer,
+    make_blocks,
+    pack,
+    resolve_inputs,
+)
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES
 from iiad.memory import memory_explained, weight_bytes
@@ -69,13 +86,15 @@ def measure_influence(
 ) -> Profile:
     """Score each iteration of a model on blocks drawn from a text.
 
-    model: a folder, with its tokenizer, or a hub name.
+    model: a folder, with its tokenizer, or a hub name; an encoder-decoder is given pairs.
     data: files, patterns, folders or `stdlib` (its training split). Several lists of them are several data sets:
         blocks are drawn of each, and the profile tells them apart.
     metrics: names from `METRICS`; default: all.
     text_field: the jsonl field or parquet column with the text.
-    block_size: tokens of a block; default: 512, or the model's context where that is less. batch_size: blocks.
-    max_tokens: to draw of each data set, as whole blocks from all of it; None: all of it. seed: of the draw.
+    block_size: tokens of a block; default: 512, or the model's context where that is less. Pairs with a longer source
+        or target are left out, and counted. batch_size: blocks.
+    max_tokens: to draw of each data set, as whole blocks from all of it, of pairs both sides; None: all of it.
+    seed: of the draw.
     device: default: CUDA where there is one, else the CPU.
     dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
     memory: bytes that may be taken beside the weights; see `profile_batch`. cache_dir: for tokenized text.
@@ -99,7 +118,7 @@ def measure_influence(
     )
     for names in as_data_sets(data):
         resolve_inputs(names, "train")  # a missing file is found before a model is loaded
-    teacher, identity = load_identified(model, device, dtype, cast=True)
+    teacher, identity = load_identified(model, device, dtype, cast=True, kind=None)
     require_iterations(teacher)
     sets = draw_calibration(model, data, settings, text_field, cache_dir)
     _require_small(identity, sets, chosen, batch_size)
@@ -240,6 +259,9 @@ def draw_calibration(
     drawn = []
     for names in as_data_sets(data):
         corpus = pack(resolve_inputs(names, split), tokenizer, text_field=text_field, cache_dir=cache_dir)
+        require_kind(model, load_config(model), "pair" if isinstance(corpus, PairCorpus) else "causal")
+        if isinstance(corpus, PairCorpus):
+            corpus = limit_pairs(corpus, PairLimits(settings.block_size, settings.block_size))
         blocks = make_blocks(corpus, settings.block_size)
         indices = blocks.sample(settings.max_tokens, settings.seed)
         # The names as given: those of the embedded corpus run to hundreds, and the fingerprint covers their content.

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iiad.artefacts import layer_name
+
 from .batches import IteratedModel
 
 __all__ = ["FullPass", "SolvedLayer", "StackPass"]
@@ -69,6 +71,10 @@ class FullPass:
     def num_layers(self) -> int:
         """L, of all stacks."""
         return sum(stack.num_layers for stack in self.stacks)
+
+    def name(self, layer: int) -> str:
+        """Name a layer for people, see `layer_name`."""
+        return layer_name(layer, self.num_layers - self.stacks[-1].num_layers)
 
     @property
     def lengths(self) -> list[int]:

@@ -90,7 +90,7 @@ def profile_batch(
     steps: Steps = {}
     for layer, solved in full.run():
         if not solved.iterates[-1].isfinite().all():
-            raise InputError(f"{where}: expected finite states of layer {layer + 1}, got NaN or infinity")
+            raise InputError(f"{where}: expected finite states of {full.name(layer)}, got NaN or infinity")
         mask = counted[layer]
         fixed_points.append(fixed_point([_pick(state, mask) for state in solved.iterates]))
         for number, chain in enumerate(solved.chains):
@@ -198,7 +198,7 @@ def _score_rows(
         for number, chain in enumerate(solved.chains):
             stops: dict[str, list[float]] = {metric: [] for metric in asked}
             if asked and len(chain) > 1:
-                at = f"{where}: the model stopped early in layer {layer + 1}"
+                at = f"{where}: the model stopped early in {full.name(layer)}"
                 stops = output.harms(part.run_stops(layer, chain[:-1]), at, rows)
             for metric in asked:  # stopping at the last state is the full model, which loses nothing
                 losses = torch.tensor([*stops[metric], 0.0], dtype=torch.float64)

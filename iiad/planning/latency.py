@@ -155,9 +155,9 @@ def check_latency(table: LatencyTable, teacher: ModelIdentity, **wanted: str | i
             f"{table.model.name} ({table.model.fingerprint[:12]}), of other weights or configuration"
         )
     most = table.model.num_iterations
-    for number, (r, highest) in enumerate(zip(teacher.num_iterations, most, strict=True), 1):
+    for layer, (r, highest) in enumerate(zip(teacher.num_iterations, most, strict=True)):
         if r > highest:
-            expected = f"0 to {r} iterations of layer {number}, as {teacher.name} runs"
+            expected = f"0 to {r} iterations of {teacher.layer_name(layer)}, as {teacher.name} runs"
             raise InputError(f"latency: expected a table with {expected}, got 0 to {highest}")
     for name, value in wanted.items():
         measured = getattr(table.settings, name)

@@ -177,6 +177,7 @@ def _require_fit(num_iterations: Sequence[int], teacher: ModelIdentity) -> None:
     most = teacher.num_iterations
     if len(num_iterations) != len(most):
         raise InputError(f"expected {len(most)} layers, as the teacher has, got {len(num_iterations)}")
-    for number, (r, highest) in enumerate(zip(num_iterations, most, strict=True), 1):
+    for layer, (r, highest) in enumerate(zip(num_iterations, most, strict=True)):
         if not 0 <= r <= highest:
-            raise InputError(f"expected 0 to {highest} for layer {number}, the teacher's, got {r}")
+            name = teacher.layer_name(layer)
+            raise InputError(f"expected 0 to {highest} for {name}, the teacher's, got {r}")

@@ -106,7 +106,7 @@ def plan_by_target(
         origin="target",
         targets=targets,
         latency_fingerprint=latency.fingerprint if latency is not None and timed else None,
-        explanation=_explain(targets, metric, bounds, timed),
+        explanation=_explain(targets, metric, bounds.describe(profile.model), timed),
     )
 
 
@@ -239,7 +239,7 @@ def _require_reached(targets: Targets, best: Mapping[str, float], bounds: Bounds
     raise InputError(f"{name}: expected at {word} {value}{note}{ending}, got {wanted}")
 
 
-def _explain(targets: Targets, metric: str, bounds: Bounds, timed: bool) -> str:
+def _explain(targets: Targets, metric: str, bounds: str, timed: bool) -> str:
     within = f", within bounds: {bounds}" if bounds else ""
     if targets.max_score is None:
         return f"of all plans with {targets}{within}, the one of least predicted loss by {metric}"

@@ -135,7 +135,7 @@ class Bounds:
             if not 1 <= layer <= len(whole):
                 raise InputError(f"pins: expected a layer from 1 to {len(whole)}, got {layer}")
             if not 0 <= pinned <= whole[layer - 1]:
-                expected = f"0 to {whole[layer - 1]} for layer {layer}, the teacher's"
+                expected = f"0 to {whole[layer - 1]} for {teacher.layer_name(layer - 1)}, the teacher's"
                 raise InputError(f"pins: expected {expected}, got {pinned}")
             limits[layer - 1] = (pinned, pinned)
         return limits
@@ -145,28 +145,33 @@ class Bounds:
         limits = self.limits(teacher)
         return [min(max(r, least), most) for r, (least, most) in zip(num_iterations, limits, strict=True)]
 
-    def __str__(self) -> str:
+    def describe(self, teacher: ModelIdentity) -> str:
         """As in "at least 1 iteration a layer, layer 3 at 2"; empty where nothing is bound."""
         parts = [
             f"{word} {value} iteration{'' if value == 1 else 's'} a layer"
             for word, value in (("at least", self.min_iterations), ("at most", self.max_iterations))
             if value is not None
         ]
-        return ", ".join(parts + [f"layer {layer} at {r}" for layer, r in sorted(self.pins.items())])
+        pins = [f"{teacher.layer_name(layer - 1)} at {r}" for layer, r in sorted(self.pins.items())]
+        return ", ".join(parts + pins)
 
 
-def read_pins(texts: Iterable[str]) -> dict[int, int]:
+def read_pins(texts: Iterable[str], teacher: ModelIdentity) -> dict[int, int]:
     """Parse pins of the command line: "3=2" is layer 3, counted from 1, at 2 iterations.
 
-    Raises InputError for anything else, and for a layer that is pinned twice.
+    Of an encoder-decoder layers go by name, "decoder 3=2". Raises InputError for anything else, for a layer that the
+    teacher does not have, and for one that is pinned twice.
     """
-    pins: dict[int, int] = {}
+    labels, pins = teacher.layer_labels(), dict[int, int]()
     for text in texts:
-        found = re.fullmatch(r"\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", text)
+        found = re.fullmatch(r"\s*([a-z]* ?\d{1,9})\s*=\s*(\d{1,9})\s*", text)
         if found is None:
-            raise InputError(f"pin: expected LAYER=ITERATIONS, as in 3=2, got {shorten(text)}")
-        layer, r = map(int, found.groups())
+            raise InputError(f"pin: expected LAYER=ITERATIONS, as in {labels[-1]}=2, got {shorten(text)}")
+        name, r = found.groups()
+        if name not in labels:
+            raise InputError(f"pin: expected a layer from {labels[0]} to {labels[-1]}, got {name}")
+        layer = labels.index(name) + 1
         if layer in pins:
-            raise InputError(f"pin: expected each layer once, got layer {layer} twice")
-        pins[layer] = r
+            raise InputError(f"pin: expected each layer once, got {teacher.layer_name(layer - 1)} twice")
+        pins[layer] = int(r)
     return pins

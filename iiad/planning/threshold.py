@@ -80,11 +80,11 @@ def plan_by_threshold(
         origin="threshold",
         threshold=abs(threshold),  # -0.0 is 0
         normalize=normalize,
-        explanation=_explain(threshold, metric, normalize, bounds),
+        explanation=_explain(threshold, metric, normalize, bounds.describe(profile.model)),
     )
 
 
-def _explain(threshold: float, metric: str, normalize: str, bounds: Bounds) -> str:
+def _explain(threshold: float, metric: str, normalize: str, bounds: str) -> str:
     share = "" if normalize == "none" else f" of the largest of its {normalize}"
     clipped = f", clipped to {bounds}" if bounds else ""
     if threshold == 0:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from iiad.artefacts import ModelIdentity
 from iiad.planning.latency import LatencyTable, PhaseLatency
 
 from .tables import format_share, report, stacked_tables
@@ -33,19 +34,19 @@ def latency_table(table: LatencyTable, width: int) -> RenderableType:
         f"torch {settings.torch_version}"
     )
     parts = [
-        *_layers("decode step, ms", table.decode, width),
-        *_layers("prefill, ms", table.prefill, width),
+        *_layers("decode step, ms", table.model, table.decode, width),
+        *_layers("prefill, ms", table.model, table.prefill, width),
         *_checks(table, width),
     ]
     # Not dim, and last: no figure of the table is more exact than this.
     return Group(report(head, parts, _LEGEND), Text(), Text(_largest_errors(table)))
 
 
-def _layers(title: str, phase: PhaseLatency, width: int) -> list[Table]:
+def _layers(title: str, model: ModelIdentity, phase: PhaseLatency, width: int) -> list[Table]:
     columns = max(len(layer) for layer in phase.layers)
     digits = _digits([phase.fixed_seconds, *chain.from_iterable(phase.layers)])
     named = [("fixed", [phase.fixed_seconds])]
-    named += [(f"layer {t}", layer) for t, layer in enumerate(phase.layers, 1)]
+    named += list(zip(map(model.layer_name, range(len(phase.layers))), phase.layers, strict=True))
     rows = [
         [name, *(_milliseconds(seconds, digits) for seconds in numbers), *[""] * (columns - len(numbers))]
         for name, numbers in named

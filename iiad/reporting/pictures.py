@@ -56,9 +56,8 @@ def draw_influence(profile: Profile, metric: str, folder: str | Path) -> list[Pa
 
         shades: Any = ScalarMappable(colour_norm([max(score, 0.0) for score in flat]), "cividis")
         axes = figure.add_subplot(xlim=(0.5, most + 0.5), ylim=(num_layers + 0.5, 0.5))
-        axes.set(
-            xlabel="iteration", ylabel="layer", xticks=range(1, most + 1), yticks=range(1, num_layers + 1)
-        )
+        axes.set(xlabel="iteration", ylabel="layer", xticks=range(1, most + 1))
+        axes.set_yticks(range(1, num_layers + 1), profile.model.layer_labels())
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         size = 7 if most <= 5 else max(4, 48 / most)  # points; a cell is narrower with more of them

@@ -53,10 +53,11 @@ class PlanReport:
         table.add_column("iterations", justify="right")
         if frequencies:
             table.add_column("each kept in")
-        for t, (r, most) in enumerate(zip(plan.num_iterations, plan.teacher.num_iterations, strict=True)):
+        labels, whole = plan.teacher.layer_labels(), plan.teacher.num_iterations
+        for t, (r, most) in enumerate(zip(plan.num_iterations, whole, strict=True)):
             marks = Text(kept * r, style="green") + Text(dropped * (most - r), style="dim")
             shares = [" ".join(f"{share:4.0%}" for share in frequencies[t])] if frequencies else []
-            table.add_row(str(t + 1), marks, f"{r} of {most}", *shares)
+            table.add_row(labels[t], marks, f"{r} of {most}", *shares)
         return table
 
     def _caption(self) -> str:

@@ -40,6 +40,7 @@ class InfluenceReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         profile, trust = self.profile, self.trust
         sign = "+-" if options.ascii_only else "±"
+        labels = profile.model.layer_labels()
         batches = f"{len(profile.batches)} batch{'es' if len(profile.batches) > 1 else ''}"
         yield Text(f"Verdict: {profile_verdict(profile, trust)}\n", style="bold")
         yield Text(
@@ -50,13 +51,13 @@ class InfluenceReport:
             if metric == trust.reference or self.details:
                 errors = (profile.standard_errors or {}).get(metric)
                 yield Text(f"influence by {metric}", style="italic")
-                yield _table("iteration", 1, scores, errors, sign)
+                yield _table("iteration", 1, labels, scores, errors, sign)
                 yield Text(f"{metric}: {METRICS[metric]}.\n", style="dim")
         for metric, scores in profile.stages.items():
             if metric == trust.reference or self.details:
                 errors = (profile.stage_errors or {}).get(metric)
                 yield Text(f"predictor's stages by {metric}", style="italic")
-                yield _table("stage", 2, scores, errors, sign)
+                yield _table("stage", 2, labels, scores, errors, sign)
         if profile.stages:
             note = "a stage's score: the layer's predictor truncated before it, the corrector in full.\n"
             yield Text(note, style="dim")
@@ -98,7 +99,10 @@ class InfluenceReport:
             yield Text("stability: expected several batches, got one; give more --max-tokens\n")
             return
         rows = self._telling(
-            [[str(t), *(format_share(share, 0) for share in layer)] for t, layer in enumerate(trust.kept, 1)]
+            [
+                [label, *(format_share(share, 0) for share in layer)]
+                for label, layer in zip(self.profile.model.layer_labels(), trust.kept, strict=True)
+            ]
         )
         if rows:
             title = (
@@ -155,7 +159,9 @@ def profile_verdict(profile: Profile, trust: Trust) -> str:
     return line + (f"; {undecided} undecided on other text." if undecided else ".")
 
 
-def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign: str) -> Table:
+def _table(
+    column: str, first: int, labels: Sequence[str], scores: Scores, errors: Scores | None, sign: str
+) -> Table:
     """Layers down, iterations or stages across, numbered from `first`."""
     largest = max((abs(score) for layer in scores for score in layer), default=0.0)
     table = Table()
@@ -169,7 +175,7 @@ def _table(column: str, first: int, scores: Scores, errors: Scores | None, sign:
             if errors is not None:
                 text += f" {sign}{_score(errors[t][i], largest)}"
             cells.append(Text(text, style=_style(score, largest)))
-        table.add_row(str(t + 1), *cells)
+        table.add_row(labels[t], *cells)
     return table
 
 
@@ -190,9 +196,10 @@ def _style(score: float, largest: float) -> str:
 
 def _fixed_points(profile: Profile, trust: Trust) -> Table:
     rows = []
-    for number, (layer, diagnosis) in enumerate(zip(profile.fixed_point, trust.diagnoses, strict=True), 1):
+    labels = profile.model.layer_labels()
+    for label, layer, diagnosis in zip(labels, profile.fixed_point, trust.diagnoses, strict=True):
         numbers = ((layer.residuals, ".3f"), (layer.contractions, ".2f"), (layer.turns, "+.2f"))
-        rows.append([str(number), *(_numbers(*each) for each in numbers), diagnosis.verdict])
+        rows.append([label, *(_numbers(*each) for each in numbers), diagnosis.verdict])
     return filled_table(["layer", "residuals", "contraction", "turns", "the iteration"], rows)
 
 

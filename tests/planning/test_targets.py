@@ -25,12 +25,12 @@ def test_limits_follow_the_teacher_and_pins_go_first(bounds, wanted):
 def test_clipping_takes_the_nearest_budget_and_pins_are_read_as_they_are_written():
     assert Bounds(1, 2, {3: 3}).clip([0, 0, 0], TEACHER) == [1, 0, 3]
     assert Bounds(1, 2).clip([2, 0, 3], TEACHER) == [2, 0, 2]
-    assert read_pins(["3=2", " 1 = 0 "]) == {3: 2, 1: 0}
-    assert read_pins([]) == {}
+    assert read_pins(["3=2", " 1 = 0 "], TEACHER) == {3: 2, 1: 0}
+    assert read_pins([], TEACHER) == {}
 
 
 def test_bounds_and_targets_say_what_they_ask_for():
-    assert str(Bounds(1, 2, {3: 1, 1: 0})) == (
+    assert Bounds(1, 2, {3: 1, 1: 0}).describe(TEACHER) == (
         "at least 1 iteration a layer, at most 2 iterations a layer, layer 1 at 0, layer 3 at 1"
     )
     assert not Bounds()
@@ -59,11 +59,14 @@ def test_bounds_and_targets_say_what_they_ask_for():
             "pins: expected 0 to 0 for layer 2, the teacher's, got 1",
         ),
         (lambda: Bounds(pins={1: -1}), "pins: expected layers from 1, iterations from 0, got 1=-1"),
-        (lambda: read_pins(["3"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3'"),
-        (lambda: read_pins(["3=two"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3=two'"),
-        (lambda: read_pins(["1=" + "9" * 5000]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '1=9"),
-        (lambda: read_pins(["-3=2"]), "pin: expected LAYER=ITERATIONS, as in 3=2, got '-3=2'"),
-        (lambda: read_pins(["3=2", "3=1"]), "pin: expected each layer once, got layer 3 twice"),
+        (lambda: read_pins(["3"], TEACHER), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3'"),
+        (lambda: read_pins(["3=two"], TEACHER), "pin: expected LAYER=ITERATIONS, as in 3=2, got '3=two'"),
+        (
+            lambda: read_pins(["1=" + "9" * 5000], TEACHER),
+            "pin: expected LAYER=ITERATIONS, as in 3=2, got '1=9",
+        ),
+        (lambda: read_pins(["-3=2"], TEACHER), "pin: expected LAYER=ITERATIONS, as in 3=2, got '-3=2'"),
+        (lambda: read_pins(["3=2", "3=1"], TEACHER), "pin: expected each layer once, got layer 3 twice"),
         (lambda: Targets(overhead_cut=1.5), "overhead_cut: expected a share from 0 to 1, got 1.5"),
         (lambda: Targets(overhead_cut=-0.1), "overhead_cut: expected a share from 0 to 1, got -0.1"),
         (lambda: Targets(compute_cut=float("nan")), "compute_cut: expected a share from 0 to 1, got nan"),
