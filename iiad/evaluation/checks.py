@@ -55,7 +55,7 @@ def check_model(
     A claim that does not apply to this model, or cannot be checked here, is skipped, with the reason.
 
     Args:
-        model: folder or hub name of any causal language model.
+        model: folder or hub name of any causal language model or encoder-decoder.
         teacher: the model that this one was made of.
         plan: a plan for the teacher, or its file: the one that the model should run.
         prompt_tokens: random tokens of each prompt.
@@ -117,7 +117,7 @@ def check_model(
 
 
 def _load(model: str | Path, settings: CheckSettings) -> tuple[Any, ModelIdentity]:
-    loaded, identity = load_identified(model, settings.device, settings.dtype, cast=True)
+    loaded, identity = load_identified(model, settings.device, settings.dtype, cast=True, kind=None)
     return realign(loaded), identity
 
 

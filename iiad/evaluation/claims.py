@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from iiad.artefacts import ModelIdentity
-from iiad.checkpoints import DTYPES
+from iiad.checkpoints import DTYPES, auto_class
 from iiad.folders import find_folder
 from iiad.planning import Plan
 
 from .check_artefact import CheckSettings
+from .subject_inputs import Inputs, choose_inputs
 
 __all__ = ["Claim", "Skipped", "Subject", "logit_difference", "realign", "running_plan", "worst"]
 
@@ -79,14 +79,19 @@ class Subject:
     plan: Plan | None = None
 
     @cached_property
+    def inputs(self) -> Inputs:
+        """What its kind of model is given."""
+        return choose_inputs(self)
+
+    @cached_property
     def tokens(self) -> Tensor:
-        """(B, T) random token ids, none of them one that transformers may take for padding or the end."""
-        return self._draw_tokens(NUM_SEQUENCES, self.settings.seed)
+        """(B, T) random token ids that a model decodes, none of them one that may be taken for padding or the end."""
+        return self.inputs.begin(self.draw_tokens(NUM_SEQUENCES, self.settings.seed))
 
     @cached_property
     def training_tokens(self) -> Tensor:
         """(2 B, T) others, for losses."""
-        return self._draw_tokens(2 * NUM_SEQUENCES, self.settings.seed + 1)
+        return self.inputs.begin(self.draw_tokens(2 * NUM_SEQUENCES, self.settings.seed + 1))
 
     @property
     def prompts(self) -> Tensor:
@@ -115,10 +120,16 @@ class Subject:
         return self.folder / "saved"
 
     @torch.no_grad()
-    def forward(self, model: Any = None, tokens: Tensor | None = None) -> Tensor:
-        """Return logits (B, T, V) of tokens (B, T) in one call without a cache; default: its model and tokens."""
-        tokens = self.tokens if tokens is None else tokens
-        return (model or self.model)(input_ids=tokens, use_cache=False).logits
+    def forward(self, model: Any = None) -> Tensor:
+        """Return logits (B, T, V) of its tokens in one call without a cache; default: of its model."""
+        given = self.inputs.arrange(self.tokens, slice(NUM_SEQUENCES))
+        return (model or self.model)(**given, use_cache=False).logits
+
+    @torch.no_grad()
+    def forward_alone(self, row: int, tokens: Tensor, padded: bool) -> Tensor:
+        """Return logits (1, T, V) of tokens (1, T), which sequence `row` became without its padding, if any."""
+        given = self.inputs.arrange(tokens, slice(row, row + 1), padded)
+        return self.model(**given, use_cache=False).logits
 
     def compare(self, found: Tensor, wanted: Tensor | None = None) -> float:
         """Return the `logit_difference` from its logits, or from other ones of its model."""
@@ -126,7 +137,7 @@ class Subject:
 
     def load_again(self, name: str | Path | None = None, **fields: Any) -> Any:
         """Load its model, or a folder, by transformers' own means, with some fields of the configuration changed."""
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(self.model.config).from_pretrained(
             find_folder(name or self.identity.name),
             dtype=DTYPES[self.settings.dtype],
             use_safetensors=True,
@@ -135,10 +146,11 @@ class Subject:
         )
         return realign(model).to(self.settings.device).eval()
 
-    def _draw_tokens(self, num_sequences: int, seed: int) -> Tensor:
+    def draw_tokens(self, num_sequences: int, seed: int) -> Tensor:
+        """Return (sequences, T) random token ids."""
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
         special: set[int] = set()
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             ids = getattr(self.model.config, name, None)
             special |= set(ids if isinstance(ids, list) else [ids]) - {None}
         usual = torch.tensor([token for token in range(vocab_size) if token not in special])
@@ -163,7 +175,7 @@ def worst(figures: Iterable[float]) -> float:
 @contextmanager
 def running_plan(model: Any, num_iterations: list[int]) -> Iterator[None]:
     """Let a model run another plan in the block, and its own after it."""
-    before = list(model.config.num_iterations)
+    before = list(model.config.iterations)
     model.set_num_iterations(num_iterations)
     try:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 
 from iiad.errors import InputError
 from iiad.models.compatibility import cache_argument
@@ -44,9 +44,10 @@ def padded_logits(subject: Subject) -> float:
     """
     mask = _left_padding(subject)
     logits = _run(subject, _one_by_one(subject.settings), _dynamic_cache(subject), mask=mask)
-    rows = zip(subject.tokens, logits, mask.bool(), strict=True)
+    rows = enumerate(zip(subject.tokens, logits, mask.bool(), strict=True))
     return worst(
-        subject.compare(own[real], subject.forward(tokens=row[real][None])[0]) for row, own, real in rows
+        subject.compare(own[real], subject.forward_alone(row, tokens[real][None], padded=True)[0])
+        for row, (tokens, own, real) in rows
     )
 
 
@@ -58,9 +59,10 @@ def greedy_tokens(subject: Subject, padded: bool) -> float:
     new, different = subject.settings.new_tokens, 0
     # A logit may be too low by the bound, and the highest one too high.
     margin = 2 * subject.settings.rounding_bound * subject.deviation
-    for row, num_padding in zip(_generate(subject, subject.prompts, mask), (1 - mask).sum(-1), strict=True):
-        logits = subject.forward(tokens=row[None, num_padding:])[:, -new - 1 : -1]
-        different += count_unlikely_tokens(row[None, -new:], logits, margin)
+    texts = zip(_generate(subject, subject.prompts, mask), (1 - mask).sum(-1), strict=True)
+    for row, (tokens, num_padding) in enumerate(texts):
+        logits = subject.forward_alone(row, tokens[None, num_padding:], padded)[:, -new - 1 : -1]
+        different += count_unlikely_tokens(tokens[None, -new:], logits, margin)
     return different
 
 
@@ -142,16 +144,19 @@ def _run(
 
     mask: (B, T), 0 at padding, as generate() would give it. step: makes all calls but the first.
     """
-    takes_positions = "position_ids" in inspect.signature(subject.model.forward).parameters
+    inputs = subject.inputs
+    takes_positions = inputs.positions in inspect.signature(subject.model.forward).parameters
     forward, cached = subject.model, {cache_argument(subject.model): cache, "use_cache": True}
+    cached |= inputs.keep(len(subject.tokens), padded=mask is not None)
     logits, start = [], 0
     for size in sizes:
         end = start + size
-        given = {} if mask is None else {"attention_mask": mask[:, :end]}
-        if mask is not None and takes_positions:
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end]
-        tokens = subject.tokens[:, start:end]
-        logits.append(forward(input_ids=tokens, **cached, **given).logits)
+        given = {inputs.tokens: subject.tokens[:, start:end]}
+        if mask is not None:
+            given[inputs.mask] = mask[:, :end]
+            if takes_positions:
+                given[inputs.positions] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end]
+        logits.append(forward(**given, **cached).logits)
         start, forward = end, step or forward
     return torch.cat(logits, 1)
 
@@ -163,9 +168,8 @@ def _generate(subject: Subject, prompts: Tensor, mask: Tensor, **options: Any) -
     before = model.generation_config
     model.generation_config = GenerationConfig()  # no end of text, penalties or what else comes with it
     try:
-        return model.generate(
-            prompts, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options
-        )
+        given = subject.inputs.prompt(prompts, mask)
+        return model.generate(**given, max_new_tokens=new, do_sample=False, pad_token_id=0, **options)
     finally:
         model.generation_config = before
 
@@ -182,16 +186,17 @@ def _require_cache(subject: Subject) -> None:
         raise Skipped(f"the forward of {type(subject.model).__name__} takes no cache")
 
 
-def _dynamic_cache(subject: Subject) -> DynamicCache:
+def _dynamic_cache(subject: Subject) -> Cache:
     _require_cache(subject)
-    return DynamicCache(config=subject.model.config)
+    return subject.inputs.cache(partial(DynamicCache, config=subject.model.config))
 
 
-def _static_cache(subject: Subject) -> StaticCache:
+def _static_cache(subject: Subject) -> Cache:
     _require_cache(subject)
     if not getattr(subject.model, "_can_compile_fullgraph", False):
         raise Skipped(f"{type(subject.model).__name__} supports no static cache")
-    return StaticCache(config=subject.model.config, max_cache_len=subject.tokens.shape[1])
+    options = {"config": subject.model.config, "max_cache_len": subject.tokens.shape[1]}
+    return subject.inputs.cache(partial(StaticCache, **options))
 
 
 DECODING = [

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.configuration_utils import PreTrainedConfig
 
+from iiad.checkpoints import auto_class
 from iiad.folders import read_config
 
 from .claims import (
@@ -32,7 +33,6 @@ from .claims import (
 __all__ = ["LOADING", "remote_logits"]
 
 SCRIPT = Path(__file__).with_name("remote_loading.py")
-AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 MOST_SECONDS = 600
 
 # Fields about the writing of a configuration, not about the model.
@@ -41,9 +41,10 @@ _CIRCUMSTANCES = {
 }
 # Fields that may differ between a student and its teacher.
 _STUDENTS_OWN = {
-    *("num_iterations", "cache_policy", "predictor_stages"),  # what makes a student cheaper
+    # What makes a student cheaper.
+    *("num_iterations", "num_encoder_iterations", "cache_policy", "predictor_stages"),
     *("attention_dropout", "initializer_range"),  # of training alone
-    *("pad_token_id", "bos_token_id", "eos_token_id", "use_cache"),  # of generation
+    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache"),  # of generation
 }
 
 
@@ -66,18 +67,20 @@ def saved_content(subject: Subject) -> float:
 def remote_logits(subject: Subject, script: Path = SCRIPT) -> float:
     """Load the saved folder by its own code, in a process without iiad.
 
-    Logits of AutoModelForCausalLM and last hidden states of AutoModel, each against those of this process.
+    Logits of the Auto class with a head and last hidden states of AutoModel, each against those of this process.
     script: run in that process; see `remote_loading`.
     """
     if not type(subject.model).__module__.startswith("iiad."):  # else its code is not ours to run
         raise Skipped(f"{type(subject.model).__name__} comes with transformers")
     known = read_config(subject.saved).get("auto_map") or {}
-    missing = [name for name in AUTO_CLASSES if name not in known]
+    head = auto_class(subject.model.config).__name__
+    missing = [name for name in ("AutoConfig", "AutoModel", head) if name not in known]
     if missing:
         raise ValueError(f"auto_map of the saved config.json: expected {', '.join(missing)}, got none")
-    found = _load_remotely(subject, script)
+    given = subject.inputs.arrange(subject.tokens, slice(len(subject.tokens)))
+    found = _load_remotely(subject, script, head, given)
     with torch.no_grad():
-        hidden = subject.model.base_model(input_ids=subject.tokens, use_cache=False).last_hidden_state
+        hidden = subject.model.base_model(**given, use_cache=False).last_hidden_state
     figures = [
         subject.compare(found["logits"], subject.logits.cpu()),
         logit_difference(found["hidden"], hidden.cpu(), float(hidden.double().std())),
@@ -85,11 +88,13 @@ def remote_logits(subject: Subject, script: Path = SCRIPT) -> float:
     return worst(figures)
 
 
-def _load_remotely(subject: Subject, script: Path) -> dict[str, torch.Tensor]:
+def _load_remotely(
+    subject: Subject, script: Path, head: str, given: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Run the script on the saved folder and read its output. Raises RuntimeError with its last line on failure."""
-    tokens, output = subject.folder / "tokens.safetensors", subject.folder / "remote.safetensors"
-    save_file({"tokens": subject.tokens.cpu()}, tokens)
-    arguments = [subject.saved, tokens, output, subject.settings.device, torch.get_num_threads()]
+    inputs, output = subject.folder / "inputs.safetensors", subject.folder / "remote.safetensors"
+    save_file({name: tokens.cpu().contiguous() for name, tokens in given.items()}, inputs)
+    arguments = [subject.saved, head, inputs, output, subject.settings.device, torch.get_num_threads()]
     modules = {"HF_MODULES_CACHE": str(subject.folder / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         # -P: the script's own folder, which is iiad's, stays off the path.
@@ -126,13 +131,14 @@ def plan_and_back(subject: Subject) -> float:
 
 def loaded_at_own_plan(subject: Subject) -> float:
     """Load the model with `num_iterations=` its own plan."""
-    return subject.compare(subject.forward(subject.load_again(num_iterations=_own_plan(subject))))
+    plan = _own_plan(subject)
+    return subject.compare(subject.forward(subject.load_again(**subject.model.config.split_plan(plan))))
 
 
 def teacher_at_plan(subject: Subject, full: bool) -> float:
     """Load the teacher at the plan, against the teacher set to it; full: then set back, against the full plan."""
     teacher, plan = _teacher(subject), list((subject.plan or subject.identity).num_iterations)
-    again = teacher.load_again(num_iterations=plan)
+    again = teacher.load_again(**teacher.model.config.split_plan(plan))
     if full:
         again.set_num_iterations(teacher.identity.num_iterations)
         return teacher.compare(teacher.forward(again))
@@ -173,7 +179,7 @@ def _meaning(config: Any, name: str) -> Any:
 def _own_plan(subject: Subject) -> list[int]:
     if not hasattr(subject.model, "set_num_iterations"):
         raise Skipped(f"a {subject.identity.model_type} has no iterations")
-    return list(subject.model.config.num_iterations)
+    return list(subject.model.config.iterations)
 
 
 def _teacher(subject: Subject) -> Subject:

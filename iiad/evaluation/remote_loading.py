@@ -1,8 +1,8 @@
 """Run a model folder by its own code, in a process where iiad cannot be imported.
 
-A script, started by path: remote_loading.py FOLDER TOKENS OUTPUT DEVICE THREADS. TOKENS: safetensors with `tokens`
-(B, T); OUTPUT gets `logits` (B, T, V) of AutoModelForCausalLM and `hidden` (B, T, D), the last hidden states of
-AutoModel.
+A script, started by path: remote_loading.py FOLDER HEAD INPUTS OUTPUT DEVICE THREADS. HEAD: the Auto class with a
+language-modelling head; INPUTS: safetensors with the arguments of a forward call, token ids (B, T); OUTPUT gets
+`logits` (B, T, V) of HEAD and `hidden` (B, T, D), the last hidden states of AutoModel.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import sys
 from typing import Any
 
 
-def run(folder: str, tokens: str, output: str, device: str, num_threads: str) -> None:
+def run(folder: str, head: str, inputs: str, output: str, device: str, num_threads: str) -> None:
     """Load the folder by both Auto classes and write what they compute."""
     sys.modules["iiad"] = None  # type: ignore[assignment]  # importing it raises ModuleNotFoundError
     import torch
+    import transformers
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModel, AutoModelForCausalLM
 
     torch.set_num_threads(int(num_threads))  # as in the process that asks, so that sums go the same way
-    ids = load_file(tokens)["tokens"].to(device)
+    given = {name: tokens.to(device) for name, tokens in load_file(inputs).items()}
 
     def load(auto_class: Any) -> Any:
         model = auto_class.from_pretrained(folder, dtype="auto", trust_remote_code=True)
@@ -31,8 +31,8 @@ def run(folder: str, tokens: str, output: str, device: str, num_threads: str) ->
         return model.to(device).eval()
 
     with torch.no_grad():
-        logits = load(AutoModelForCausalLM)(input_ids=ids, use_cache=False).logits
-        hidden = load(AutoModel)(input_ids=ids, use_cache=False).last_hidden_state
+        logits = load(getattr(transformers, head))(**given, use_cache=False).logits
+        hidden = load(transformers.AutoModel)(**given, use_cache=False).last_hidden_state
     save_file({"logits": logits.cpu().contiguous(), "hidden": hidden.cpu().contiguous()}, output)
 
 

@@ -6,7 +6,7 @@ Legend: B sequences, T tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,15 +48,17 @@ def accumulated(subject: Subject) -> float:
     The numbers differ: half of the second half's tokens have no label. Where the forward takes
     `num_items_in_batch`, as training loops of transformers give it, its way of weighting is checked as well.
     """
-    model, tokens = subject.model, subject.training_tokens
-    labels = tokens.clone()
-    labels[len(labels) // 2 :, : labels.shape[1] // 2] = -100
-    total = _count_labels(labels)
-    wanted = _gradients(model, (tokens, labels, 1.0))
-    halves = list(zip(tokens.chunk(2), labels.chunk(2), strict=True))
-    found = [_gradients(model, *((*half, _count_labels(half[1]) / total) for half in halves))]
-    if any(kind.kind is kind.VAR_KEYWORD for kind in inspect.signature(model.forward).parameters.values()):
-        found.append(_gradients(model, *((*half, 1.0) for half in halves), num_items_in_batch=total))
+    labels, count = subject.training_tokens.clone(), subject.inputs.count_labels
+    middle = len(labels) // 2
+    labels[middle:, : labels.shape[1] // 2] = -100
+    total = count(labels)
+    wanted = _gradients(subject, labels, [(slice(0, None), 1.0)])
+    halves = [slice(0, middle), slice(middle, None)]
+    found = [_gradients(subject, labels, [(half, count(labels[half]) / total) for half in halves])]
+    parameters = inspect.signature(subject.model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        parts = [(half, 1.0) for half in halves]
+        found.append(_gradients(subject, labels, parts, num_items_in_batch=total))
     return worst(gradient_difference(gradients, wanted) for gradients in found)
 
 
@@ -94,30 +96,32 @@ def _recompute_switch(model: Any, unit: str) -> Callable[[bool], None]:
 
 
 def _seeded_gradients(subject: Subject) -> Gradients:
-    model, tokens = subject.model, subject.training_tokens
+    model = subject.model
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(subject.settings.seed)
-        return _gradients(model, (tokens, tokens, 1.0))
+        return _gradients(subject, subject.training_tokens, [(slice(0, None), 1.0)])
 
 
-def _gradients(model: Any, *batches: tuple[Tensor, Tensor, float], **options: Any) -> Gradients:
-    """Return the sum of scale * loss and its gradients over batches of tokens (B, T), labels (B, T) and scale."""
+def _gradients(
+    subject: Subject, labels: Tensor, parts: Sequence[tuple[slice, float]], **options: Any
+) -> Gradients:
+    """Return the sum of scale * loss and its gradients over parts of the training tokens, each rows and scale.
+
+    labels: (2 B, T), of all rows.
+    """
+    model = subject.model
     model.zero_grad(set_to_none=True)
     total = 0.0
     try:
-        for tokens, labels, scale in batches:
-            loss = scale * model(input_ids=tokens, labels=labels, use_cache=False, **options).loss
+        for rows, scale in parts:
+            given = subject.inputs.arrange(subject.training_tokens[rows], rows)
+            loss = scale * model(**given, labels=labels[rows], use_cache=False, **options).loss
             loss.backward()
             total += loss.item()
         named = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     finally:
         model.zero_grad(set_to_none=True)
     return Gradients(total, named)
-
-
-def _count_labels(labels: Tensor) -> int:
-    """Count tokens with a label and a token before it: those of which a loss is taken."""
-    return int((labels[:, 1:] != -100).sum())
 
 
 TRAINING = [

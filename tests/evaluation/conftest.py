@@ -11,7 +11,7 @@ from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.planning import Plan
-from tests.helpers import make_iiet, make_llama, make_pcformer, stir
+from tests.helpers import make_iiet, make_llama, make_pcformer, make_pcformer_seq2seq, make_seq2seq, stir
 
 IN_PROCESS = tuple(claim for claim in CLAIMS if claim.name != "remote code = native")
 """All claims but the one that takes a process of its own, and seconds."""
@@ -24,6 +24,10 @@ KINDS = {
     "shared": partial(make_iiet, num_layers=2, num_iterations=PLAN, cache_policy="shared"),
     "pcformer-rk2": partial(make_pcformer, num_layers=2),
     "llama": partial(make_llama, num_hidden_layers=2),
+    "seq2seq": partial(
+        make_seq2seq, num_encoder_layers=2, num_encoder_iterations=[1, 0], num_iterations=PLAN
+    ),
+    "seq2seq-pcformer": partial(make_pcformer_seq2seq, num_layers=1, num_encoder_layers=1),
 }
 
 

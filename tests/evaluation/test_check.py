@@ -100,7 +100,7 @@ def test_a_sound_model_of_any_kind_passes_what_applies_to_it(kind, model_folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["history", "relaxed", "pcformer-rk2", "llama"])
+@pytest.mark.parametrize("kind", ["history", "relaxed", "pcformer-rk2", "llama", "seq2seq"])
 def test_compiled_models_pass_too(kind, model_folder):
     check = quick_check(model_folder(kind), claims=CLAIMS, compile=True)
     assert (outcomes(check)["compiled = eager"], note(check, "compiled = eager")) == ("passed", "")
@@ -227,7 +227,10 @@ def test_compiled_is_compared_with_eager_where_there_is_a_compiler(
     "make",
     [
         partial(make_iiet, num_layers=1, num_iterations=1),
-        *(pytest.param(KINDS[kind], marks=pytest.mark.slow) for kind in ("shared", "pcformer-rk2")),
+        *(
+            pytest.param(KINDS[kind], marks=pytest.mark.slow)
+            for kind in ("shared", "pcformer-rk2", "seq2seq")
+        ),
     ],
 )
 def test_a_sound_model_traced_as_one_graph_is_the_eager_one(make, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from transformers import DynamicCache, StaticCache
 from iiad.evaluation.claims import Claim
 from iiad.evaluation.loading_claims import remote_logits
 from iiad.models import IIETForCausalLM, IIETModel
-from iiad.models.layers import IterativeLayer
+from iiad.models.layers import CrossIterativeLayer, IterativeLayer
+from iiad.models.modeling_iiet_seq2seq import IIETSeq2SeqDecoder, IIETSeq2SeqEncoder
 from tests.helpers import given_cache
 
 from .conftest import failed, note, outcomes, quick_check
@@ -228,6 +229,36 @@ def test_a_saved_folder_without_its_code_or_auto_classes_fails(fault, words, che
     found = check(only=["saved = reloaded: logits", "remote code = native"])
     assert failed(found) == {"remote code = native"}
     assert words in note(found, "remote code = native")
+
+
+def one_cross_slot_for_all(init, layer, *args):
+    init(layer, *args)
+    layer.cross_slot.layer_idx = 0
+
+
+def forget_the_sources_padding(attended, decoder, embeds, states, mask):
+    return attended(decoder, embeds, states, None)
+
+
+def encode_padding(prepare, encoder, input_ids, mask=None, **kwargs):
+    return prepare(encoder, input_ids, None, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault", "expected"),
+    [
+        (CrossIterativeLayer, "__init__", one_cross_slot_for_all, CACHED),
+        (IIETSeq2SeqDecoder, "attended_source", forget_the_sources_padding, {"left-padded = single: logits"}),
+        (IIETSeq2SeqEncoder, "prepare", encode_padding, {"left-padded = single: logits"}),
+    ],
+    ids=["one cross slot", "source's padding attended to", "source's padding encoded"],
+)
+def test_a_fault_of_an_encoder_decoder_fails_the_claims_about_it(
+    owner, name, fault, expected, model_folder, monkeypatch
+):
+    folder = model_folder("seq2seq")
+    plant(monkeypatch, owner, name, fault)
+    assert failed(quick_check(folder)) - TOKENS == expected
 
 
 def test_what_stops_the_process_without_iiad_is_told(check, tmp_path):
