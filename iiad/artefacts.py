@@ -99,6 +99,12 @@ class ModelShape(Record):
         attention = 4 * heads * e * attended  # scores and values
         return tokens * projections + attention, tokens * 4 * d * self.num_key_value_heads * e
 
+    def cross_flops(self, tokens: int, source_tokens: int) -> tuple[int, int]:
+        """Count the FLOPs of cross-attention: of an evaluation of new tokens; of keys and values, once a layer."""
+        d, e, heads = self.hidden_size, self.head_dim, self.num_attention_heads
+        each = 4 * heads * e * d + 4 * heads * e * source_tokens  # queries and output; scores and values
+        return tokens * each, source_tokens * 4 * d * self.num_key_value_heads * e
+
 
 class ModelIdentity(Record):
     """A model's name and hash, and the figures that its cost follows from."""

@@ -248,5 +248,4 @@ def cost_of(recipe: TrainRecipe) -> float:
     model = recipe.model
     if model.path is not None:
         return 1.0
-    block = recipe.data.block_tokens(model.max_position_embeddings)
-    return training_flops(model, recipe.training, recipe.vocab_size or USUAL_VOCABULARY, block)
+    return training_flops(model, recipe.training, recipe.vocab_size or USUAL_VOCABULARY, recipe.batch)

@@ -37,7 +37,7 @@ class RunEstimate:
 class _Words:
     """A tokenizer as far as a new model asks: its size."""
 
-    bos_token_id, eos_token_id = None, 0
+    bos_token_id, eos_token_id, pad_token_id = None, 0, 0
 
     def __init__(self, size: int):
         self.size = size
@@ -49,14 +49,12 @@ class _Words:
 def measure_step(recipe: TrainRecipe) -> float:
     """Measure the seconds of one optimizer step with full iterations, on random tokens, in one thread."""
     vocab_size = recipe.vocab_size or USUAL_VOCABULARY
-    block = recipe.data.block_tokens(recipe.model.max_position_embeddings)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = build_model(recipe.model, _Words(vocab_size))
         learner = Learner(model, LanguageModelling(), recipe.training.autocast)
-        ids = torch.randint(vocab_size, (recipe.training.per_device_train_batch_size, block))
-        batch: Batch = {"input_ids": ids, "labels": ids}
+        batch = _random_batch(recipe, vocab_size)
         times = []
         for _ in range(1 + STEPS):
             started = time.perf_counter()
@@ -65,6 +63,14 @@ def measure_step(recipe: TrainRecipe) -> float:
     finally:
         torch.set_num_threads(before)
     return statistics.median(times[1:]) * recipe.training.gradient_accumulation_steps
+
+
+def _random_batch(recipe: TrainRecipe, vocab_size: int) -> Batch:
+    """Make a batch of random tokens; of pairs all of the longest."""
+    lengths, tokens = recipe.batch
+    ids = [torch.randint(vocab_size, (max(1, tokens // sum(lengths)), length)) for length in lengths]
+    batch = {"input_ids": ids[0], "labels": ids[-1]}
+    return batch if len(ids) == 1 else batch | {"decoder_input_ids": ids[1]}
 
 
 def estimate_runs(study: Study, num_processes: int) -> list[RunEstimate]:
@@ -80,14 +86,13 @@ def estimate_runs(study: Study, num_processes: int) -> list[RunEstimate]:
         if recipe.model.path is not None:
             print_status(f"{arm}: trains on from a model; not estimated")
             continue
-        block = recipe.data.block_tokens(recipe.model.max_position_embeddings)
         vocab_size = recipe.vocab_size or USUAL_VOCABULARY
-        flops = training_flops(recipe.model, recipe.training, vocab_size, block)
+        flops = training_flops(recipe.model, recipe.training, vocab_size, recipe.batch)
         whole = recipe.training.model_copy(update={"iterations_start": 0.0})
-        share = flops / training_flops(recipe.model, whole, vocab_size, block)
+        share = flops / training_flops(recipe.model, whole, vocab_size, recipe.batch)
         seconds_of[arm] = measure_step(recipe) * recipe.training.max_steps * share
         num_runs = len(study.seeds) + max(0, len(study.learning_rates) - 1)
-        tokens = recipe.training.max_steps * recipe.training.blocks_per_process * block
+        tokens = recipe.training.max_steps * recipe.training.gradient_accumulation_steps * recipe.batch.tokens
         minutes = num_runs * seconds_of[arm] / 60 / min(num_processes, num_runs)
         found.append(RunEstimate(arm, num_runs, tokens, flops, minutes))
     if study.students is not None and study.students.teacher in seconds_of:
@@ -103,8 +108,8 @@ def _estimate_students(
     section, lesson, recipe = study.students, study.lesson(), study.recipe_of(teacher.name)
     assert section is not None
     steps = max(stage.max_steps for stage in lesson.distillation.stages().values())
-    tokens = steps * lesson.training.blocks_per_process
-    tokens *= recipe.data.block_tokens(recipe.model.max_position_embeddings)
+    tokens = steps * lesson.training.gradient_accumulation_steps
+    tokens *= lesson.training.per_device_train_batch_size * sum(recipe.batch.lengths)
     num_runs = len(study.seeds) * (1 + len(section.baselines))
     for cut in section.cuts:
         share = tokens / teacher.tokens * (1 / 3 + 1 - cut)

@@ -111,7 +111,6 @@ def _arm_result(
 ) -> ArmResult:
     recipe, row = study.recipe_of(arm, study.seeds[0], rate), models[0].figures
     vocab_size = row.model.shape.vocab_size if row.model.shape else recipe.vocab_size or 0
-    block = recipe.data.block_tokens(recipe.model.max_position_embeddings)
     from_new = recipe.model.path is None
     tokens: Any = RunRecord.load(models[0].run / "run.json").results["tokens"]
 
@@ -130,7 +129,9 @@ def _arm_result(
         parameters=count_parameters(recipe.model, vocab_size) if from_new else 0,
         evaluations_per_token=row.evaluations_per_token,
         tokens=tokens,
-        training_flops=training_flops(recipe.model, recipe.training, vocab_size, block) if from_new else 0,
+        training_flops=training_flops(recipe.model, recipe.training, vocab_size, recipe.batch)
+        if from_new
+        else 0,
         runs=list(figures[arm]),
         nll=estimate([one.nll for one in figures[arm]]),
         accuracy=estimate([one.accuracy for one in figures[arm]]),

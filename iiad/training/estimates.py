@@ -1,20 +1,22 @@
 """Parameters, operations and memory of a recipe's training, estimated from its sections alone. All ours.
 
-Legend: D model width, F MLP width, N query heads, K key/value heads, E head width, L layers, T tokens of a block,
-t the layer from 1.
+Legend: D model width, F MLP width, N query heads, K key/value heads, E head width, L layers of a stack, T tokens of a
+block, S of a source, t the layer from 1.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from iiad.artefacts import ModelShape
 from iiad.memory import machine_bytes
 from iiad.progress import format_duration, format_size
 
-from .recipes import DistillRecipe, TrainRecipe
+from .recipes import BatchShape, DistillRecipe, TrainRecipe
 from .sections import ModelSection, OptimizationSection, TrainingSection
 
 __all__ = [
@@ -41,20 +43,55 @@ STATE_BYTES = 16  # the parameter, its gradient and Adam's two averages, each in
 AUTOCAST_BYTES = 2  # a copy in bfloat16, kept for the backward pass
 # Bytes per token and feature that autograd keeps, in bf16 at F = 2.75 D, counted on the models.
 SAVED_PER_EVALUATION = 64
+SAVED_PER_CROSS = 12  # more, with cross-attention
 SAVED_PER_LAYER = 10  # a recomputed layer
+
+
+class _Stack(NamedTuple):
+    """Layers of a model that run one after another, from one table of embeddings."""
+
+    plan: list[int]
+    """r_t of each layer; zeros without iterations."""
+    cross: bool
+    """Layers attend to another stack's output, too."""
+
+
+def _stacks(model: ModelSection) -> list[_Stack]:
+    """Return the encoder, if there is one, and the decoder."""
+    default = {"transformer": 0, "pcformer": 1, "iiet": 3}[model.solver]
+
+    def plan(given: int | list[int] | None, num_layers: int) -> list[int]:
+        r = default if given is None or model.solver != "iiet" else given
+        return r if isinstance(r, list) else [r] * num_layers
+
+    decoder = plan(model.num_iterations, model.num_layers)
+    if model.num_encoder_layers is None:
+        return [_Stack(decoder, cross=False)]
+    encoder = plan(model.num_encoder_iterations, model.num_encoder_layers)
+    return [_Stack(encoder, cross=False), _Stack(decoder, cross=True)]
 
 
 def count_parameters(model: ModelSection, vocab_size: int) -> int:
     """Return the number of parameters, those that the plan leaves idle included."""
-    D, L = model.hidden_size, model.num_layers
-    count = D * vocab_size * (1 if model.tie_word_embeddings else 2) + D
-    count += L * (_block_weights(model) + 2 * D)
+    D, stacks = model.hidden_size, _stacks(model)
+    tables = (1 if model.shared_embeddings else len(stacks)) + (not model.tie_word_embeddings)
+    most = max(r for stack in stacks for r in stack.plan)
+    return D * vocab_size * tables + sum(_count_stack(model, stack, most) for stack in stacks)
+
+
+def _count_stack(model: ModelSection, stack: _Stack, most: int) -> int:
+    """Count the parameters of a stack and its final norm. most: r of the longest plan."""
+    D, L = model.hidden_size, len(stack.plan)
+    attention, mlp = _block_weights(model)
+    count = L * (attention + mlp + 2 * D) + D
+    if stack.cross:
+        count += L * (attention + D)
     if model.solver == "pcformer":
         count += model.predictor_order * 2 * D + (model.coefficients == "ema")
     if model.solver == "pcformer" or (model.solver == "iiet" and model.history):
         count += L * 4 * D + sum(2 * (t + 1) for t in range(1, L + 1))
     elif model.solver == "iiet" and model.relaxation:
-        count += L * max(_iterations(model))
+        count += L * most
     return count
 
 
@@ -79,20 +116,23 @@ def find_excess(
 
 
 def evaluations_per_layer(model: ModelSection) -> list[int]:
-    """Return the block evaluations of each layer for one token."""
-    if model.solver == "transformer":
-        return [1] * model.num_layers
-    if model.solver == "pcformer":
-        return [model.predictor_order + 1] * model.num_layers
-    return [1 + r for r in _iterations(model)]
+    """Return the block evaluations of each layer for one token, an encoder's layers first."""
+    return [runs for stack in _evaluations(model) for runs in stack]
+
+
+def _evaluations(model: ModelSection) -> list[list[int]]:
+    """Return the block evaluations of each layer of each stack."""
+    start = model.predictor_order if model.solver == "pcformer" else 1
+    return [[start + r for r in stack.plan] for stack in _stacks(model)]
 
 
 def forward_flops(
-    model: ModelSection, vocab_size: int, context: int, evaluations: float
+    model: ModelSection, vocab_size: int, lengths: Sequence[int], evaluations: Sequence[float]
 ) -> tuple[float, float]:
-    """Return the floating-point operations for one token of a block of T = context: of the evaluations, of the head.
+    """Return the floating-point operations for one token of a block: of the evaluations, of the head.
 
-    As a plan's cost counts them, without the sums over the history.
+    lengths: as in `BatchShape`. evaluations: of all layers of each stack. As a plan's cost counts them, without the
+    sums over the history.
     """
     shape = ModelShape(
         hidden_size=model.hidden_size,
@@ -104,21 +144,31 @@ def forward_flops(
         history=False,
         relaxation=False,
     )
-    evaluation, keys_and_values = shape.evaluation_flops(context, context * (context + 1) // 2)
     shared = model.cache_policy == "shared" and model.solver != "transformer"
-    blocks = evaluations * evaluation + (model.num_layers if shared else evaluations) * keys_and_values
-    return blocks / context, 2 * model.hidden_size * vocab_size
+    stacks, blocks = _stacks(model), 0.0
+    for number, (stack, length, runs) in enumerate(zip(stacks, lengths, evaluations, strict=True)):
+        bidirectional = number < len(stacks) - 1
+        attended = length * length if bidirectional else length * (length + 1) // 2
+        evaluation, keys_and_values = shape.evaluation_flops(length, attended)
+        blocks += runs * evaluation + (len(stack.plan) if shared else runs) * keys_and_values
+        if stack.cross:
+            each, once = shape.cross_flops(length, lengths[0])
+            blocks += runs * each + len(stack.plan) * once
+    tokens = sum(lengths)
+    return blocks / tokens, 2 * model.hidden_size * vocab_size * lengths[-1] / tokens
 
 
-def training_flops(model: ModelSection, training: TrainingSection, vocab_size: int, context: int) -> float:
+def training_flops(
+    model: ModelSection, training: TrainingSection, vocab_size: int, batch: BatchShape
+) -> float:
     """Return the floating-point operations of a training: 3 forward passes a step, 4 where layers are recomputed.
 
     The first phase of an IIET runs no iterations.
     """
-    full = sum(evaluations_per_layer(model))
     start = training.iterations_start if model.solver == "iiet" else 0.0
-    layers, head = forward_flops(model, vocab_size, context, start * model.num_layers + (1 - start) * full)
-    tokens = training.max_steps * training.blocks_per_process * context
+    evaluations = [start * len(runs) + (1 - start) * sum(runs) for runs in _evaluations(model)]
+    layers, head = forward_flops(model, vocab_size, batch.lengths, evaluations)
+    tokens = training.max_steps * training.gradient_accumulation_steps * batch.tokens
     return tokens * ((4 if training.gradient_checkpointing else 3) * layers + 3 * head)
 
 
@@ -137,49 +187,52 @@ class StageWork:
 
 
 def teacher_work(recipe: TrainRecipe) -> StageWork:
-    """Work of a training's steps in evaluations: fewer without iterations. The head counts by its size."""
+    """Work of a training's steps in evaluations of a decoder's layer: fewer without iterations, and the head."""
     model, training = recipe.model, recipe.training
     if model.path is not None or model.solver != "iiet":
         return StageWork()
-    context = recipe.data.block_tokens(model.max_position_embeddings)
-    evaluations, head = forward_flops(model, recipe.vocab_size or USUAL_VOCABULARY, context, 1)
-    head /= evaluations
+
+    def flops(evaluations: Sequence[float]) -> float:
+        lengths, vocab_size = recipe.batch.lengths, recipe.vocab_size or USUAL_VOCABULARY
+        return sum(forward_flops(model, vocab_size, lengths, evaluations))
+
+    runs = _evaluations(model)
+    first = [len(stack) for stack in runs]
+    one = flops([*first[:-1], first[-1] + 1]) - flops(first)
     switch = math.ceil(training.iterations_start * training.max_steps)
-    return StageWork(switch, model.num_layers + head, sum(evaluations_per_layer(model)) + head)
+    return StageWork(switch, flops(first) / one, flops([sum(stack) for stack in runs]) / one)
 
 
 def training_bytes(
-    model: ModelSection, training: OptimizationSection, vocab_size: int, context: int
+    model: ModelSection, training: OptimizationSection, vocab_size: int, batch: BatchShape
 ) -> float:
     """Return the bytes of one process: weights, gradients, Adam's state and activations; no logits, nothing sharded.
 
     Activations are those of autocast to bf16; in float32 they take up to twice as much.
     """
-    states = (STATE_BYTES + (AUTOCAST_BYTES if training.bf16 else 0)) * count_parameters(model, vocab_size)
-    runs = evaluations_per_layer(model)
-    recomputed = {False: 0, "evaluation": 1}.get(training.gradient_checkpointing, max(runs))
-    if recomputed:
-        kept = sum(runs) if training.gradient_checkpointing == "evaluation" else len(runs)
-        saved = SAVED_PER_LAYER * kept + SAVED_PER_EVALUATION * recomputed
-    else:
-        saved = SAVED_PER_EVALUATION * sum(runs) + SAVED_PER_LAYER * len(runs)
-    tokens = training.per_device_train_batch_size * context
-    return states + tokens * model.hidden_size * saved
+    each_parameter = STATE_BYTES + (AUTOCAST_BYTES if training.bf16 else 0)
+    total: float = each_parameter * count_parameters(model, vocab_size)
+    for stack, length, runs in zip(_stacks(model), batch.lengths, _evaluations(model), strict=True):
+        each = SAVED_PER_EVALUATION + SAVED_PER_CROSS * stack.cross
+        recomputed = {False: 0, "evaluation": 1}.get(training.gradient_checkpointing, max(runs))
+        if recomputed:
+            kept = sum(runs) if training.gradient_checkpointing == "evaluation" else len(runs)
+            saved = SAVED_PER_LAYER * kept + each * recomputed
+        else:
+            saved = each * sum(runs) + SAVED_PER_LAYER * len(runs)
+        total += batch.tokens * length / sum(batch.lengths) * model.hidden_size * saved
+    return total
 
 
-def _block_weights(model: ModelSection) -> int:
+def _block_weights(model: ModelSection) -> tuple[int, int]:
+    """Return the weights of an attention and of an MLP."""
     D, N, E = model.hidden_size, model.num_attention_heads, _head_dim(model)
     K = model.num_key_value_heads or N
-    return D * E * (2 * N + 2 * K) + 3 * D * model.intermediate_size
+    return D * E * (2 * N + 2 * K), 3 * D * model.intermediate_size
 
 
 def _head_dim(model: ModelSection) -> int:
     return model.head_dim or model.hidden_size // model.num_attention_heads
-
-
-def _iterations(model: ModelSection) -> list[int]:
-    given = 3 if model.num_iterations is None else model.num_iterations
-    return given if isinstance(given, list) else [given] * model.num_layers
 
 
 def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
@@ -204,22 +257,27 @@ def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
 
 def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
     model, training, vocab_size = recipe.model, recipe.training, recipe.vocab_size
-    block = recipe.data.block_tokens(model.max_position_embeddings)
     size = f"{_describe_count(count_parameters(model, vocab_size or 0))} parameters"
     if vocab_size is None:
         size += f", and {count_parameters(model, 1) - count_parameters(model, 0):,} a token of the vocabulary"
-    runs = sum(evaluations_per_layer(model))
-    evaluations = f"{runs} per token"
-    if model.solver == "iiet" and runs > model.num_layers and training.iterations_start:
-        evaluations += f"; {model.num_layers} in the first {training.iterations_start:.0%} of the steps"
+    runs, layers = sum(evaluations_per_layer(model)), len(evaluations_per_layer(model))
+    evaluations = (
+        f"{runs} per token"
+        if model.num_encoder_layers is None
+        else (
+            " + ".join(str(sum(stack)) for stack in _evaluations(model)) + " per token of encoder and decoder"
+        )
+    )
+    if model.solver == "iiet" and runs > layers and training.iterations_start:
+        evaluations += f"; {layers} in the first {training.iterations_start:.0%} of the steps"
     lines = {
         "model": f"{model.solver}, {size}",
         "evaluations": evaluations,
-        "tokens": _describe_tokens(training, training.max_steps, block),
+        "tokens": _describe_batches(recipe),
     }
     if vocab_size is not None:
-        flops = training_flops(model, training, vocab_size, block)
-        gigabytes = training_bytes(model, training, vocab_size, block) / 1e9
+        flops = training_flops(model, training, vocab_size, recipe.batch)
+        gigabytes = training_bytes(model, training, vocab_size, recipe.batch) / 1e9
         lines["estimated"] = (
             f"{flops:.1e} floating-point operations; {gigabytes:.1f} GB and logits, in one process"
         )
@@ -228,6 +286,19 @@ def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
     if unused := model.unused_fields():
         lines["not used"] = ", ".join(f"model.{field}" for field in unused)
     return lines
+
+
+def _describe_batches(recipe: TrainRecipe) -> str:
+    """Describe the tokens of a new model's run in one process."""
+    training, batch = recipe.training, recipe.batch
+    if len(batch.lengths) == 1:
+        return _describe_tokens(training, training.max_steps, *batch.lengths)
+    count = training.gradient_accumulation_steps
+    total = _describe_count(training.max_steps * count * batch.tokens)
+    return (
+        f"at most {total}: {training.max_steps:,} steps of {count} x {batch.tokens:,}, padding included, in each "
+        "process"
+    )
 
 
 def measure_cpu() -> float:

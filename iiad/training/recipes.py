@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from iiad.data import input_paths
 from iiad.errors import InputError
@@ -27,6 +27,7 @@ from .sections import (
 
 __all__ = [
     "COMMANDS",
+    "BatchShape",
     "DistillRecipe",
     "TrainRecipe",
     "commands_of",
@@ -35,6 +36,17 @@ __all__ = [
     "require_inputs",
     "shortened_fields",
 ]
+
+
+class BatchShape(NamedTuple):
+    """A batch of one process, of a new model.
+
+    lengths: tokens of a block in each stack of the model: T, or S and T of the longest pair. tokens: of the batch, in
+    all stacks, padding included.
+    """
+
+    lengths: tuple[int, ...]
+    tokens: int
 
 
 class TrainRecipe(Section):
@@ -50,6 +62,16 @@ class TrainRecipe(Section):
         """Tokens of the vocabulary; None where a tokenizer is named that nobody has looked into."""
         words = {word for task in self.data.tasks for word in task.words}
         return self.tokenizer.vocab_size or len(words) or None
+
+    @property
+    def batch(self) -> BatchShape:
+        """Sizes of a batch."""
+        data, context = self.data, self.model.max_position_embeddings
+        if self.model.num_encoder_layers is not None:
+            lengths = (data.max_source_tokens or context, data.max_target_tokens or context)
+            return BatchShape(lengths, data.batch_tokens)
+        block = data.block_tokens(context)
+        return BatchShape((block,), self.training.per_device_train_batch_size * block)
 
     @property
     def num_steps(self) -> int:

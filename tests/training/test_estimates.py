@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
@@ -18,9 +19,22 @@ from iiad.training.estimates import (
     training_bytes,
     training_flops,
 )
+from iiad.training.recipes import BatchShape
 from iiad.training.sections import ModelSection, TrainingSection
+from iiad.training.teacher import build_model
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+class Words:
+    """A tokenizer as far as a new model asks."""
+
+    bos_token_id, eos_token_id, pad_token_id = None, 0, 1
+
+    def __len__(self):
+        return 97
+
+
 TRAINING = TrainingSection(max_steps=100, warmup_steps=0, per_device_train_batch_size=2)
 
 
@@ -48,11 +62,46 @@ def test_parameters_and_evaluations_are_those_of_the_model(fields, model, config
     assert sum(evaluations_per_layer(section)) == built.config.num_hidden_layers
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"solver": "transformer", "shared_embeddings": False},
+        {"solver": "pcformer", "predictor_order": 4, "tie_word_embeddings": False},
+        {"num_encoder_iterations": [3, 0], "num_iterations": 1, "history": False, "relaxation": True},
+        {"shared_embeddings": False, "tie_word_embeddings": False, "head_dim": 6},
+    ],
+)
+def test_parameters_and_evaluations_of_encoder_decoders_are_those_of_the_model(fields):
+    section = ModelSection(**SHAPE, num_layers=3, num_encoder_layers=2, **fields)
+    with torch.device("meta"):
+        built = build_model(section, Words())
+    assert count_parameters(section, 97) == sum(parameter.numel() for parameter in built.parameters())
+    assert sum(evaluations_per_layer(section)) == built.config.num_evaluations
+
+
+def test_operations_of_encoder_decoders_are_those_of_their_products():
+    section = ModelSection(
+        **SHAPE, num_layers=3, num_encoder_layers=2, num_iterations=0, num_encoder_iterations=0
+    )
+    model = build_model(section, Words())
+    model.set_attn_implementation("eager")
+    source, target = torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=source, decoder_input_ids=target, use_cache=False)
+    found = 12 * sum(forward_flops(section, 97, [7, 5], [2, 3]))
+    # Products are counted with the masked half of the causal attention.
+    masked = 3 * 4 * 16 * (5 * 5 - 5 * 6 // 2)
+    rotations = counter.get_total_flops() - found - masked
+    assert 0 <= rotations <= 2 * (7 + 5) * 4  # of the rotary angles
+
+
 def test_more_iterations_cost_more_and_recomputation_trades_memory_for_operations():
     def cost(iterations=3, **fields):
         section = ModelSection(**SHAPE, num_layers=6, num_iterations=iterations)
         training = TRAINING.model_copy(update=fields)
-        return training_flops(section, training, 97, 8), training_bytes(section, training, 97, 8)
+        batch = BatchShape((8,), 16)
+        return training_flops(section, training, 97, batch), training_bytes(section, training, 97, batch)
 
     assert cost(3) > cost(2) > cost(0)
     assert cost(iterations_start=0.0)[0] > cost(iterations_start=0.75)[0] > cost(iterations_start=1.0)[0]
@@ -67,7 +116,7 @@ def test_a_shared_cache_saves_the_projections_of_all_but_each_layers_first_evalu
         ModelSection(**SHAPE, num_layers=6, num_iterations=3, cache_policy=policy)
         for policy in ("exact", "shared")
     )
-    (before, head), (after, same) = (forward_flops(section, 97, 8, 24) for section in (exact, shared))
+    (before, head), (after, same) = (forward_flops(section, 97, [8], [24]) for section in (exact, shared))
     assert head == same
     assert before - after == (24 - 6) * 2 * (
         2 * 16 * 2 * 4
@@ -114,7 +163,7 @@ def test_the_work_of_a_training_follows_its_phases():
     recipe = load_recipe(TrainRecipe, "demo")
     work = teacher_work(recipe)
     assert work.switch == 100
-    assert work.after - work.before == 12  # iterations
+    assert work.after - work.before == pytest.approx(12)  # iterations
     assert 0 < work.before - 4 < 4  # the head
     for changes in (
         ["model.solver=transformer"],
@@ -123,6 +172,10 @@ def test_the_work_of_a_training_follows_its_phases():
     ):
         found = teacher_work(load_recipe(TrainRecipe, "demo", changes))
         assert found.before == found.after or found.switch == 0
+    pairs = teacher_work(load_recipe(TrainRecipe, "docstrings"))
+    assert pairs.after == pytest.approx(
+        4 * pairs.before, rel=0.3
+    )  # each layer's evaluation, three times more
 
 
 def test_the_speed_of_this_machine_is_a_number_of_operations():

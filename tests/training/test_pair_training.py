@@ -1,7 +1,5 @@
 """Training encoder-decoders on pairs: a tiny corpus, the same loop, resume, and what does not fit."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,52 +9,7 @@ from iiad.errors import Unfinished
 from iiad.training import RunRecord, TrainRecipe, train
 from tests.helpers import log_of, refused
 
-WORDS = ("stack", "push", "items", "last", "first", "layer", "stops")
-ROWS = [
-    {"source": " ".join(WORDS[i % 7] for i in range(n, n + 1 + n % 5)), "target": WORDS[n % 7] + " out"}
-    for n in range(40)
-]
-
-
-@pytest.fixture(scope="session")
-def pair_fields(tmp_path_factory):
-    """Make the fields of a recipe of six steps; with changes of sections, and of training by name."""
-    folder = tmp_path_factory.mktemp("pairs")
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-
-    def make(model=None, data=None, **training):
-        return {
-            "model": {
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_encoder_layers": 2,
-                "num_layers": 1,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 32,
-                "num_encoder_iterations": [1, 2],
-                "num_iterations": 2,
-                **(model or {}),
-            },
-            "tokenizer": {"vocab_size": 280},
-            "data": {
-                "train": [str(path)],
-                "validation": [str(path)],
-                "max_batch_tokens": 200,
-                "cache_dir": str(folder / "cache"),
-                **(data or {}),
-            },
-            "training": {
-                "max_steps": 6,
-                "warmup_steps": 0,
-                "learning_rate": 0.01,
-                "logging_steps": 1,
-                "iterations_start": 0.5,
-                **training,
-            },
-        }
-
-    return make
+from .conftest import ROWS
 
 
 @pytest.fixture(scope="session")

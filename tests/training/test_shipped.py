@@ -14,13 +14,14 @@ from iiad.training.estimates import (
     training_flops,
 )
 from iiad.training.recipe_files import find_recipe, read_fields
-from iiad.training.recipes import DistillRecipe, TrainRecipe, load_recipe
+from iiad.training.recipes import BatchShape, DistillRecipe, TrainRecipe, load_recipe
 
 FOLDER = find_recipe("demo").parent
 # Recipes of generated tasks are bases of studies, whose files say what they are for.
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("task"))
 HEADINGS = ["Purpose", "Tokens", "Memory", "Cost", "Launch"]
 PAPER = {"55m": 55e6, "340m": 340e6, "1.3b": 1.3e9}
+PAIRS = {"docstrings", "translation"}
 PEAK, SHARE, CUT = 989e12, 0.4, 0.55
 
 
@@ -48,15 +49,14 @@ def first_number(text):
 
 def tokens_of(recipe):
     if isinstance(recipe, TrainRecipe):
-        steps = recipe.training.max_steps
-    else:
-        steps = sum(stage.max_steps for stage in recipe.distillation.stages().values())
+        return recipe.training.max_steps * recipe.training.gradient_accumulation_steps * recipe.batch.tokens
+    steps = sum(stage.max_steps for stage in recipe.distillation.stages().values())
     return steps * recipe.training.blocks_per_process * recipe.data.block_size
 
 
 def test_the_sizes_of_the_paper_and_small_ones_are_there():
     large = [f"{prefix}{size}" for size in PAPER for prefix in ("", "distill-")]
-    assert set(NAMES) == {*large, "demo", "demo-distill", "documentation", "documentation-distill"}
+    assert set(NAMES) == {*large, "demo", "demo-distill", "documentation", "documentation-distill", *PAIRS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +94,7 @@ def test_eight_gpus_learn_from_as_many_blocks_a_step_as_one(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_size_memory_and_cost_are_as_promised(name):
     recipe, said = load_recipe(TrainRecipe, name), header(name)
-    sections = (recipe.model, recipe.training, recipe.tokenizer.vocab_size, recipe.data.block_size)
+    sections = (recipe.model, recipe.training, recipe.tokenizer.vocab_size, recipe.batch)
     parameters = count_parameters(recipe.model, 32000)
     assert parameters == pytest.approx(PAPER[name], rel=0.1)
     assert first_number(re.search(r"of ([\d.]+ \w+) parameters", said["Purpose"])[1]) == pytest.approx(
@@ -111,12 +111,13 @@ def test_memory_and_cost_of_a_student_are_as_promised(name):
     said, model, T = header(f"distill-{name}"), teacher.model, recipe.data.block_size
     full = sum(evaluations_per_layer(model))
     cut = full - CUT * (full - model.num_layers)
-    layers, head = forward_flops(model, 32000, T, cut)
+    layers, head = forward_flops(model, 32000, [T], [cut])
     student = (4 if recipe.training.gradient_checkpointing else 3) * layers + 3 * head
     with_teacher = recipe.distillation.distill.max_steps / 10_000
-    flops = tokens_of(recipe) * (student + with_teacher * sum(forward_flops(model, 32000, T, full)))
+    flops = tokens_of(recipe) * (student + with_teacher * sum(forward_flops(model, 32000, [T], [full])))
     check_cost(said["Cost"], flops)
-    memory = training_bytes(model, recipe.training, 32000, T) + 6 * count_parameters(model, 32000)
+    batch = BatchShape((T,), recipe.training.per_device_train_batch_size * T)
+    memory = training_bytes(model, recipe.training, 32000, batch) + 6 * count_parameters(model, 32000)
     if not recipe.training.gradient_checkpointing:
         assert first_number(
             re.search(r", (\d+ GB) where nothing is cut", said["Memory"])[1]
