@@ -10,7 +10,7 @@ from rich.table import Table
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, TaskMetric, TextMetric
 from iiad.progress import format_size
 
-from .tables import filled_table, format_number, format_share, record_tables, report
+from .tables import format_number, format_share, record_tables, report
 
 __all__ = ["evaluation_table"]
 
@@ -47,7 +47,9 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
     read = []
     if evaluation.data:
         tokens = ", ".join(f"{entry.num_tokens:,}" for entry in evaluation.data)
-        read.append(f"{tokens} tokens, blocks of {settings.block_size}")
+        pairs = results[0].model.num_encoder_layers > 0
+        most = "sources and targets of at most" if pairs else "blocks of"
+        read.append(f"{tokens} tokens, {most} {settings.block_size}")
     if settings.harness is not None:
         read.append(f"tasks of lm-eval {settings.harness}")
     if settings.texts is not None:
@@ -74,8 +76,12 @@ def _text_tables(results: list[EvaluationResult], signatures: dict[str, str], wi
     def column(result: EvaluationResult) -> tuple[str, Callable[[str], str]]:
         return result.label, lambda name: _format_score(result.text_metrics.get(name))
 
-    scores = record_tables([("texts", str), *map(column, results)], signatures, width)
-    return [*scores, filled_table(["metric", "signature"], signatures.items())]
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for signature in dict.fromkeys(signatures.values()):
+        made.add_row(", ".join(name for name, own in signatures.items() if own == signature), signature)
+    return [*record_tables([("texts", str), *map(column, results)], signatures, width), made]
 
 
 def _format_score(score: TextMetric | None) -> str:

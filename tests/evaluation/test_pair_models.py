@@ -1,11 +1,13 @@
 """`iiad evaluate` and `iiad bench` of encoder-decoders: loss by hand, rows under plans, texts, each half's costs."""
 
 import json
+import math
 
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
-from iiad.checkpoints import load_model
+from iiad.checkpoints import load_model, save_checkpoint
 from iiad.data import PairLimits, load_tokenizer
 from iiad.evaluation import Bench, Evaluation, Texts, bench_models, evaluate_models
 from iiad.evaluation.timing import random_prompts, time_model
@@ -70,7 +72,7 @@ def test_every_row_has_scores_of_its_own_texts(evaluation):
         )
         assert all((score.p_value is None) == (number == 0) for score in row.text_metrics.values())
     shown = printed(evaluation_table(evaluation, 160), 160)
-    assert "4 texts by 2 beams" in shown
+    assert "sources and targets of at most 128, 4 texts by 2 beams" in shown
     assert "nrefs:1|bs:1000" in shown
 
 
@@ -170,3 +172,22 @@ def test_compiled_or_mixed_kinds_of_models_are_refused(folders, pair_folders):
         bench_models([pair_folders.teacher], compiled=True, **QUICK)
     with refused("teacher: expected an encoder-decoder, got a causal language model (iiet)"):
         bench_models([pair_folders.teacher, folders.teacher], **QUICK)
+
+
+def test_a_bart_is_evaluated_in_bfloat16_and_timed(pair_folders, tmp_path):
+    tokenizer = load_tokenizer(pair_folders.teacher)
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    save_checkpoint(BartForConditionalGeneration(config), tmp_path / "bart", tokenizer=tokenizer)
+    (row,) = evaluate_models(
+        [tmp_path / "bart"], [str(pair_folders.pairs)], texts=Texts(["chrf"], num_beams=2, max_new_tokens=4),
+        cache_dir=tmp_path, device="cpu", dtype="bfloat16",
+    ).results  # fmt: skip
+    assert row.nll == pytest.approx(math.log(len(tokenizer)), rel=0.05)
+    (row,) = bench_models([tmp_path / "bart"], **QUICK).results
+    assert (row.prefill.evaluations_per_token, row.decode.evaluations_per_token) == (3, 2)
+    assert row.prefill.breakdown is None
+    assert row.cache_bytes == 2 * 2 * 32 * 4 * (3 + 8)

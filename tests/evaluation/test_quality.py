@@ -177,11 +177,12 @@ def test_scores_of_texts_are_a_column_a_model_with_interval_and_p_value(evaluati
         for row, p_value in zip(evaluation.results[:2], (None, 0.0312), strict=True)
     ]
     texts = {"num_texts": 1200, "num_beams": 4, "length_penalty": 1.0, "max_new_tokens": 64}
-    texts = TextSettings(**texts, signatures={"bleu": "tok:13a"})
+    texts = TextSettings(**texts, signatures={"bleu": "tok:13a|" + 90 * "x"})
     settings = evaluation.settings.model_copy(update={"texts": texts})
-    shown = printed(
-        evaluation_table(evaluation.model_copy(update={"settings": settings, "results": rows}), 100), 100
-    )
+    made = evaluation.model_copy(update={"settings": settings, "results": rows})
+    shown, narrow = (printed(evaluation_table(made, width), width) for width in (100, 60))
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert narrow.replace("\n", "").replace(" ", "").count("x") >= 90
     assert "27.12 ± 1.25" in shown
     assert "27.12 ± 1.25, p 0.031" in shown
     assert "tok:13a" in shown
