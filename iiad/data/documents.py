@@ -177,7 +177,7 @@ def require_text(record: dict[str, Any], text_field: str, expected: str) -> str:
         raise InputError(f"{expected} fields {_listed(record)}")
     text = record[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{expected} {_JSON_TYPES[type(text)]} in it")
+        raise InputError(f"{expected} {_JSON_TYPES.get(type(text), type(text).__name__)} in it")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a character, as "\ud83d"

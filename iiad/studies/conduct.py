@@ -142,7 +142,10 @@ class Conduct:
         output = output or run.with_name(f"{run.name}.evaluation.json")
         recipe = self.study.recipe_of(self.study.reference)
         options = ["--data", *recipe.data.validation, "--text-field", recipe.data.text_field]
-        options += ["--block-size", str(recipe.data.block_tokens(recipe.model.max_position_embeddings))]
+        options += ["--block-size", str(max(recipe.batch.lengths))]
+        for side in ("source", "target"):
+            if (most := getattr(recipe.data, f"max_{side}_tokens")) is not None:
+                options += [f"--max-{side}-tokens", str(most)]
         options += ["--batch-size", str(recipe.training.per_device_train_batch_size), "--dtype", "float32"]
         if self.study.evaluation_tokens is not None:
             options += ["--max-tokens", str(self.study.evaluation_tokens)]
@@ -175,10 +178,11 @@ class Conduct:
         section, recipe = self.study.students, self.study.recipe_of(teacher.arm)
         assert section is not None
         output = teacher.run.with_name(f"{teacher.run.name}.profile.json")
-        block = recipe.data.block_tokens(recipe.model.max_position_embeddings)
+        lengths = recipe.batch.lengths
         metrics = sorted({section.metric, "kl"})
         options = [part for metric in metrics for part in ("--metric", metric)]
-        options += ["--max-tokens", str(max(block, section.calibration_tokens)), "--block-size", str(block)]
+        options += ["--max-tokens", str(max(sum(lengths), section.calibration_tokens))]
+        options += ["--block-size", str(max(lengths))]
         options += ["--data", *recipe.data.train, "--text-field", recipe.data.text_field, "--resume"]
         step = Step(("profile", str(teacher.run), *options, "--output", str(output)), output)
         return Job(f"{teacher.run.name}-profile", (step,), 0.1 * cost_of(recipe))

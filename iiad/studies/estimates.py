@@ -13,6 +13,7 @@ from iiad.progress import print_status
 from iiad.training.batches import Batch
 from iiad.training.estimates import USUAL_VOCABULARY, training_flops
 from iiad.training.learner import LanguageModelling, Learner
+from iiad.training.precision import bf16_is_faster
 from iiad.training.recipes import TrainRecipe
 from iiad.training.teacher import build_model
 
@@ -53,7 +54,8 @@ def measure_step(recipe: TrainRecipe) -> float:
     torch.set_num_threads(1)
     try:
         model = build_model(recipe.model, _Words(vocab_size))
-        learner = Learner(model, LanguageModelling(), recipe.training.autocast)
+        bf16 = bf16_is_faster() if recipe.training.bf16 == "auto" else recipe.training.bf16
+        learner = Learner(model, LanguageModelling(), bf16)
         batch = _random_batch(recipe, vocab_size)
         times = []
         for _ in range(1 + STEPS):

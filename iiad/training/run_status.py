@@ -152,11 +152,10 @@ class _Speed:
 
     def __init__(self, recipe: TrainRecipe | DistillRecipe, record: RunRecord):
         self.work = teacher_work(recipe) if isinstance(recipe, TrainRecipe) else StageWork()
-        context = 512
+        block: float = recipe.data.block_tokens(512)
         if isinstance(recipe, TrainRecipe) and recipe.model.path is None:
-            context = recipe.model.max_position_embeddings
-        self.tokens = check_fields(Size, record.settings.get("blocks_per_step"), "blocks_per_step")
-        self.tokens *= recipe.data.block_tokens(context)
+            block = recipe.batch.tokens / recipe.training.per_device_train_batch_size
+        self.tokens = block * check_fields(Size, record.settings.get("blocks_per_step"), "blocks_per_step")
 
     def seconds_left(self, step: int, max_steps: int, tokens_per_second: Any) -> float | None:
         """Seconds of the steps that are left, by the speed of the newest one; None for a speed that is none."""

@@ -135,6 +135,12 @@ def test_a_row_that_cannot_be_used_is_named(rows, message, tmp_path, packed):
     assert not list((tmp_path / "cache").glob("*.bin"))
 
 
+def test_columns_of_other_types_are_named(tmp_path, packed):
+    for value, name in ((b"a", "bytes"), (["a"], "a list"), (1.5, "a number")):
+        with refused(f"row 1: target: expected a string, got {name} in it"):
+            packed(write(tmp_path / "a.parquet", [{"source": "a", "target": value}]))
+
+
 def test_pairs_are_not_mixed_and_nothing_else_has_limits(tmp_path, packed):
     pairs, text = write(tmp_path / "a.jsonl", PAIRS), write(tmp_path / "b.jsonl", [TEXT])
     with refused("got rows of source and target and text"):

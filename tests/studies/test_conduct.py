@@ -9,10 +9,12 @@ import time
 import pytest
 import yaml
 
+from iiad.evaluation import Evaluation
 from iiad.reporting.study_pictures import draw_study
 from iiad.reporting.study_tables import study_table
 from iiad.studies.conduct import conduct_study
 from iiad.studies.definition import load_study
+from iiad.studies.estimates import estimate_runs
 from iiad.studies.study_artefact import StudyResult
 from tests.helpers import printed, refused
 
@@ -52,6 +54,50 @@ def write(folder, **changes):
     path = folder / "a.yaml"
     path.write_text(yaml.safe_dump({**FIELDS, **changes}))
     return path
+
+
+PAIRS = {
+    "train": "docstrings",
+    "settings": {
+        "model.hidden_size": 12,
+        "model.intermediate_size": 16,
+        "model.num_encoder_layers": 1,
+        "model.num_layers": 1,
+        "tokenizer.vocab_size": 270,
+        "data.max_batch_tokens": 200,
+        "data.max_source_tokens": 20,
+        "data.max_target_tokens": 10,
+        "data.long_sources": "drop",
+        "training.max_steps": 2,
+        "training.warmup_steps": 0,
+    },
+    "arms": {"r0": {"model.solver": "transformer"}, "r1": {"model.num_iterations": 1}},
+    "reference": "r0",
+    "seeds": [0],
+}
+
+
+@pytest.fixture
+def pair_study(tmp_path):
+    rows = [json.dumps({"source": "pop " * n, "target": "out " * m}) for n in (1, 2, 99) for m in (1, 2, 3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    data = {f"data.{split}": [str(tmp_path / "pairs.jsonl")] for split in ("train", "validation")}
+    return load_study(write(tmp_path, **{**PAIRS, "settings": {**PAIRS["settings"], **data}}))
+
+
+def test_arms_of_encoder_decoders_are_estimated(pair_study):
+    estimates = estimate_runs(pair_study, 1)
+    assert [run.tokens for run in estimates] == [400, 400]
+    assert estimates[1].flops > estimates[0].flops
+
+
+@pytest.mark.slow
+def test_arms_of_encoder_decoders_are_run_and_compared_on_pairs_within_the_limits(pair_study, tmp_path):
+    result = conduct_study(pair_study, tmp_path / "study")
+    assert not result.failed
+    assert [arm.evaluations_per_token for arm in result.arms] == [2, 6]
+    evaluation = Evaluation.load(tmp_path / "study" / "runs" / "r1-seed0.evaluation.json")
+    assert evaluation.data[0].num_tokens < 99  # the long sources are left out
 
 
 def test_arms_are_run_compared_and_kept_and_what_fails_is_listed(tmp_path):
