@@ -110,6 +110,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**24),
     "max_score": (-1e100, 1e100),
     "max_source_tokens": (2, 2**24),
+    "source_tokens": (1, 2**24),
+    "target_tokens": (1, 2**24),
     "max_target_tokens": (2, 2**24),
     "max_tokens": (2, 2**40),
     "memory_gib": (0, 2**20),

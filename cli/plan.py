@@ -77,7 +77,11 @@ def plan(
         Path | None, _on("Latency table of the teacher, as `iiad bench --layers` writes it.")
     ] = None,
     phase: Annotated[
-        str | None, _on("decode or prefill: calls that the latency is of. Default: decode.")
+        str | None,
+        _on(
+            "decode, prefill or, of an encoder-decoder, sentence: calls that the latency is of. "
+            "Default: decode, of an encoder-decoder sentence."
+        ),
     ] = None,
     device: Annotated[
         str | None, _on("Require a table of this device; without a table, run --verify on it.")
@@ -87,6 +91,14 @@ def plan(
     ] = None,
     context: Annotated[
         int | None, _on("Tokens to count FLOPs and cache for. Default: the table's, or 1024.")
+    ] = None,
+    source_tokens: Annotated[
+        int | None,
+        _on("Tokens of a source, of an encoder-decoder instead of --context. Default: the table's, or 64."),
+    ] = None,
+    target_tokens: Annotated[
+        int | None,
+        _on("Tokens of a target, of an encoder-decoder. Default: the table's, or 64."),
     ] = None,
     batch_size: Annotated[int | None, _on("Sequences to count them for. Default: the table's, or 1.")] = None,
     verify: Annotated[
@@ -142,9 +154,14 @@ def plan(
 
         require_pictures(plot)
     measured = Profile.load(profile)
+    if source_tokens is not None:
+        if context is not None or not measured.model.num_encoder_layers:
+            wanted_kind = "an encoder-decoder with it, and no --context"
+            raise InputError(f"source_tokens: expected {wanted_kind}, got {measured.model.model_type}")
+        context = source_tokens
     # Without a table, device and dtype are those of --verify.
     machine = {} if latency is None and verify is not None else {"device": device, "dtype": dtype}
-    wanted = {**machine, "batch_size": batch_size, "context": context}
+    wanted = {**machine, "batch_size": batch_size, "context": context, "target_tokens": target_tokens}
     table = planning.load_latency(latency, measured.model, phase, **wanted)
     bounds = planning.Bounds(min_iterations, max_iterations, planning.read_pins(pin or [], measured.model))
     targets = planning.Targets(
@@ -155,7 +172,7 @@ def plan(
         max_latency_ms=max_latency_ms,
         speedup=speedup,
         max_score=max_score,
-        phase=phase or "decode",
+        phase=phase or ("sentence" if measured.model.num_encoder_layers else "decode"),
     )
     made = None
     if threshold is not None or targets or not curve:
@@ -165,11 +182,13 @@ def plan(
     else:
         refuse_options(command, "with --curve alone, without a threshold or a target", "output")
         if table is None:
-            refuse_options(command, "with --curve alone, without --latency", "context", "batch_size")
+            refuse_options(
+                command, "with --curve alone, without --latency", "context", "target_tokens", "batch_size"
+            )
 
     curves = planning.trade_off(measured, metric, normalize or "none", bounds)
     if made is not None:
-        costs, kept = made.costs(context, batch_size, table), None
+        costs, kept = made.costs(context, batch_size, table, target_tokens), None
         if threshold is not None:
             kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
     if verify is not None:

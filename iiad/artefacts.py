@@ -156,13 +156,13 @@ class ModelIdentity(Record):
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of one token, in all slots: of a target's where there is an encoder."""
-        start, decoder = self.num_start_evaluations, self.num_iterations[self.num_encoder_layers :]
-        num_slots = len(decoder) if self.cache_policy == "shared" else sum(start + r for r in decoder)
-        return num_slots * self.cache_bytes_per_slot
+        return sum(self.layer_cache_bytes(t, r) for t, r in enumerate(self.num_iterations))
 
-    def cache_bytes_at(self, num_evaluations: int) -> int:
-        """Keys and values of one token where a plan has that many evaluations."""
-        num_slots = self.num_layers if self.cache_policy == "shared" else num_evaluations
+    def layer_cache_bytes(self, layer: int, num_iterations: int) -> int:
+        """Keys and values of one token in a layer's slots, at so many iterations; none in an encoder's."""
+        if layer < self.num_encoder_layers:
+            return 0
+        num_slots = 1 if self.cache_policy == "shared" else self.num_start_evaluations + num_iterations
         return num_slots * self.cache_bytes_per_slot
 
 

@@ -4,6 +4,9 @@ A layer is timed inside whole models of which every layer runs r iterations, for
 models, and what is left is the fixed part. Alone, a layer would be too fast, its weights in the processor's caches;
 as a difference of whole models it would drown in their noise.
 
+Of an encoder-decoder a prefill is what comes before the first target token, the encoder and one step of the decoder,
+and a decoding step is one in the middle of the target. A sentence is a prefill and the steps that are left.
+
 Legend: B sequences, T tokens of context, L layers, t the layer, r iterations, R_t those of the model's own plan.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from iiad.checkpoints import (
     choose_device,
@@ -31,14 +34,15 @@ from iiad.checkpoints import (
 )
 from iiad.clock import now
 from iiad.errors import InputError, require_least, require_seed
+from iiad.influence.batches import IteratedModel
 from iiad.memory import memory_explained
-from iiad.models import IIETConfig, IIETForCausalLM
+from iiad.models import IIETConfig
 from iiad.planning import Plan, check_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
 from iiad.planning.plan import read_plan
 from iiad.progress import progress
 
-from .timing import describe_machine, random_prompts
+from .timing import describe_machine, new_cache, random_prompts, reads_sources, require_positions
 
 __all__ = ["choose_check_plans", "measure_latency", "time_layers"]
 
@@ -67,8 +71,9 @@ def measure_latency(
         model: folder or hub name of a model with iterations; layers are measured up to its own plan.
         plan: a plan or its file, also measured whole, beside those of `choose_check_plans`.
         batch_size: sequences at a time.
-        prompt_tokens: the context, random tokens.
-        new_tokens: decoding steps of each plan in a round, each at that context.
+        prompt_tokens: the context, random tokens; of an encoder-decoder the source.
+        new_tokens: decoding steps of each plan in a round, each at that context; of an encoder-decoder the target,
+            each step in its middle.
         repeats: measured rounds.
         seed: of the context.
         device: default: CUDA where there is one, else the CPU.
@@ -83,22 +88,23 @@ def measure_latency(
     )
     require_seed(seed)
     device = choose_device(device)
+    is_pair = bool(load_config(model).is_encoder_decoder)
     settings = LatencySettings(
         dtype=choose_dtype(dtype, device),
         batch_size=batch_size,
         context=prompt_tokens,
+        target_tokens=new_tokens if is_pair else None,
         repeats=repeats,
         **describe_machine(device),
     )
     budget = read_plan(plan)
-    limit, vocab_size = read_limits(model)
-    if prompt_tokens >= limit:
-        raise InputError(
-            f"prompt_tokens: expected at most {limit - 1}, which leaves one of the {limit} positions of {model} to "
-            f"decode, got {prompt_tokens}"
-        )
+    _, vocab_size = read_limits(model)
+    if is_pair:
+        require_positions(model, prompt_tokens, new_tokens)
+    else:
+        _require_room(model, prompt_tokens)
     _require_iterations(model)
-    loaded, identity = load_identified(model, device, settings.dtype, cast=True)
+    loaded, identity = load_identified(model, device, settings.dtype, cast=True, kind=None)
     plans = choose_check_plans(identity.num_iterations)
     if budget is not None:
         check_plan(budget, identity)
@@ -110,6 +116,16 @@ def measure_latency(
         prompts = random_prompts(batch_size, prompt_tokens, vocab_size, seed).to(device)
         phases = time_layers(loaded, prompts, plans, new_tokens, repeats)
     return LatencyTable(model=identity, settings=settings, **phases)
+
+
+def _require_room(model: str | Path, prompt_tokens: int) -> None:
+    """Raise InputError for a context that leaves no position to decode."""
+    limit, _ = read_limits(model)
+    if prompt_tokens >= limit:
+        raise InputError(
+            f"prompt_tokens: expected at most {limit - 1}, which leaves one of the {limit} positions of {model} to "
+            f"decode, got {prompt_tokens}"
+        )
 
 
 def _require_iterations(model: str | Path) -> None:
@@ -133,7 +149,7 @@ def choose_check_plans(num_iterations: Sequence[int]) -> list[list[int]]:
 
 
 def time_layers(
-    model: IIETForCausalLM,
+    model: IteratedModel,
     prompts: Tensor,
     plans: Sequence[Sequence[int]],
     num_steps: int,
@@ -152,7 +168,8 @@ def time_layers(
         model: with at least one iteration, in evaluation mode. Its plan is restored at the end.
         prompts: (B, T) token ids on the model's device, the context.
         plans: r_t for each layer, to be measured whole; at least one.
-        num_steps: decoding steps of each plan in a round, each at the context: what a step adds is taken back.
+        num_steps: decoding steps of each plan in a round, each at the context: what a step adds is taken back. Of an
+            encoder-decoder also the tokens of the target, each step being in its middle.
         repeats: measured rounds.
         clock: seconds, once a device has done its work.
 
@@ -169,16 +186,15 @@ def time_layers(
     try:
         # With a slot for each evaluation of the model's own plan. All plans decode from it, from as many slots as
         # they have evaluations: the time does not depend on what keys and values say.
-        filled = DynamicCache(config=model.config)
-        _call(model, prompts, filled)
+        filled = new_cache(model)
+        inputs = _fill(model, prompts, num_steps, filled)
         with progress("timing", (repeats + 1) * len(passes) * len(turns), "turns") as advance:
             for number in range(repeats + 1):
                 for phase, num_calls in passes:
                     for turn in shuffler.sample(range(len(turns)), len(turns)):
                         plan, timed = turns[turn]
                         model.set_num_iterations(plan)
-                        empty = DynamicCache(config=model.config)
-                        given = (prompts, empty) if phase == "prefill" else (prompts[:, -1:], filled)
+                        given = inputs[phase], new_cache(model) if phase == "prefill" else filled
                         seconds[phase][number, turn] += _time_calls(model, *given, timed, num_calls, clock)
                         advance(1)
     finally:
@@ -187,54 +203,73 @@ def time_layers(
     return {phase: _summarise(found[1:], own, plans) for phase, found in seconds.items()}
 
 
+def _fill(model: IteratedModel, prompts: Tensor, target_tokens: int, cache: Any) -> dict[str, dict[str, Any]]:
+    """Fill the cache with what is before a decoding step. Return what a call of each phase is given.
+
+    prompts: (B, T), of an encoder-decoder the sources.
+    """
+    if not reads_sources(model):
+        inputs = {"prefill": {"input_ids": prompts}, "decode": {"input_ids": prompts[:, -1:]}}
+        _call(model, inputs["prefill"], cache)
+        return inputs
+    start = torch.full_like(prompts[:, :1], model.config.decoder_start_token_id)
+    with torch.inference_mode():
+        encoded = model.get_encoder()(input_ids=prompts)
+    step = {"decoder_input_ids": start, "encoder_outputs": encoded}
+    seen = start.repeat(1, max(1, target_tokens // 2))
+    _call(model, {**step, "decoder_input_ids": seen}, cache)
+    return {"prefill": {"input_ids": prompts, "decoder_input_ids": start}, "decode": step}
+
+
 def _time_calls(
-    model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache, timed: bool, num_calls: int, clock: Clock
+    model: IteratedModel, inputs: dict[str, Any], cache: Any, timed: bool, num_calls: int, clock: Clock
 ) -> np.ndarray:
     """Return seconds of num_calls forward calls together: of the whole model, then of each layer if those are timed.
 
-    Every call reads input_ids (B, T) from the same cache, which is left as it was.
+    Every call reads the same inputs from the same cache, which is left as it was.
     """
-    # An update concatenates into new tensors, so the old ones stay as they are.
-    kept = [(slot, slot.keys, slot.values) for slot in cache.layers if slot.is_initialized]
+    # An update concatenates into new tensors, so the old ones stay as they are. Those of a source are not updated.
+    own = getattr(cache, "self_attention_cache", cache)
+    kept = [(slot, slot.keys, slot.values) for slot in own.layers if slot.is_initialized]
     with _layer_marks(model, timed, clock) as marks:
-        started = clock(input_ids.device)
+        started = clock(model.device)
         for _ in range(num_calls):
-            _call(model, input_ids, cache)
+            _call(model, inputs, cache)
             for slot, keys, values in kept:
                 slot.keys, slot.values = keys, values
-        whole = clock(input_ids.device) - started
-    num_layers = len(model.model.layers)
-    seconds = np.zeros(1 + num_layers)
+        whole = clock(model.device) - started
+    seconds = np.zeros(1 + len(model.base_model.layers))
     seconds[0] = whole
-    for number, (start, end) in enumerate(pairwise(marks)):
-        layer = number % (num_layers + 1)
-        if layer < num_layers:  # after a call's last mark comes the first of the next
+    for (layer, start), (_, end) in pairwise(marks):
+        if layer is not None:
             seconds[1 + layer] += _seconds_between(start, end)
     return seconds
 
 
 @torch.inference_mode()
-def _call(model: IIETForCausalLM, input_ids: Tensor, cache: DynamicCache) -> Tensor:
-    """(B, T) token ids -> the next token of each sequence, (B, 1)."""
-    logits = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+def _call(model: IteratedModel, inputs: dict[str, Any], cache: Any) -> Tensor:
+    """Run the model -> the next token of each sequence, (B, 1)."""
+    logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits[:, -1:].argmax(-1)
 
 
 @contextmanager
-def _layer_marks(model: IIETForCausalLM, timed: bool, clock: Clock) -> Iterator[list[Any]]:
-    """While the block runs, note when each layer begins and when the final norm does: L + 1 marks a call."""
-    marks: list[Any] = []
+def _layer_marks(model: IteratedModel, timed: bool, clock: Clock) -> Iterator[list[tuple[int | None, Any]]]:
+    """While the block runs, note when each layer begins, with its number, and each final norm, with None."""
+    marks: list[tuple[int | None, Any]] = []
 
-    def note(*_: Any) -> None:
+    def note(layer: int | None, *_: Any) -> None:
         if model.device.type != "cuda":
-            marks.append(clock(model.device))
+            marks.append((layer, clock(model.device)))
             return
         # An event in the stream: waiting for the GPU at every mark would slow what is measured.
-        marks.append(torch.cuda.Event(enable_timing=True))
-        marks[-1].record(torch.cuda.current_stream(model.device))
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(model.device))
+        marks.append((layer, event))
 
-    modules = (*model.model.layers, model.model.norm) if timed else ()
-    handles = [module.register_forward_pre_hook(note) for module in modules]
+    base = model.base_model
+    modules = [*enumerate(base.layers), *((None, stack.norm) for stack in base.stacks)] if timed else []
+    handles = [module.register_forward_pre_hook(partial(note, layer)) for layer, module in modules]
     try:
         yield marks
     finally:

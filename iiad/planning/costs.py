@@ -10,14 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iiad.artefacts import ModelIdentity, ModelShape
+from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.influence.profile import Profile, Scores, average
 
+from .flops import count_flops, split_halves, unused_parameters
 from .latency import LatencyTable
 
 __all__ = [
     "DEFAULT_CONTEXT",
+    "DEFAULT_SENTENCE",
     "LOSS_UNITS",
     "NEGLIGIBLE",
     "PlanCost",
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 DEFAULT_CONTEXT = 1024
+DEFAULT_SENTENCE = 64
+"""Tokens of source and of target."""
 BLOCK_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 """Sizes that the cost of one block evaluation follows from."""
 
@@ -113,12 +117,9 @@ def compare_costs(model: ModelIdentity, first: ModelIdentity) -> tuple[float | N
 
 def phase_evaluations(model: ModelIdentity) -> tuple[int, int]:
     """Block evaluations of a token that is read, and of one that is decoded: of all layers, or of either half."""
-    before = model.num_encoder_layers
-    if not before:
-        return model.num_evaluations, model.num_evaluations
-    halves = (model.num_iterations[:before], model.num_iterations[before:])
-    reading, decoding = (sum(model.num_start_evaluations + r for r in half) for half in halves)
-    return reading, decoding
+    halves = split_halves(model, model.num_iterations)
+    counts = [sum(model.num_start_evaluations + r for r in half) for half in halves]
+    return counts[0], counts[-1]
 
 
 def predicted_speedups(model: ModelIdentity, first: ModelIdentity) -> tuple[float | None, float | None]:
@@ -138,34 +139,36 @@ def predicted_speedups(model: ModelIdentity, first: ModelIdentity) -> tuple[floa
 
 @dataclass(frozen=True)
 class PlanCost:
-    """Costs of a model under a plan, for B sequences of T tokens.
+    """Costs of a model under a plan, for B sequences of T tokens or B pairs of S source and T target tokens.
 
-    context, batch_size: T and B. num_evaluations: block evaluations per token. cache_bytes: of all tokens.
-    prefill_flops: floating-point operations of a prefill of B sequences of T tokens, of which the head sees the
-        last token of each. A multiply-add is 2. Counted: the projections of attention and MLP, attention scores
-        and values over the causal context (on average (T + 1) / 2 tokens), the sums over the history, the head.
-        Not counted: norms, biases, softmax, rotation, activations, residuals, relaxation, the sums of PCformer's
-        stages.
-    decode_flops: of one step for B sequences, each with T tokens in the cache; counted alike.
+    context, batch_size: T, of pairs S, and B. target_tokens: T of pairs; None for a causal model.
+    num_evaluations: block evaluations per token, of pairs of a source and a target token together.
+    phase_evaluations: per token that is read, and per token that is made.
+    cache_bytes_per_token: of pairs, per target token. cache_bytes: of all tokens, of pairs the source's included.
+    prefill_flops: floating-point operations up to the first token that is made, see `planning.flops`.
+    decode_flops: of one step for B sequences, each with T tokens in the cache, of pairs half of them.
+    sentence_flops: of whole pairs.
     unused_parameters: parameters that the teacher uses and the plan does not. With history, of each layer that no
         longer iterates: the LayerNorm after each iteration (2D) and its row of weights of the history (t + 1).
         With relaxation: the damping of each iteration dropped.
-    prefill_seconds, decode_seconds: of such calls, as a latency table predicts them.
+    seconds: of each phase of a latency table, of such calls; empty without a table.
 
-    FLOPs and unused parameters are None where the model's shape is not known, seconds without a table.
+    FLOPs and unused parameters are None where the model's shape is not known.
     """
 
     context: int
+    target_tokens: int | None
     batch_size: int
     num_iterations: int
     num_evaluations: int
+    phase_evaluations: tuple[int, int]
     cache_bytes_per_token: int
     cache_bytes: int
     prefill_flops: int | None
     decode_flops: int | None
+    sentence_flops: int | None
     unused_parameters: int | None
-    prefill_seconds: float | None
-    decode_seconds: float | None
+    seconds: dict[str, float]
 
 
 def cost_of(
@@ -174,56 +177,69 @@ def cost_of(
     context: int | None = None,
     batch_size: int | None = None,
     latency: LatencyTable | None = None,
+    target_tokens: int | None = None,
 ) -> PlanCost:
     """Count what a teacher costs under a plan.
 
-    context, batch_size: default: the latency table's or, without one, 1024 and 1. latency: must be of this
-    teacher, context and batch size, as `check_latency` checks. Raises InputError for a number below 1.
+    context: tokens of a sequence or a source; target_tokens: of a target. Default, as of batch_size: the latency
+    table's or, without one, 1024, of pairs 64 and 64, and 1. latency: must be of this teacher and these sizes, as
+    `check_latency` checks. Raises InputError for a number below 1, and for target_tokens of a causal model.
     """
-    usual = (latency.settings.context, latency.settings.batch_size) if latency else (DEFAULT_CONTEXT, 1)
-    context = usual[0] if context is None else context
-    batch_size = usual[1] if batch_size is None else batch_size
-    for name, value in (("context", context), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name}: expected a whole number from 1, got {value}")
-    evaluations = count_evaluations(teacher, num_iterations)
-    per_token = teacher.cache_bytes_at(evaluations)
-    shape = teacher.shape
-    prefill = decode = unused = None
-    if shape is not None:
-        prefill = batch_size * _flops(teacher, shape, num_iterations, context, context * (context + 1) // 2)
-        decode = batch_size * _flops(teacher, shape, num_iterations, 1, context + 1)
-        unused = _unused_parameters(shape, teacher.num_iterations, num_iterations)
+    sizes = _sizes(teacher, latency, context, target_tokens, batch_size)
+    context, target, batch_size = sizes
+    plan = teacher.model_copy(update={"num_iterations": list(num_iterations)})
+    flops, unused = None, None
+    if teacher.shape is not None:
+        flops = count_flops(teacher, teacher.shape, num_iterations, context, target or 0)
+        unused = unused_parameters(teacher, teacher.shape, teacher.num_iterations, num_iterations)
+    cached = plan.cache_bytes_per_token * (context if target is None else target)
+    if target is not None:  # a layer's keys and values of the source serve all of its evaluations
+        num_decoder_layers = teacher.num_layers - teacher.num_encoder_layers
+        cached += num_decoder_layers * teacher.cache_bytes_per_slot * context
     return PlanCost(
         context=context,
+        target_tokens=target,
         batch_size=batch_size,
         num_iterations=sum(num_iterations),
-        num_evaluations=evaluations,
-        cache_bytes_per_token=per_token,
-        cache_bytes=per_token * context * batch_size,
-        prefill_flops=prefill,
-        decode_flops=decode,
+        num_evaluations=plan.num_evaluations,
+        phase_evaluations=phase_evaluations(plan),
+        cache_bytes_per_token=plan.cache_bytes_per_token,
+        cache_bytes=cached * batch_size,
+        prefill_flops=batch_size * flops.prefill if flops else None,
+        decode_flops=batch_size * flops.decode if flops else None,
+        sentence_flops=batch_size * flops.sentence if flops and flops.sentence else None,
         unused_parameters=unused,
-        prefill_seconds=latency.prefill.seconds(num_iterations) if latency else None,
-        decode_seconds=latency.decode.seconds(num_iterations) if latency else None,
+        seconds={name: latency.phase(name).seconds(num_iterations) for name in latency.phases}
+        if latency
+        else {},
     )
 
 
-def _flops(
-    teacher: ModelIdentity, shape: ModelShape, num_iterations: Sequence[int], tokens: int, attended: int
-) -> int:
-    """FLOPs of one sequence: `tokens` new tokens that attend to `attended` tokens in all; the head sees one."""
-    d, evaluations = shape.hidden_size, count_evaluations(teacher, num_iterations)
-    evaluation, keys_and_values = shape.evaluation_flops(tokens, attended)
-    times = len(num_iterations) if teacher.cache_policy == "shared" else evaluations
-    # States that layer t adds up: t before it and its own for the output; t, once, and its own for its iterations.
-    terms = [t + 1 + (t + r if r else 0) for t, r in enumerate(num_iterations, 1)] if shape.history else []
-    blocks = evaluations * evaluation + times * keys_and_values
-    return blocks + 2 * d * tokens * sum(terms) + 2 * d * shape.vocab_size
-
-
-def _unused_parameters(shape: ModelShape, whole: Sequence[int], kept: Sequence[int]) -> int:
-    layers = list(enumerate(zip(whole, kept, strict=True), 1))
-    if shape.history:
-        return sum(2 * shape.hidden_size + t + 1 for t, (most, r) in layers if most and not r)
-    return sum(most - r for _, (most, r) in layers) if shape.relaxation else 0
+def _sizes(
+    teacher: ModelIdentity,
+    latency: LatencyTable | None,
+    context: int | None,
+    target_tokens: int | None,
+    batch_size: int | None,
+) -> tuple[int, int | None, int]:
+    """Return context, target tokens and batch size, with defaults where None."""
+    has_target = bool(teacher.num_encoder_layers)
+    if target_tokens is not None and not has_target:
+        raise InputError(f"target_tokens: expected an encoder-decoder with it, got a {teacher.model_type}")
+    usual: dict[str, int | None] = {
+        "context": DEFAULT_SENTENCE if has_target else DEFAULT_CONTEXT,
+        "target_tokens": DEFAULT_SENTENCE if has_target else None,
+        "batch_size": 1,
+    }
+    given = {"context": context, "target_tokens": target_tokens, "batch_size": batch_size}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: expected a whole number from 1, got {value}")
+        if value is None and latency is not None:
+            given[name] = getattr(latency.settings, name)
+        if given[name] is None:
+            given[name] = usual[name]
+    tokens, target, size = given.values()
+    assert tokens is not None
+    assert size is not None
+    return tokens, target, size

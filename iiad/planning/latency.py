@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from iiad.artefacts import (
     Amount,
@@ -34,11 +34,24 @@ class LatencySettings(Record):
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of weights and cache")
     batch_size: Size = Field(description="sequences at a time")
     context: Size = Field(
-        description="tokens that a prefill reads, and that the cache holds before a decoding step"
+        description="tokens that a prefill reads, of an encoder-decoder the source's, and that the cache holds "
+        "before a decoding step"
+    )
+    target_tokens: Size | None = Field(
+        default=None,
+        description="tokens of a target, of an encoder-decoder alone; a decoding step is one in their middle; not "
+        "written for a causal model",
     )
     num_threads: Size = Field(description="threads of torch on the CPU")
     repeats: Size = Field(description="measured rounds over all plans, after one that warms up")
     torch_version: str
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if fields.get("target_tokens") is None:  # so that hashes of older tables, which lack it, stand
+            fields.pop("target_tokens", None)
+        return fields
 
 
 class LatencyCheck(Record):
@@ -125,7 +138,37 @@ class LatencyTable(Artefact):
     model: ModelIdentity = Field(description="under its own plan R_t, the most that was measured")
     settings: LatencySettings
     decode: PhaseLatency = Field(description="one decoding step: one token of each sequence")
-    prefill: PhaseLatency = Field(description="the whole context of each sequence in one call")
+    prefill: PhaseLatency = Field(
+        description="the whole context of each sequence in one call, up to the first token that is made"
+    )
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases that the table knows: `sentence` where it has target tokens."""
+        return ("prefill", "decode", *(["sentence"] if self.settings.target_tokens else []))
+
+    def phase(self, name: str) -> PhaseLatency:
+        """The phase of that name; `sentence`: a prefill, and decoding steps for the rest of the target.
+
+        Raises InputError for one that the table does not know.
+        """
+        if name not in self.phases:
+            raise InputError(f"phase: expected {' or '.join(self.phases)}, as the table has, got {name}")
+        if name != "sentence":
+            phase: PhaseLatency = getattr(self, name)
+            return phase
+        assert self.settings.target_tokens is not None
+        num_steps, rows = self.settings.target_tokens - 1, (self.prefill.layers, self.decode.layers)
+        checks = zip(self.prefill.checks, self.decode.checks, strict=True)
+        return PhaseLatency.of(
+            self.prefill.fixed_seconds + num_steps * self.decode.fixed_seconds,
+            [[a + num_steps * b for a, b in zip(*layer, strict=True)] for layer in zip(*rows, strict=True)],
+            [
+                (a.num_iterations, a.measured_seconds + num_steps * b.measured_seconds)
+                for a, b in checks
+                if a.num_iterations == b.num_iterations
+            ],
+        )
 
     @field_validator("model")
     @classmethod
@@ -147,7 +190,7 @@ class LatencyTable(Artefact):
 def check_latency(table: LatencyTable, teacher: ModelIdentity, **wanted: str | int | None) -> None:
     """Raise InputError unless the table was measured for this teacher and with these settings.
 
-    wanted: device, dtype, batch_size, context; None: any.
+    wanted: device, dtype, batch_size, context, target_tokens; None: any.
     """
     if table.model.fingerprint != teacher.fingerprint:
         raise InputError(

@@ -110,12 +110,18 @@ class Plan(Artefact):
         return compute_cut(count_evaluations(self.teacher, self.num_iterations), self.teacher.num_evaluations)
 
     def costs(
-        self, context: int | None = None, batch_size: int | None = None, latency: LatencyTable | None = None
+        self,
+        context: int | None = None,
+        batch_size: int | None = None,
+        latency: LatencyTable | None = None,
+        target_tokens: int | None = None,
     ) -> tuple[PlanCost, PlanCost]:
         """Costs of the teacher in full and under the plan, see `cost_of`."""
-        teacher = self.teacher
-        whole = cost_of(teacher, teacher.num_iterations, context, batch_size, latency)
-        return whole, cost_of(teacher, self.num_iterations, context, batch_size, latency)
+        whole, cost = (
+            cost_of(self.teacher, plan, context, batch_size, latency, target_tokens)
+            for plan in (self.teacher.num_iterations, self.num_iterations)
+        )
+        return whole, cost
 
     @field_validator("num_iterations")
     @classmethod

@@ -94,8 +94,10 @@ def plan_by_target(
     bounds = bounds or Bounds()
     timed = latency is not None and (targets.limits_latency or targets.max_score is not None)
     if latency is not None and timed:
-        phase = latency.decode if targets.phase == "decode" else latency.prefill
-        budget = _search_seconds(profile, targets, metric, bounds, phase)
+        budget = _search_rows(profile, targets, metric, bounds, latency.phase(targets.phase))
+    elif targets.max_cache_bytes is not None and profile.model.num_encoder_layers:
+        # Which layers are cut decides, not only how many iterations.
+        budget = _search_rows(profile, targets, metric, bounds, None)
     else:
         budget = _search_front(profile, targets, metric, bounds)
     return Plan.of(
@@ -151,7 +153,7 @@ def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -
 def _search_front(profile: Profile, targets: Targets, metric: str, bounds: Bounds) -> list[int]:
     """The point of the Pareto front that is best under targets on counts and loss."""
     front = pareto_front(profile, metric, bounds)  # from most evaluations and least loss to fewest and most
-    counts = [_counts(profile.model, sum(point.num_iterations)) for point in front]
+    counts = [_counts(profile.model, point.num_iterations) for point in front]
     _require_reached(targets, counts[-1], bounds)
     front = [point for point, count in zip(front, counts, strict=True) if _missed(targets, count) is None]
     if targets.max_score is None:
@@ -161,52 +163,84 @@ def _search_front(profile: Profile, targets: Targets, metric: str, bounds: Bound
     return list(front[-1].num_iterations)
 
 
-def _search_seconds(
-    profile: Profile, targets: Targets, metric: str, bounds: Bounds, phase: PhaseLatency
+def _search_rows(
+    profile: Profile, targets: Targets, metric: str, bounds: Bounds, phase: PhaseLatency | None
 ) -> list[int]:
-    """The best plan by a latency table: least loss under a limit on seconds, or least seconds under one on loss."""
+    """The best plan by what each layer costs: least loss under limits on costs, or least cost under one on loss.
+
+    phase: of a latency table; None: seconds are not asked for.
+    """
     teacher, scores = profile.model, profile.scores_of(metric)
     allowed = bounds.limits(teacher)
+
+    def within(rows: Rows) -> list[list[float]]:
+        return [list(layer[low : high + 1]) for layer, (low, high) in zip(rows, allowed, strict=True)]
+
     counts = [list(range(low, high + 1)) for low, high in allowed]
-    losses, seconds = (
-        [layer[low : high + 1] for layer, (low, high) in zip(rows, allowed, strict=True)]
-        for rows in (dropped_scores(scores), phase.layers)
-    )
-    # The first layer carries what is no layer's, so that totals are of a whole call.
-    seconds[0] = [phase.fixed_seconds + number for number in seconds[0]]
-    fewest, most = (sum(limit[side] for limit in allowed) for side in (0, 1))
+    losses = within(dropped_scores(scores))
+    fewest, most = ([limit[side] for limit in allowed] for side in (0, 1))
     _require_reached(targets, _counts(teacher, fewest), bounds)
-    possible = [n for n in range(fewest, most + 1) if _missed(targets, _counts(teacher, n)) is None]
+    totals = range(sum(fewest), sum(most) + 1)
+    possible = [n for n in totals if _missed(targets, _totals(teacher, n)) is None]
     limits: list[tuple[Rows, float]] = [(counts, possible[-1])]
+    if targets.max_cache_bytes is not None:
+        cache = [
+            [teacher.layer_cache_bytes(t, r) for r in range(low, high + 1)]
+            for t, (low, high) in enumerate(allowed)
+        ]
+        limits.append((cache, targets.max_cache_bytes))
 
     def best(*objectives: Rows) -> list[int]:
         steps = minimise(objectives, limits)
         return [low + step for (low, _), step in zip(allowed, steps, strict=True)]
 
-    if targets.limits_latency:
-        whole, quickest = phase.seconds(teacher.num_iterations), phase.seconds(best(seconds))
-        reached = {"max_latency_ms": 1000 * quickest, "speedup": whole / quickest if quickest else math.inf}
-        _require_reached(targets, reached, bounds, f", by the table's seconds of {targets.phase}")
-        if targets.max_latency_ms is not None:
-            limits.append((seconds, max(targets.max_latency_ms / 1000, quickest)))
-        if targets.speedup is not None:
-            limits.append((seconds, max(whole / targets.speedup, quickest)))
+    # The first layer carries what is no layer's, so that totals are of a whole call.
+    seconds = [] if phase is None else within(phase.layers)
+    if phase is not None:
+        seconds[0] = [phase.fixed_seconds + number for number in seconds[0]]
+        if targets.limits_latency:
+            limits += _limit_seconds(targets, teacher, bounds, phase, seconds, best(seconds))
     if targets.max_score is None:
-        return best(losses, counts, seconds)
+        return best(losses, counts, *([seconds] if seconds else []))
     least = predicted_loss(scores, best(losses))
     _require_reached(targets, {"max_score": least}, bounds, f" {LOSS_UNITS[metric]}")
     limits.append((losses, max(targets.max_score, least)))
-    return best(seconds, counts, losses)
+    return best(*([seconds] if seconds else []), counts, losses)
 
 
-def _counts(teacher: ModelIdentity, num_iterations: int) -> dict[str, float]:
-    """Values for the targets on counts, of a plan of so many iterations in all."""
+def _limit_seconds(
+    targets: Targets,
+    teacher: ModelIdentity,
+    bounds: Bounds,
+    phase: PhaseLatency,
+    seconds: Rows,
+    quickest: Sequence[int],
+) -> list[tuple[Rows, float]]:
+    """Return what the targets on latency limit. quickest: of the plans that the other limits leave."""
+    whole, least = phase.seconds(teacher.num_iterations), phase.seconds(quickest)
+    reached = {"max_latency_ms": 1000 * least, "speedup": whole / least if least else math.inf}
+    _require_reached(targets, reached, bounds, f", by the table's seconds of {targets.phase}")
+    most = []
+    if targets.max_latency_ms is not None:
+        most.append(targets.max_latency_ms / 1000)
+    if targets.speedup is not None:
+        most.append(whole / targets.speedup)
+    return [(seconds, max(limit, least)) for limit in most]
+
+
+def _counts(teacher: ModelIdentity, num_iterations: Sequence[int]) -> dict[str, float]:
+    """Values of a plan for the targets on counts."""
+    cache = sum(teacher.layer_cache_bytes(t, r) for t, r in enumerate(num_iterations))
+    return {**_totals(teacher, sum(num_iterations)), "max_cache_bytes": cache}
+
+
+def _totals(teacher: ModelIdentity, num_iterations: int) -> dict[str, float]:
+    """Values for the targets on counts that follow from the number of iterations in all."""
     evaluations = count_evaluations(teacher, [num_iterations])
     return {
         "overhead_cut": overhead_cut([num_iterations], teacher.num_iterations),
         "compute_cut": compute_cut(evaluations, teacher.num_evaluations),
         "max_evaluations": evaluations,
-        "max_cache_bytes": teacher.cache_bytes_at(evaluations),
     }
 
 

@@ -16,6 +16,9 @@ from iiad.errors import InputError, shorten
 __all__ = ["Bounds", "Targets", "read_pins"]
 
 
+PHASES = ("decode", "prefill", "sentence")
+
+
 @dataclass(frozen=True)
 class Targets:
     """Requirements on a plan; all that are given must hold. None: not asked for.
@@ -27,7 +30,7 @@ class Targets:
     max_latency_ms: most milliseconds of one call, above 0, as a latency table predicts them.
     speedup: least factor between the teacher's predicted seconds and the plan's, above 0.
     max_score: most predicted loss, in the metric's unit.
-    phase: decode or prefill: the calls that the two latency targets are about.
+    phase: decode, prefill or, of an encoder-decoder, sentence: the calls that the two latency targets are about.
 
     Raises InputError for a value out of range, NaN or infinity.
     """
@@ -53,7 +56,7 @@ class Targets:
         for name in ("max_latency_ms", "speedup"):
             self._require(name, "a number above 0", lambda value: 0 < value < math.inf)
         self._require("max_score", "a number", lambda value: abs(value) <= 1e100)
-        self._require("phase", "decode or prefill", lambda phase: phase in ("decode", "prefill"))
+        self._require("phase", "decode, prefill or sentence", lambda phase: phase in PHASES)
 
     def __bool__(self) -> bool:
         """True if any target is given."""

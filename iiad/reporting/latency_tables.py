@@ -28,8 +28,11 @@ NOISY = 0.05
 def latency_table(table: LatencyTable, width: int) -> RenderableType:
     """Return what `iiad bench --layers` prints on `width` characters: both phases, the checks, the largest error."""
     settings = table.settings
+    context = f"context {settings.context}"
+    if settings.target_tokens is not None:
+        context = f"source {settings.context}, target {settings.target_tokens} tokens"
     head = (
-        f"{table.model.name}: batch {settings.batch_size}, context {settings.context}, {settings.repeats} rounds, "
+        f"{table.model.name}: batch {settings.batch_size}, {context}, {settings.repeats} rounds, "
         f"{settings.dtype} on {settings.device} ({settings.device_name}), {settings.num_threads} threads, "
         f"torch {settings.torch_version}"
     )
@@ -46,7 +49,8 @@ def _layers(title: str, model: ModelIdentity, phase: PhaseLatency, width: int) -
     columns = max(len(layer) for layer in phase.layers)
     digits = _digits([phase.fixed_seconds, *chain.from_iterable(phase.layers)])
     named = [("fixed", [phase.fixed_seconds])]
-    named += list(zip(map(model.layer_name, range(len(phase.layers))), phase.layers, strict=True))
+    # An encoder has no part in a decoding step.
+    named += [(model.layer_name(t), layer) for t, layer in enumerate(phase.layers) if any(layer)]
     rows = [
         [name, *(_milliseconds(seconds, digits) for seconds in numbers), *[""] * (columns - len(numbers))]
         for name, numbers in named

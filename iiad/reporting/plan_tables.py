@@ -85,29 +85,49 @@ class PlanReport:
         yield "iterations", whole.num_iterations, cost.num_iterations, f"{plan.overhead_cut:.1%} overhead cut"
         cut = f"{plan.compute_cut:.1%} compute cut"
         yield "block evaluations", whole.num_evaluations, cost.num_evaluations, cut
+        target = "" if cost.target_tokens is None else " target"
+        for side, before, after in zip(
+            ("source", "target"), whole.phase_evaluations, cost.phase_evaluations, strict=True
+        ):
+            if target:
+                yield f"evaluations a {side} token", before, after, f"{1 - after / before:.1%} of them"
         before, after = whole.cache_bytes_per_token, cost.cache_bytes_per_token
-        yield "cache bytes a token", f"{before:,}", f"{after:,}", f"{1 - after / before:.1%} of the cache"
+        yield (
+            f"cache bytes a{target} token",
+            f"{before:,}",
+            f"{after:,}",
+            f"{1 - after / before:.1%} of the cache",
+        )
         yield "whole cache", _scaled(whole.cache_bytes, "B"), _scaled(cost.cache_bytes, "B"), ""
         for name, flops, kept in (
             ("prefill FLOPs", whole.prefill_flops, cost.prefill_flops),
             ("decode FLOPs", whole.decode_flops, cost.decode_flops),
+            ("sentence FLOPs", whole.sentence_flops, cost.sentence_flops),
         ):
             if flops is not None and kept is not None:
                 yield name, _scaled(flops), _scaled(kept), f"{1 - kept / flops:.1%} of FLOPs"
 
     def _predictions(self) -> Iterator[tuple[str, object, object, str]]:
         """Rows of the seconds that the latency table predicts."""
-        for phase in ("prefill", "decode") if self.latency is not None else ():
-            before, after = (getattr(cost, f"{phase}_seconds") for cost in (self.whole, self.cost))
-            error = getattr(self.latency, phase).largest_error
+        if self.latency is None:
+            return
+        for phase in self.latency.phases:
+            before, after = (cost.seconds[phase] for cost in (self.whole, self.cost))
+            error = self.latency.phase(phase).largest_error
             times = f"{before / after:.2f}x, " if after else ""
             milliseconds = (f"{1000 * before:.4g}", f"{1000 * after:.4g} ms")
             yield f"{phase}, predicted", *milliseconds, f"{times}table off by up to {error:.1%}"
 
     def _remarks(self, sign: str) -> Iterator[str]:
         plan, cost = self.plan, self.cost
-        sequences = f"{cost.batch_size} sequence{'' if cost.batch_size == 1 else 's'}"
-        yield f"Counted for {sequences} of {cost.context:,} tokens; decode: one step after them."
+        plural = "" if cost.batch_size == 1 else "s"
+        if cost.target_tokens is None:
+            size = f"{cost.batch_size} sequence{plural} of {cost.context:,} tokens"
+            yield f"Counted for {size}; decode: one step after them."
+        else:
+            size = f"{cost.batch_size} sentence{plural} of {cost.context:,} source"
+            size += f" and {cost.target_tokens:,} target tokens"
+            yield f"Counted for {size}; prefill: up to the first of these; decode: one step in their middle."
         if self.latency is not None:
             settings = self.latency.settings
             machine = f"{settings.device} ({settings.device_name}), {settings.dtype}"
@@ -135,7 +155,7 @@ class CurveReport:
         details: bool = False,
     ):
         self.curves, self.name, self.details = curves, phase, details
-        self.phase = getattr(latency, phase) if latency is not None else None
+        self.phase = latency.phase(phase) if latency is not None else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         curves, mark = self.curves, "<" if options.ascii_only else "◄"

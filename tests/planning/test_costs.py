@@ -76,11 +76,10 @@ def test_parameters_that_a_plan_leaves_without_use(shape, plan, unused):
 def test_seconds_and_settings_come_from_the_table():
     table = make_table(TEACHER)
     cost = cost_of(TEACHER, [1, 0, 1], latency=table)
-    assert cost.decode_seconds == pytest.approx(0.006)
-    assert cost.prefill_seconds == pytest.approx(0.051)
+    assert cost.seconds == pytest.approx({"prefill": 0.051, "decode": 0.006})
     assert (cost.context, cost.batch_size) == (256, 2)
     without = cost_of(teacher_with(None), [1, 0, 1])  # no table, and no shape to count with
-    assert (without.decode_seconds, without.prefill_seconds) == (None, None)
+    assert without.seconds == {}
     assert (without.prefill_flops, without.decode_flops) == (None, None)
     assert (without.context, without.batch_size, without.cache_bytes_per_token) == (1024, 1, 500)
 

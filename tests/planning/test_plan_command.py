@@ -96,7 +96,7 @@ def test_the_curve_alone_needs_no_output_and_writes_none(run, tmp_path):
         ("--speedup 2 --latency TABLE --device cuda", "a table with device cuda, got cpu"),
         ("--speedup 2 --latency TABLE --dtype bfloat16", "a table with dtype bfloat16, got float32"),
         ("--speedup 2 --latency TABLE --context 8", "a table with context 8, got 256"),
-        ("--speedup 2 --latency TABLE --phase x", "phase: expected decode or prefill, got x"),
+        ("--speedup 2 --latency TABLE --phase x", "phase: expected decode, prefill or sentence, got x"),
         ("--speedup 2 --latency none.json", "none.json: no such file"),
         ("--threshold 0.1 --normalize rank", "normalize: expected one of none, layer, model, got 'rank'"),
         ("--threshold 0.1 --pin 3:2", "pin: expected LAYER=ITERATIONS"),

@@ -77,7 +77,7 @@ def test_bounds_and_targets_say_what_they_ask_for():
         (lambda: Targets(max_latency_ms=float("inf")), "max_latency_ms: expected a number above 0, got inf"),
         (lambda: Targets(speedup=-1.0), "speedup: expected a number above 0, got -1.0"),
         (lambda: Targets(max_score=float("nan")), "max_score: expected a number, got nan"),
-        (lambda: Targets(phase="both"), "phase: expected decode or prefill, got both"),
+        (lambda: Targets(phase="both"), "phase: expected decode, prefill or sentence, got both"),
     ],
 )
 def test_a_value_out_of_range_is_refused(make, message):
