@@ -23,16 +23,9 @@ from iiad.training.recipes import BatchShape
 from iiad.training.sections import ModelSection, TrainingSection
 from iiad.training.teacher import build_model
 
+from .conftest import Words
+
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
-
-
-class Words:
-    """A tokenizer as far as a new model asks."""
-
-    bos_token_id, eos_token_id, pad_token_id = None, 0, 1
-
-    def __len__(self):
-        return 97
 
 
 TRAINING = TrainingSection(max_steps=100, warmup_steps=0, per_device_train_batch_size=2)
@@ -75,7 +68,7 @@ def test_parameters_and_evaluations_are_those_of_the_model(fields, model, config
 def test_parameters_and_evaluations_of_encoder_decoders_are_those_of_the_model(fields):
     section = ModelSection(**SHAPE, num_layers=3, num_encoder_layers=2, **fields)
     with torch.device("meta"):
-        built = build_model(section, Words())
+        built = build_model(section, Words(97))
     assert count_parameters(section, 97) == sum(parameter.numel() for parameter in built.parameters())
     assert sum(evaluations_per_layer(section)) == built.config.num_evaluations
 
@@ -84,7 +77,7 @@ def test_operations_of_encoder_decoders_are_those_of_their_products():
     section = ModelSection(
         **SHAPE, num_layers=3, num_encoder_layers=2, num_iterations=0, num_encoder_iterations=0
     )
-    model = build_model(section, Words())
+    model = build_model(section, Words(97))
     model.set_attn_implementation("eager")
     source, target = torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

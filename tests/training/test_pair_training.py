@@ -6,10 +6,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from iiad.errors import Unfinished
-from iiad.training import RunRecord, TrainRecipe, train
+from iiad.training import RunRecord, TrainRecipe, load_recipe, train
+from iiad.training.phases import TwoPhases
+from iiad.training.teacher import build_model
 from tests.helpers import log_of, refused
 
-from .conftest import ROWS
+from .conftest import ROWS, Words
 
 
 @pytest.fixture(scope="session")
@@ -119,3 +121,26 @@ def test_limits_leave_out_pairs_and_make_another_run(finished, pair_fields, tmp_
     assert "sources cut" in capsys.readouterr().err
     inputs = [RunRecord.load(folder / "run.json").inputs["data"] for folder in (finished, tmp_path / "run")]
     assert inputs[0] != inputs[1]
+
+
+@torch.no_grad()
+def test_a_smooth_start_of_the_iterations_changes_no_output_of_an_encoder_decoder(pair_fields):
+    section = TrainRecipe.model_validate(pair_fields()).model
+    model = build_model(section, Words(50)).eval()
+    batch = {"input_ids": torch.randint(50, (2, 7)), "decoder_input_ids": torch.randint(50, (2, 5))}
+    phases = TwoPhases(model.config.iterations, 0.5, 10)
+    phases.enter(4, model)
+    before = model(**batch).logits
+    phases.enter(5, model)
+    assert model.config.iterations == [1, 2, 2]
+    torch.testing.assert_close(model(**batch).logits, before, rtol=0, atol=1e-5)
+    phases.smooth = False
+    model = build_model(section, Words(50)).eval()
+    assert (model(**batch).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_for_docstrings_trains_from_a_name_alone(tmp_path):
+    settings = ["training.max_steps=1", f"data.cache_dir={tmp_path / 'cache'}"]
+    results = train(load_recipe(TrainRecipe, "docstrings", settings), tmp_path / "run")
+    assert 7 < results["validation_nll"] < 9  # ln 4096 is 8.3

@@ -195,10 +195,11 @@ def test_torchrun_trains_as_one_process_does(settings, fields, tmp_path):
     assert_same_run(one, two)
 
 
-def test_two_processes_learn_from_pairs_as_one_does(pair_fields, together, tmp_path):
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_learn_from_pairs_as_one_does(fsdp, pair_fields, together, tmp_path):
     fields = pair_fields(gradient_accumulation_steps=2, label_smoothing=0.1, eval_steps=3)
     train(TrainRecipe.model_validate(fields), tmp_path / "one")
-    fields["training"]["gradient_accumulation_steps"] = 1
+    fields["training"] |= {"gradient_accumulation_steps": 1, "fsdp": fsdp}
     code, run = together(fields)
     assert code == 0
     assert_same_run(tmp_path / "one", run)
