@@ -99,7 +99,9 @@ class ModelSection(Section):
             if isinstance(given, list) and length is not None and len(given) != length:
                 yield name, f"one number or {length} ({name.replace('iterations', 'layers')})"
         if self.num_encoder_layers is None:
-            for name in sorted(self.model_fields_set & {"num_encoder_iterations", "shared_embeddings"}):
+            # By value: the record of a run names every field.
+            defaults = {"num_encoder_iterations": None, "shared_embeddings": True}
+            for name in (name for name, default in defaults.items() if getattr(self, name) != default):
                 yield name, "none without num_encoder_layers, which makes an encoder-decoder"
         heads = self.num_attention_heads
         if self.hidden_size % heads:
