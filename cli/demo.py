@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .output import print_result
+from .study import write_study_page
 
 if TYPE_CHECKING:
     from iiad.artefacts import Artefact
@@ -52,4 +53,5 @@ def demo(
     if find_spec("matplotlib"):
         for path in draw_study(made.result, output_dir / "pictures"):
             print_status(f"wrote {path}")
+    write_study_page(made.folder)
     print_status(next_steps(made.folder, made.minutes))

@@ -10,7 +10,7 @@ import typer
 from .options import claim_outputs
 from .output import print_result
 
-__all__ = ["study"]
+__all__ = ["study", "write_study_page"]
 
 
 def study(
@@ -49,9 +49,19 @@ def study(
 
     result = conduct_study(loaded, output_dir, resume=resume, num_processes=jobs)
     print_result(result, lambda width: study_table(result, width))
+    write_study_page(output_dir)
     if plot is not None:
         from iiad.progress import print_status
         from iiad.reporting.study_pictures import draw_study
 
         for path in draw_study(result, plot):
             print_status(f"wrote {path}")
+
+
+def write_study_page(folder: Path) -> None:
+    """Write the page of a study into its folder, anew."""
+    from iiad.progress import print_status
+    from iiad.reporting.page import PAGE, write_page
+
+    write_page([folder], folder / PAGE)
+    print_status(f"wrote {folder / PAGE}")

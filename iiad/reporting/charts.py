@@ -20,13 +20,16 @@ from .pictures import short_number
 
 __all__ = ["Point", "Series", "draw_chart", "has_charts"]
 
-SHAPES = "●■▲◆▼✚✖"
-"""Unicode marks that look like MARKERS."""
+SHAPES, HOLLOW = "●■▲◆▼✚✖", "○□△◇▽✚✖"
+"""Unicode marks that look like MARKERS, filled and not."""
 MOST_POINTS = 800
 """Of a chart; more are thinned."""
 SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-SIZE = (4.0, 2.9)
-"""Inches; the page scales it. Its letters are as large as the page's where it is 460 pixels wide."""
+SIZE, LETTERS = (
+    (3.75, 2.75),
+    {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8},
+)
+"""Inches and points; the page scales them. Letters are as large as the page's where a chart is 28 rem wide."""
 # Stand-ins that the page's variables replace.
 INK, MUTED, LINES, SERIES = "#f1f0f1", "#f1f0f2", "#f1f0f3", "#f0f0{:02x}"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINES: "var(--line)"}
@@ -52,6 +55,11 @@ class Series:
     points: Sequence[Point]
     line: bool = False
 
+    @property
+    def hollow(self) -> bool:
+        """Return whether its marks let those beneath show: several that no line joins."""
+        return len(self.points) > 1 and not self.line
+
 
 def has_charts() -> bool:
     """Return whether matplotlib, the extra `plot`, is installed."""
@@ -71,7 +79,7 @@ def draw_chart(
         (one.label, f"{point.x:.6g}", f"{point.y:.6g}", point.tip) for one in series for point in one.points
     ]
     values = make_table(f"Values of {title}", ["series", *axes, "mark"], rows)
-    legend = [(n % 7, SHAPES[n % 7], one.label) for n, one in enumerate(series)]
+    legend = [(n % 7, (HOLLOW if one.hollow else SHAPES)[n % 7], one.label) for n, one in enumerate(series)]
     svg = _annotate(_draw(axes, series, diagonal), name, text, series) if has_charts() else ""
     return Chart(title, text, svg, legend, values)
 
@@ -97,6 +105,7 @@ def _draw(labels: tuple[str, str], series: Sequence[Series], diagonal: bool) -> 
 
     look = {
         **STYLE,
+        **LETTERS,
         **{f"{part}.color": MUTED for part in ("xtick", "ytick")},
         "axes.labelcolor": INK,
         "axes.edgecolor": LINES,
@@ -138,8 +147,10 @@ def _draw_series(axes: Any, series: Series, number: int) -> None:
         [point.y for point in series.points],
         color=colour,
         marker=MARKERS[number % 7],
-        markersize=1.5 if dense else 4.5,
+        markersize=1.5 if dense else 7 if len(series.points) == 1 else 5.5,
         linestyle="-" if series.line else "none",
+        markeredgewidth=1.2 if series.hollow else 0.5,
+        fillstyle="none" if series.hollow else "full",
         gid=f"series-{number}",
         clip_on=False,
         zorder=3,

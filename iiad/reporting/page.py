@@ -18,7 +18,8 @@ from iiad.progress import print_status
 from .charts import has_charts
 from .page_colours import LEVELS, THEMES
 from .page_parts import Chart, Code, Details, Prose, Section, bounded
-from .page_sections import summarize, tell
+from .page_sections import tell
+from .page_summary import name_page, summarize
 from .sources import Sources, gather
 
 __all__ = ["MOST_BYTES", "PAGE", "render_page", "write_page"]
@@ -55,13 +56,11 @@ def render_page(sources: Sources) -> str:
         lstrip_blocks=True,
     )
     script = environment.get_template("page.js").render().strip()
-    teacher = sources.teacher
-    name = Path(teacher.name).name if teacher else next((run.folder.name for run in sources.runs), "models")
     sections, template = tell(sources), environment.get_template("page.html")
     for most_rows in ROW_LIMITS:
         page = template.render(
-            title=name[:120],
-            teacher=teacher,
+            title=name_page(sources)[:120],
+            teacher=sources.teacher,
             figures=summarize(sources),
             sections=[_bounded(section, most_rows) for section in sections],
             kind_of=lambda part: _KINDS.get(type(part)) or part.kind,

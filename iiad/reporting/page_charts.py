@@ -118,8 +118,9 @@ def evaluation_chart(name: str, evaluation: Evaluation) -> Chart | None:
 def bench_chart(name: str, bench: Bench) -> Chart | None:
     """Measured against predicted speedup of both phases, over the whole grid; None without predictions."""
     first = bench.results[0].model
+    others = [result for at in bench.points for result in bench.at(*at)[1:]]
     series = [
-        Series(label, [point for result in bench.results[1:] for point in _speedup(result, phase, label)])
+        Series(label, [point for result in others for point in _speedup(result, phase, label)])
         for phase, label in (
             ("decode", "decoding"),
             ("prefill", "encoder" if first.num_encoder_layers else "prefill"),

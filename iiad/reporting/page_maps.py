@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from iiad.artefacts import ModelIdentity
-from iiad.influence.profile import METRICS, Profile
+from iiad.influence.profile import Profile
 from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.plan import Plan
 
@@ -38,8 +38,12 @@ def influence_map(profile: Profile, metric: str) -> Grid:
             tip = f"{name}, iteration {i + 1}: {score:.4g}{error} {unit}".rstrip()
             cells.append(Cell(short_number(score), score, tip, levels(score)))
         rows.append([*cells, *[Cell("")] * (most - len(layer))])
-    caption = f"Influence by {LABELS.get(metric, metric)}: {METRICS[metric]}"
-    return Grid(caption, ["layer", *(f"iteration {i}" for i in range(1, most + 1))], rows, "map")
+    return Grid(
+        f"Influence by {LABELS.get(metric, metric)}",
+        ["layer", *(f"iteration {i}" for i in range(1, most + 1))],
+        rows,
+        "map",
+    )
 
 
 class _Levels:
@@ -60,16 +64,24 @@ class _Levels:
 
 
 def plan_grid(plan: Plan, caption: str) -> Grid:
-    """Make the picture of a plan: for each layer its start evaluations, the iterations it keeps, those it drops."""
+    """Make the picture of a plan: the model from embedding to head, each layer with what it keeps and drops."""
     model, most = plan.teacher, max(plan.teacher.num_iterations)
-    rows = []
-    for name, r, whole in zip(layer_names(model), plan.num_iterations, model.num_iterations, strict=True):
+    width, encoder = model.num_start_evaluations + most, model.num_encoder_layers
+    rows = [_plain_row("embedding of the source" if encoder else "embedding", width)]
+    names = layer_names(model)
+    for t, (name, r, whole) in enumerate(zip(names, plan.num_iterations, model.num_iterations, strict=True)):
+        if encoder and t == encoder:
+            rows.append(_plain_row("embedding of the target", width))
         cells = [Cell(name)]
         cells += [Cell("start", tip=f"{name}: start evaluation", style="start")] * model.num_start_evaluations
         for i in range(1, whole + 1):
             kept = "kept" if i <= r else "dropped"
             cells.append(Cell(str(i), tip=f"{name}, iteration {i}: {kept}", style=kept))
         rows.append([*cells, *[Cell("")] * (most - whole), Cell(f"{r} of {whole}", r)])
-    start = ["start"] * model.num_start_evaluations
-    iterations = [f"iteration {i}" for i in range(1, most + 1)]
-    return Grid(caption, ["layer", *start, *iterations, "iterations kept"], rows, "plan")
+    rows.append(_plain_row("norm and head", width))
+    headings = ["layer", *["start"] * model.num_start_evaluations, *map(str, range(1, most + 1)), "kept"]
+    return Grid(caption, headings, rows, "plan")
+
+
+def _plain_row(name: str, width: int) -> list[Cell]:
+    return [Cell(name, style="outer"), *[Cell("")] * width, Cell("")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import islice
 from typing import Any, Literal
@@ -37,6 +37,8 @@ __all__ = [
 MOST_CHARACTERS = 240
 """Of a cell or a line of text."""
 MOST_COLUMNS, MOST_ROWS = 40, 200
+OUTCOMES = {"passed": "passed", "FAILED": "failed", "skipped": "skipped"}
+"""Cells that have a colour, and its class."""
 WIDTH = 100_000
 """Characters of the terminal that tables are made for: none is split."""
 _NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?", re.IGNORECASE)
@@ -65,13 +67,23 @@ class Grid:
     kind: Literal["table", "map", "plan"] = "table"
     hidden: int = 0
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether most of what it shows are numbers."""
+        columns = [[row[n] for row in self.rows if n < len(row)] for n in range(len(self.headings))]
+        filled = [[cell for cell in column if cell.text not in ("", "-")] for column in columns]
+        return [
+            n > 0 and 2 * sum(cell.key is not None for cell in column) >= len(column)
+            for n, column in enumerate(filled)
+        ]
+
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph; a note is set smaller."""
+    """A paragraph, a note, which is set smaller, or a heading within a section."""
 
     text: str
-    note: bool = False
+    kind: Literal["text", "note", "heading"] = "text"
 
 
 @dataclass(frozen=True)
@@ -150,24 +162,34 @@ def parts_of(renderable: Any) -> list[Part]:
     title = ""
     for piece in _flatten(renderable):
         if isinstance(piece, Table):
-            headings = [" ".join(str(column.header).split()) for column in piece.columns]
-            columns = [[_plain(cell) for cell in islice(column.cells, MOST_ROWS)] for column in piece.columns]
-            grid = make_table(_plain(piece.title or title), headings, zip(*columns, strict=True))
-            parts.append(replace(grid, hidden=max(0, piece.row_count - MOST_ROWS)))
+            parts.append(_table(piece, title))
             title = ""
             continue
-        if title:
-            parts.append(Prose(title))
-            title = ""
-        text = piece.plain.strip() if isinstance(piece, Text) else str(piece).strip()
-        style = str(piece.style) if isinstance(piece, Text) else ""
-        if style == "italic" or (style == "bold" and "\n" not in text and not text.startswith("Verdict")):
-            title = text
-        elif text:
-            lines = [Prose(line.strip(), style == "dim") for line in text.splitlines() if line.strip()]
-            parts += lines[:MOST_ROWS]
-            if len(lines) > MOST_ROWS:
-                parts.append(Prose(f"{len(lines) - MOST_ROWS:,} more lines are in the file.", note=True))
+        parts += [Prose(title)] if title else []
+        text, style = piece.plain.strip(), str(piece.style)
+        # A line in italics or bold is a table's title, the verdict aside.
+        title = text if style in ("italic", "bold") and not text.startswith("Verdict") else ""
+        parts += [] if title else _lines(text, "note" if style == "dim" else "text")
+    return parts
+
+
+def _table(table: Table, title: str) -> Grid:
+    headings = [" ".join(str(column.header).split()) for column in table.columns]
+    columns = [list(islice(column.cells, MOST_ROWS)) for column in table.columns]
+    rows = [[_rich_cell(cell, n) for n, cell in enumerate(row)] for row in zip(*columns, strict=True)]
+    return Grid(str(table.title or title), headings, rows, hidden=max(0, table.row_count - MOST_ROWS))
+
+
+def _rich_cell(cell: Any, column: int) -> Cell:
+    text = cell.plain if isinstance(cell, Text) else str(cell)
+    return Cell(text, sort_key(text) if column else None, style=OUTCOMES.get(text, ""))
+
+
+def _lines(text: str, kind: Literal["text", "note"]) -> list[Part]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    parts: list[Part] = [Prose(line, kind) for line in lines[:MOST_ROWS]]
+    if len(lines) > MOST_ROWS:
+        parts.append(Prose(f"{len(lines) - MOST_ROWS:,} more lines are in the file.", "note"))
     return parts
 
 
@@ -180,17 +202,13 @@ def _flatten(renderable: Any) -> Iterator[Any]:
         for inner in renderable.__rich_console__(console, console.options):
             yield from _flatten(inner)
     else:
-        yield renderable
-
-
-def _plain(cell: Any) -> str:
-    return cell.plain if isinstance(cell, Text) else str(cell)
+        yield Text(renderable) if isinstance(renderable, str) else renderable
 
 
 def bounded(part: Part, most_rows: int) -> Part:
     """Return the part with at most so many rows, and with texts and columns cut to what a page can hold."""
     if isinstance(part, Prose):
-        return Prose(_cut(part.text, 8 * MOST_CHARACTERS), part.note)
+        return Prose(_cut(part.text, 8 * MOST_CHARACTERS), part.kind)
     if isinstance(part, Code):
         return Code(_cut(part.text, 8 * MOST_CHARACTERS), _cut(part.caption))
     if isinstance(part, Details):

@@ -10,7 +10,7 @@ from iiad.distillation.signal_record import SignalRecord
 from iiad.evaluation.bench_artefact import Bench
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.quality_artefact import Evaluation
-from iiad.influence.profile import Profile
+from iiad.influence.profile import METRICS, Profile
 from iiad.planning import LatencyTable, Plan, Verification, trade_off
 from iiad.planning.trust import assess_trust
 from iiad.studies.study_artefact import StudyResult
@@ -26,15 +26,14 @@ from .page_charts import (
     verification_chart,
 )
 from .page_maps import influence_map, plan_grid
-from .page_parts import WIDTH, Code, Details, Figure, Grid, Part, Prose, Section, make_table, parts_of
+from .page_parts import WIDTH, Code, Details, Grid, Part, Prose, Section, make_table, parts_of
 from .plan_tables import CurveReport
 from .profile_tables import profile_verdict
 from .provenance import artefact_list, command_lines, data_table, versions
 from .sources import Run, Source, Sources
-from .tables import format_share
 from .verification_tables import verification_verdict
 
-__all__ = ["summarize", "tell"]
+__all__ = ["tell"]
 
 MOST_OF_A_KIND = 12
 """Artefacts of a kind that are shown in full; the list of artefacts names all."""
@@ -60,29 +59,12 @@ def tell(sources: Sources) -> list[Section]:
     return [section for section in sections if section.parts]
 
 
-def summarize(sources: Sources) -> list[Figure]:
-    """Return the figures that a reader decides on, as far as the sources hold them."""
-    figures = []
-    for _, plan in sources.of(Plan)[:1]:
-        whole, cost = plan.costs()
-        kept = f"{cost.num_iterations} of {whole.num_iterations} iterations kept"
-        figures.append(Figure("overhead cut", format_share(plan.overhead_cut), kept))
-    for _, evaluation in sources.of(Evaluation)[:1]:
-        last = evaluation.results[-1]
-        if last.retained is not None and len(evaluation.results) > 1:
-            remark = f"of the accuracy of {evaluation.results[0].label}, by {last.label}"
-            figures.append(Figure("retained", format_share(last.retained), remark))
-    for _, bench in sources.of(Bench)[:1]:
-        rows = bench.at(*bench.points[0])
-        if len(rows) > 1:
-            predicted = rows[-1].decode.predicted_speedup
-            remark = f"{rows[-1].label}, decoding" + (f"; predicted {predicted:.2f}x" if predicted else "")
-            figures.append(Figure("speedup", f"{rows[-1].decode.speedup.median:.2f}x", remark))
-    checks = [check for _, check in sources.of(Check)]
-    if checks:
-        passed, failed = (sum(check.count(outcome) for check in checks) for outcome in ("passed", "failed"))
-        figures.append(Figure("claims", f"{passed} passed", f"{failed} failed"))
-    return figures
+def _sentence(text: str) -> Prose:
+    return Prose(f"{text[:1].upper()}{text[1:]}")
+
+
+def _map(profile: Profile, metric: str) -> list[Part]:
+    return [influence_map(profile, metric), Prose(f"{metric}: {METRICS[metric]}.", "note")]
 
 
 def _report(artefact: Any, details: bool = True) -> list[Part]:
@@ -93,18 +75,18 @@ def _titled(found: list[tuple[Source, Any]], of: Any) -> Iterator[Part]:
     """Yield what `of` makes of each artefact, under its file's name where there are several."""
     for number, (source, artefact) in enumerate(found[:MOST_OF_A_KIND]):
         if len(found) > 1:
-            yield Prose(f"{number + 1}. {source.path}")
+            yield Prose(str(source.path), "heading")
         yield from of(number, source, artefact)
 
 
 def _influence(sources: Sources) -> Section:
     def parts(number: int, source: Source, profile: Profile) -> Iterator[Part]:
         trust = assess_trust(profile)
-        yield Prose(profile_verdict(profile, trust))
+        yield _sentence(profile_verdict(profile, trust))
         first, *others = sorted(profile.scores, key=lambda metric: metric != trust.reference)
-        yield influence_map(profile, first)
+        yield from _map(profile, first)
         if others:
-            yield Details("The other metrics", [influence_map(profile, metric) for metric in others])
+            yield Details("The other metrics", [part for metric in others for part in _map(profile, metric)])
         yield Details("Trust: errors, agreement of the metrics, fixed points, stability", _report(profile))
 
     lead = "How much each iteration of each layer contributes to the output."
@@ -139,7 +121,7 @@ def _plans(sources: Sources) -> Section:
 
 def _verification(sources: Sources) -> Section:
     def parts(number: int, source: Source, verification: Verification) -> Iterator[Part]:
-        yield Prose(verification_verdict(verification))
+        yield _sentence(verification_verdict(verification))
         yield verification_chart(f"verification{number}", verification)
         yield Details("All plans", _report(verification))
 
@@ -194,7 +176,9 @@ def _speed(sources: Sources) -> Section:
     def parts(number: int, source: Source, bench: Bench) -> Iterator[Part]:
         chart = bench_chart(f"speed{number}", bench)
         yield from [chart] if chart else []
-        yield from _report(bench)
+        # The settings and the first point of the grid; what takes the time, and the other points, are folded away.
+        settings, first, *rest = _report(bench)
+        yield from (settings, first, Details("Shares of the time, and all points", rest))
 
     lead = "Measured speed and memory beside what the evaluations predict."
     return Section("speed", "Speed", list(_titled(sources.of(Bench), parts)), lead)
@@ -276,5 +260,5 @@ def _provenance(sources: Sources) -> Section:
     parts: list[Part] = [artefact_list(sources)]
     parts += [data] if data else []
     parts += [commands] if commands.text else []
-    parts.append(Prose(f"Versions: {versions(sources)}.", note=True))
+    parts.append(Prose(f"Versions: {versions(sources)}.", "note"))
     return Section("provenance", "What was done", parts, "Files, data, hashes, commands and versions.")

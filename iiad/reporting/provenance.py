@@ -54,7 +54,7 @@ def data_table(sources: Sources) -> Grid | None:
         for name, field in (("data", "train"), ("validation", "validation")):
             if sha256 := run.record.inputs.get(name):
                 words = ", ".join(map(str, names.get(field) or [])) or "-"
-                rows.append([f"{run.record.command}, {field}", words, "-", _hash(sha256)])
+                rows.append([f"{run.folder.name}, {field}", words, "-", _hash(sha256)])
     return make_table("Data", ["read by", "names", "tokens", "sha256"], rows) if rows else None
 
 

@@ -83,6 +83,7 @@ def gather(paths: Sequence[str | Path]) -> Sources:
             raise InputError(f"{given}: expected a folder with artefacts of iiad, got none in it")
     order = list(KINDS)
     sources.files.sort(key=lambda source: order.index(source.artefact.kind))
+    sources.runs.sort(key=lambda run: run.record.command != "train")  # teachers before students
     _require_one_teacher(sources)
     return sources
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ tags: [iiad, {model_type}]
 # {model_type} made by `iiad {command}`
 
 {facts}
-
+{plan}
 ## Load
 
 ```python
@@ -39,6 +40,18 @@ tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 ```json
 {settings}
 ```
+"""
+_PLAN = """
+## Plan
+
+Iterations of each layer, kept (#) and dropped (.):
+
+```
+{rows}
+```
+
+One page of it all, to which profile, evaluation, bench and check can be added:
+`iiad report {folders} --output report.html`
 """
 _REMARK = """
 With `import iiad.models` before, `trust_remote_code` is not needed.
@@ -66,11 +79,30 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         auto="AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM",
         command=record.command,
         facts="\n".join(f"- {fact}" for fact in facts),
+        plan=_plan(config, record) if hasattr(config, "iterations") else "",
         trust=", trust_remote_code=True" if has_code else "",
         remark=_REMARK if has_code else "",
         inputs="\n".join(f"- {name}: `{value[:16]}` (sha256)" for name, value in record.inputs.items()),
         settings=json.dumps(record.settings, indent=1),
     )
+
+
+def _plan(config: Any, record: RunRecord) -> str:
+    """Draw the plan a layer a line, and name the command that writes the page."""
+    encoder, rows = config.num_encoder_layers if config.is_encoder_decoder else 0, []
+    for t, r in enumerate(config.iterations):
+        name = (
+            f"layer {t + 1}"
+            if not encoder
+            else f"encoder {t + 1}"
+            if t < encoder
+            else f"decoder {t + 1 - encoder}"
+        )
+        rows.append(
+            f"{name:12} {'#' * r}{'.' * (config.max_num_iterations - r)}  {r} of {config.max_num_iterations}"
+        )
+    given = [str(record.settings[name]) for name in ("teacher", "plan") if record.settings.get(name)]
+    return _PLAN.format(rows="\n".join(rows), folders=shlex.join([*given, "FOLDER"]))
 
 
 def _figure(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Teacher and plan to E-IIET: what it learns from, what it becomes, and what is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -42,7 +43,10 @@ def test_a_finished_student_loads_at_its_plan_and_records_where_it_comes_from(st
     assert set(record.inputs) == {"teacher", "plan", "tokenizer", "data", "validation"}
     assert record.results["overhead_cut"] == 0.5
     assert record.results["validation_nll"] < 7
-    assert "[2, 0]" in (student_folder / "README.md").read_text()
+    card = (student_folder / "README.md").read_text()
+    assert "[2, 0]" in card
+    assert "layer 1      ##  2 of 2\nlayer 2      ..  0 of 2\n" in card
+    assert re.search(r"`iiad report \S+run \S+plan.json FOLDER --output report.html`", card)
 
 
 def test_stage_distill_logs_its_losses_apart_and_stage_recover_learns_from_text_alone(student_folder):

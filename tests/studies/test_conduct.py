@@ -9,6 +9,7 @@ import time
 import pytest
 import yaml
 
+from cli.study import write_study_page
 from iiad.evaluation import Evaluation
 from iiad.reporting.study_pictures import draw_study
 from iiad.reporting.study_tables import study_table
@@ -119,6 +120,11 @@ def test_arms_are_run_compared_and_kept_and_what_fails_is_listed(tmp_path):
     assert "One seed, so no interval and no claim" in table
     assert "failed: broken-seed0" in table
     assert {path.name for path in draw_study(result, tmp_path / "plots")} == {"study.png", "study.svg"}
+    write_study_page(tmp_path / "study")
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert result.answer in page
+    assert "r2-seed0: train" in page
+    assert "broken-seed0: " in page
     with refused("holds this study; continue it with --resume"):
         conduct_study(study, tmp_path / "study")
     with refused("holds another study"):

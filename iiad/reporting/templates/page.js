@@ -58,8 +58,15 @@ document.addEventListener("pointermove", (event) => {
   tip.style.left = `${Math.max(4, left)}px`;
   tip.style.top = `${above > 4 ? above : event.clientY + 18}px`;
 });
-document.addEventListener("pointerleave", () => { tip.hidden = true; });
+document.documentElement.addEventListener("pointerleave", () => { tip.hidden = true; });
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
-// Paper folds nothing away.
-addEventListener("beforeprint", () => document.querySelectorAll(".chart + details, main > section > details").forEach((part) => { part.open = true; }));
+// Only what scrolls is a stop of the Tab key.
+function markScrolling() {
+  for (const part of document.querySelectorAll(".scroll, pre")) {
+    part.tabIndex = part.scrollWidth > part.clientWidth ? 0 : -1;
+  }
+}
+markScrolling();
+addEventListener("resize", markScrolling);
+document.addEventListener("toggle", markScrolling, true);
