@@ -30,7 +30,16 @@ from .output import print_result
 __all__ = ["evaluate"]
 
 
-_OF_TEXT = ("text_field", "max_source_tokens", "max_target_tokens", "block_size", "max_tokens")
+_OF_TEXT = (
+    "text_field",
+    "max_source_tokens",
+    "max_target_tokens",
+    "cut_sources",
+    "block_size",
+    "max_tokens",
+)
+
+
 _OF_TEXTS_MADE = ("num_beams", "length_penalty", "max_new_tokens", "hypotheses")
 
 
@@ -107,6 +116,9 @@ def evaluate(
     max_target_tokens: Annotated[
         int | None, typer.Option(help="Of pairs: leave out those whose target is longer, its end counted.")
     ] = None,
+    cut_sources: Annotated[
+        bool, typer.Option("--cut-sources", help="Cut sources above --max-source-tokens instead.")
+    ] = False,
     block_size: Annotated[
         int | None, typer.Option(help="Tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
@@ -131,6 +143,8 @@ def evaluate(
     scores = all_data(metrics or [])
     if not scores:
         refuse_options(context, "without --metrics", *_OF_TEXTS_MADE)
+    if max_source_tokens is None:
+        refuse_options(context, "without --max-source-tokens", "cut_sources")
     named = _split_names(all_data(task_data or []))
     claim_outputs(
         [*models, plan, *names, *named.values()],
@@ -142,7 +156,7 @@ def evaluate(
     from iiad.evaluation import Tasks, Texts, evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
 
-    limits = PairLimits(max_source_tokens, max_target_tokens)
+    limits = PairLimits(max_source_tokens, max_target_tokens, cut_sources)
     evaluation = evaluate_models(
         models,
         text,
@@ -151,7 +165,7 @@ def evaluate(
         plan=plan,
         quantize=quantize or [],
         text_field=text_field,
-        limits=limits if any(limits) else None,
+        limits=limits if any(limits[:2]) else None,
         block_size=block_size,
         batch_size=batch_size,
         max_tokens=max_tokens,

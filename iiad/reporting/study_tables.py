@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from iiad.progress import format_duration
@@ -21,6 +22,7 @@ __all__ = ["estimates_table", "study_table"]
 
 _LEGEND = (
     "value ± half of its 95 % interval over seeds (Student's t); differences to the reference are paired by seed; "
+    "of students' texts to their teachers', likewise; "
     "to influence: of accuracy, to the plan by influence at that cut, likewise; "
     "evaluations: of blocks, per token; FLOPs: of training one model, estimated."
 )
@@ -79,6 +81,7 @@ def study_table(result: StudyResult, width: int) -> RenderableType:
     tables = record_tables(_ARMS, result.arms, width)
     if result.students:
         tables += record_tables(_STUDENTS, result.students, width)
+    tables += _text_tables(result, width)
     lines = [
         f"{arm.name}: learning rate {arm.learning_rate:g} of "
         + ", ".join(f"{rate} ({nll:.4f})" for rate, nll in arm.tried.items())
@@ -90,6 +93,23 @@ def study_table(result: StudyResult, width: int) -> RenderableType:
     lines += [f"failed: {name}: {problem}" for name, problem in result.failed.items()]
     notes = [Text("\n".join(lines))] if lines else []
     return Group(report(head, tables, _LEGEND), *notes)
+
+
+def _text_tables(result: StudyResult, width: int) -> list[Table]:
+    """Scores of texts of arms and students, each with its difference to the reference, or the teachers."""
+    names = list(result.arms[0].texts) if result.arms else []
+    if not names:
+        return []
+    rows = [(arm.name, arm.texts, arm.text_differences) for arm in result.arms]
+    rows += [(_STUDENTS[0][1](row), row.texts, row.text_differences) for row in result.students]
+
+    def show(place: int, name: str) -> Callable[[Any], str]:
+        return lambda row: _format(row[place].get(name), digits=2)
+
+    columns: list[tuple[str, Callable[[Any], str]]] = [("texts", lambda row: row[0])]
+    for name in names:
+        columns += [(f"{name}\n0 to 100", show(1, name)), (f"{name}\ndifference", show(2, name))]
+    return record_tables(columns, rows, width)
 
 
 _ESTIMATES: list[tuple[str, Callable[[RunEstimate], str]]] = [

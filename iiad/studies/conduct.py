@@ -89,7 +89,7 @@ class Conduct:
         tried: dict[str, dict[str, float]] = {arm: {} for arm in study.arms}
         if study.learning_rates:
             jobs = {
-                (arm, rate): self.training_job(arm, study.seeds[0], rate)
+                (arm, rate): self.training_job(arm, study.seeds[0], rate, tuning=True)
                 for arm in study.arms
                 for rate in study.learning_rates
             }
@@ -124,21 +124,33 @@ class Conduct:
         self.failed |= run_jobs(jobs, self.folder / "logs", self.num_processes)
 
     def training_job(
-        self, arm: str, seed: int, rate: float | None, plan: list[int] | None = None, name: str | None = None
+        self,
+        arm: str,
+        seed: int,
+        rate: float | None,
+        plan: list[int] | None = None,
+        name: str | None = None,
+        tuning: bool = False,
     ) -> Job:
-        """Train one model of an arm, under a plan if one is given, and evaluate it."""
+        """Train one model of an arm, under a plan if one is given, and evaluate it; tuning: by its loss alone."""
         name = name or f"{arm}{'' if rate is None else f'-lr{rate:g}'}-seed{seed}"
         settings = self.study.settings_of(arm, seed, rate)
         if plan is not None:
             settings.append(f"model.num_iterations={plan}")
         run = self.folder / "runs" / name
         train = ["train", _recipe(self.study.train), *_set(settings), "--output-dir", str(run), "--resume"]
-        return Job(
-            name, (Step(tuple(train), run), self.evaluation_of(run)), cost_of(self.study.recipe_of(arm))
-        )
+        texts = self.study.texts is not None and not tuning
+        output = None if texts or self.study.texts is None else run.with_name(f"{run.name}.loss.json")
+        steps = (Step(tuple(train), run), self.evaluation_of(run, output=output, texts=texts))
+        return Job(name, steps, cost_of(self.study.recipe_of(arm)))
 
-    def evaluation_of(self, run: Path, plan: Path | None = None, output: Path | None = None) -> Step:
-        """Evaluate a model on the validation data of the reference, so that all are measured alike."""
+    def evaluation_of(
+        self, run: Path, plan: Path | None = None, output: Path | None = None, texts: bool = True
+    ) -> Step:
+        """Evaluate a model on the validation data of the reference, so that all are measured alike.
+
+        texts: score its texts too, if the study does.
+        """
         output = output or run.with_name(f"{run.name}.evaluation.json")
         recipe = self.study.recipe_of(self.study.reference)
         options = ["--data", *recipe.data.validation, "--text-field", recipe.data.text_field]
@@ -146,7 +158,12 @@ class Conduct:
         for side in ("source", "target"):
             if (most := getattr(recipe.data, f"max_{side}_tokens")) is not None:
                 options += [f"--max-{side}-tokens", str(most)]
-        options += ["--batch-size", str(recipe.training.per_device_train_batch_size), "--dtype", "float32"]
+        options += ["--cut-sources"] * (recipe.data.long_sources == "cut")
+        batch_size, made = recipe.training.per_device_train_batch_size, self.study.texts
+        if made is not None and texts:
+            batch_size = made.batch_size
+            options += made.options
+        options += ["--batch-size", str(batch_size), "--dtype", "float32"]
         if self.study.evaluation_tokens is not None:
             options += ["--max-tokens", str(self.study.evaluation_tokens)]
         if plan is not None:

@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from iiad.errors import InputError
+from iiad.evaluation.text_metrics import require_metrics
 from iiad.training.problems import Conflicts, Section, find_problems
 from iiad.training.recipe_files import find_recipe, read_yaml
 from iiad.training.recipes import DistillRecipe, TrainRecipe, load_recipe
 
-__all__ = ["StudentsSection", "Study", "find_study", "load_study"]
+__all__ = ["StudentsSection", "Study", "TextsSection", "find_study", "load_study"]
 
 Settings = dict[str, JsonValue]
 """Recipe fields, SECTION.FIELD, and their values."""
@@ -41,6 +42,23 @@ class StudentsSection(Section):
     )
 
 
+class TextsSection(Section):
+    """Texts that the models make of pairs' sources, scored against the targets (extra `eval`)."""
+
+    metrics: list[Literal["bleu", "chrf", "rouge"]] = Field(min_length=1, description="scores, 0 to 100")
+    num_beams: int = Field(4, ge=1, le=2**10)
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=2**24, description="of a text; default: 128, or less where the positions are fewer"
+    )
+    batch_size: int = Field(32, ge=1, le=2**20, description="sources at a time")
+
+    @property
+    def options(self) -> list[str]:
+        """Return the options of `iiad evaluate`."""
+        most = [] if self.max_new_tokens is None else ["--max-new-tokens", str(self.max_new_tokens)]
+        return ["--metrics", *self.metrics, "--num-beams", str(self.num_beams), *most]
+
+
 class Study(Section):
     """Arms that differ in their recipes, each trained with several seeds at a learning rate of its own."""
 
@@ -55,6 +73,7 @@ class Study(Section):
     evaluation_tokens: int | None = Field(
         None, ge=2, le=2**40, description="of the validation data, from its start; default: all"
     )
+    texts: TextsSection | None = None
     students: StudentsSection | None = None
 
     def conflicts(self) -> Conflicts:
@@ -128,6 +147,10 @@ def load_study(name: str | Path) -> Study:
         recipe = study.recipe_of(arm)
         if not recipe.data.validation:
             raise InputError(f"{path}: arms.{arm}: data.validation: expected text to measure on, got none")
+        if study.texts is not None and recipe.model.num_encoder_layers is None:
+            raise InputError(f"{path}: texts: expected arms that are encoder-decoders, got {arm}")
+    if study.texts is not None:
+        require_metrics(study.texts.metrics)
     if study.students is not None:
         study.lesson()
         name = study.students.teacher

@@ -17,7 +17,7 @@ from .definition import Study
 from .estimation import Estimate, estimate, paired_difference
 from .study_artefact import ArmResult, SeedFigures, StudentResult, StudyResult
 
-__all__ = ["Model", "answer", "collect", "student_name"]
+__all__ = ["Model", "answer", "collect", "estimate_texts", "student_name"]
 
 
 PlanKind = Literal["influence", "uniform", "random"]
@@ -97,8 +97,30 @@ def collect(
 
 
 def _seed_figures(model: Model) -> SeedFigures:
-    nll, accuracy = model.figures.on_text
-    return SeedFigures(seed=model.seed, nll=nll, accuracy=accuracy, seconds=model.seconds)
+    return _figures_of(model.figures, model.seed, model.seconds)
+
+
+def _figures_of(row: EvaluationResult, seed: int, seconds: float | None = None) -> SeedFigures:
+    nll, accuracy = row.on_text
+    texts = {name: score.value for name, score in row.text_metrics.items()}
+    return SeedFigures(seed=seed, nll=nll, accuracy=accuracy, seconds=seconds, texts=texts)
+
+
+def estimate_texts(
+    runs: Sequence[SeedFigures], others: Sequence[SeedFigures]
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Return the estimate of each score of texts, and that of its difference to others, paired by seed."""
+    by_seed = [{run.seed: run.texts for run in side} for side in (runs, others)]
+    means, differences = {}, {}
+    for name in runs[0].texts:
+        means[name] = estimate([run.texts[name] for run in runs])
+        own, other = (
+            {seed: texts[name] for seed, texts in side.items() if name in texts} for side in by_seed
+        )
+        difference = paired_difference(own, other)
+        if difference is not None:
+            differences[name] = difference
+    return means, differences
 
 
 def _arm_result(
@@ -122,6 +144,8 @@ def _arm_result(
         ]
         return paired_difference(*by_seed)
 
+    reference = [] if arm == study.reference else figures.get(study.reference, [])
+    texts, text_differences = estimate_texts(figures[arm], reference)
     return ArmResult(
         name=arm,
         learning_rate=recipe.training.learning_rate,
@@ -137,6 +161,8 @@ def _arm_result(
         accuracy=estimate([one.accuracy for one in figures[arm]]),
         nll_difference=difference("nll"),
         accuracy_difference=difference("accuracy"),
+        texts=texts,
+        text_differences=text_differences,
     )
 
 
@@ -144,6 +170,9 @@ def _student_result(models: Sequence[Model], by_influence: Sequence[Model]) -> S
     """Put the models of one plan and training together. by_influence: those to compare with, by seed."""
     first, rows = models[0], [model.figures for model in models]
     teachers = [Evaluation.load(model.teacher).results[0] for model in models if model.teacher is not None]
+    runs = [_seed_figures(model) for model in models]
+    taught = [_figures_of(row, model.seed) for row, model in zip(teachers, models, strict=True)]
+    texts, text_differences = estimate_texts(runs, taught)
     cuts = [
         1 - sum(row.model.num_iterations) / sum(teacher.model.num_iterations)
         for row, teacher in zip(rows, teachers, strict=True)
@@ -157,7 +186,9 @@ def _student_result(models: Sequence[Model], by_influence: Sequence[Model]) -> S
         training=first.training,
         overhead_cut=sum(cuts) / len(cuts),
         evaluations_per_token=sum(row.evaluations_per_token for row in rows) / len(rows),
-        runs=[_seed_figures(model) for model in models],
+        runs=runs,
+        texts=texts,
+        text_differences=text_differences,
         nll=estimate([row.on_text.nll for row in rows]),
         accuracy=estimate([row.on_text.accuracy for row in rows]),
         retained=estimate(kept) if kept else None,

@@ -22,6 +22,9 @@ class SeedFigures(Record):
     seconds: Amount | None = Field(
         description="of training, from its logged tokens per second; null if not logged"
     )
+    texts: dict[str, Amount] = Field(
+        default={}, description="scores of its texts, 0 to 100: bleu, chrf, rouge1, rouge2, rougeL"
+    )
 
 
 class ArmResult(Record):
@@ -39,6 +42,10 @@ class ArmResult(Record):
     accuracy: Estimate
     nll_difference: Estimate | None = Field(description="to the reference, paired by seed; null for itself")
     accuracy_difference: Estimate | None
+    texts: dict[str, Estimate] = Field(default={}, description="scores of texts, 0 to 100")
+    text_differences: dict[str, Estimate] = Field(
+        default={}, description="of these scores, to the reference, paired by seed; none for itself"
+    )
 
 
 class StudentResult(Record):
@@ -52,6 +59,10 @@ class StudentResult(Record):
     runs: list[SeedFigures]
     nll: Estimate
     accuracy: Estimate
+    texts: dict[str, Estimate] = Field(default={}, description="scores of texts, 0 to 100")
+    text_differences: dict[str, Estimate] = Field(
+        default={}, description="of these scores, to the teachers, paired by seed"
+    )
     retained: Estimate | None = Field(description="null where a teacher has no accuracy")
     to_influence: Estimate | None = Field(
         default=None,

@@ -94,6 +94,10 @@ def test_a_source_longer_than_the_positions_is_refused(translator, tokenizer, da
         ),
         ("{teacher} --data {pairs} --metrics meteor", "metrics: expected bleu, chrf, rouge, got meteor"),
         ("{teacher} --data {text} --num-beams 2", "--num-beams: expected none without --metrics, got 2"),
+        (
+            "{translator} --data {pairs} --cut-sources",
+            "--cut-sources: expected none without --max-source-tokens, got True",
+        ),
         ("{teacher} --data {text} --hypotheses x", "--hypotheses: expected none without --metrics, got x"),
         (
             "{translator} --data {pairs} --metrics bleu --num-beams 1 --length-penalty 2",

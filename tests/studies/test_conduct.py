@@ -94,8 +94,13 @@ def test_arms_of_encoder_decoders_are_estimated(pair_study):
 
 @pytest.mark.slow
 def test_arms_of_encoder_decoders_are_run_and_compared_on_pairs_within_the_limits(pair_study, tmp_path):
+    texts = {"metrics": ["bleu", "chrf"], "num_beams": 2, "max_new_tokens": 5}
+    pair_study = pair_study.model_validate({**pair_study.model_dump(exclude_unset=True), "texts": texts})
     result = conduct_study(pair_study, tmp_path / "study")
     assert not result.failed
+    assert [list(arm.texts) for arm in result.arms] == [["bleu", "chrf"]] * 2
+    assert [list(arm.text_differences) for arm in result.arms] == [[], ["bleu", "chrf"]]
+    assert "bleu" in printed(study_table(result, 110))
     assert [arm.evaluations_per_token for arm in result.arms] == [2, 6]
     evaluation = Evaluation.load(tmp_path / "study" / "runs" / "r1-seed0.evaluation.json")
     assert evaluation.data[0].num_tokens < 99  # the long sources are left out

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from iiad.studies import load_study
+from iiad.studies.conduct import Conduct
 from iiad.studies.definition import find_study
 from tests.helpers import refused
 
@@ -58,6 +59,9 @@ def test_runs_are_recipes_with_the_changes_of_the_study_the_arm_the_seed_and_the
         ({"students": {"teacher": "r2", "cuts": [0]}}, "students.cuts.0: expected greater than 0"),
         ({"students": {"teacher": "r2", "cuts": [1.5]}}, "students.cuts.0: expected less than or equal to 1"),
         ({"students": {"teacher": "r2", "cuts": [0.5], "distill": "task"}}, "expected a recipe for `iiad distill`"),
+        ({"texts": {"metrics": ["bleu"]}}, "texts: expected arms that are encoder-decoders, got r0"),
+        ({"texts": {"metrics": []}}, "texts.metrics: expected at least 1 item"),
+        ({"texts": {"metrics": ["meteor"]}}, "texts.metrics.0: expected 'bleu', 'chrf' or 'rouge'"),
         ({"refrence": "r0"}, "refrence: no such field (did you mean reference?)"),
     ],
 )  # fmt: skip
@@ -80,3 +84,16 @@ def test_two_arms_of_one_name_are_refused(tmp_path):
 )
 def test_the_studies_that_ship_can_be_run(path):
     assert load_study(path.stem).arms
+
+
+def test_texts_are_made_of_the_models_that_are_compared_and_not_for_a_learning_rate(load, tmp_path):
+    pairs = {"model.num_encoder_layers": 1, "data.block_size": None, "data.train": ["docstrings"]}
+    texts = {"metrics": ["bleu", "rouge"], "num_beams": 2, "max_new_tokens": 20, "batch_size": 5}
+    settings = {**FIELDS["settings"], **pairs, "data.validation": ["docstrings"], "tokenizer.vocab_size": 300}
+    study = load(settings=settings, texts=texts, students=None, learning_rates=[0.1, 0.2])
+    conduct = Conduct(study, tmp_path, 1, print)
+    tuning, final = (conduct.training_job("r2", 0, 0.1, tuning=tuning).steps[1] for tuning in (True, False))
+    wanted = "--metrics bleu rouge --num-beams 2 --max-new-tokens 20 --batch-size 5"
+    assert wanted in " ".join(final.arguments)
+    assert "--metrics" not in tuning.arguments
+    assert tuning.output != final.output

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from iiad.reporting.study_tables import study_table
 from iiad.studies import Estimate, estimate, paired_difference
-from iiad.studies.results import answer
-from iiad.studies.study_artefact import ArmResult
+from iiad.studies.results import answer, estimate_texts
+from iiad.studies.study_artefact import ArmResult, SeedFigures, StudyResult
+from tests.helpers import printed
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 11])
@@ -69,3 +71,34 @@ def test_the_answer_claims_what_the_intervals_allow_and_no_more():
     )
     assert answer("r0", [arms[0], arm("r3", 0.12, None)]).startswith("One seed, so no interval and no claim")
     assert answer("r0", arms[:1]) == "Nothing to compare r0 with."
+
+
+def test_scores_of_texts_are_estimated_over_seeds_and_their_differences_paired():
+    own, other = (
+        [
+            SeedFigures(seed=seed, nll=1, accuracy=0.5, seconds=None, texts={"bleu": value})
+            for seed, value in values
+        ]
+        for values in ([(0, 20.0), (1, 24.0)], [(0, 18.0), (1, 21.0), (2, 90.0)])
+    )
+    means, differences = estimate_texts(own, other)
+    assert (means["bleu"].mean, differences["bleu"].mean, differences["bleu"].num_seeds) == (22.0, 2.5, 2)
+    assert differences["bleu"].deviation == pytest.approx(0.5**0.5)
+    assert estimate_texts(own, [])[1] == {}
+    arms = [
+        arm("r0", None, None).model_copy(update={"texts": {"bleu": means["bleu"]}}),
+        arm("r3", 0.1, 0.1).model_copy(update={"texts": means, "text_differences": differences}),
+    ]
+    study = StudyResult(
+        definition={},
+        iiad_version="0",
+        reference="r0",
+        arms=arms,
+        students=[],
+        failed={},
+        answer="",
+        num_runs=2,
+    )
+    shown = printed(study_table(study, 120), 120)
+    assert "22.00 ± 25.41" in shown  # t(0.975, 1) = 12.706, times 2.828 / sqrt(2)
+    assert "2.50 ± 6.35" in shown
