@@ -27,11 +27,12 @@ from .configuration_iiet import IIETConfig
 from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
 
 __all__ = [
-    "CrossIterativeLayer",
     "EvaluationSlot",
     "IterativeLayer",
     "RMSNorm",
     "SlottedAttention",
+    "is_flash",
+    "make_norm",
     "make_predictor",
 ]
 
@@ -62,14 +63,23 @@ class EvaluationSlot(nn.Module):
         self.num_key_value_groups = attention.num_key_value_groups
         self.scaling = attention.scaling
 
+    @property
+    def implementation(self) -> str:
+        """Name of the attention function."""
+        return self.config._attn_implementation
+
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """query (B, N, T, E), key, value (B, K, positions, E) -> (B, T, N, E) and the attention weights, if any."""
-        implementation = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
         return attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+def is_flash(config: IIETConfig) -> bool:
+    """Return whether attention functions are those of flash attention."""
+    return "flash" in (config._attn_implementation or "")
 
 
 class SlottedAttention(LlamaAttention):
@@ -126,7 +136,7 @@ class SlottedAttention(LlamaAttention):
         key, value = shared or self.keys_and_values(
             hidden_states, slot, position_embeddings, past_key_values, kwargs
         )
-        if "flash" in (self.config._attn_implementation or ""):
+        if is_flash(self.config):
             # It needs 16 bits, and would look for the type in a Linear inside its module: the slot has none.
             dtype = self._weight_dtype(query.dtype)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -171,7 +181,7 @@ class RMSNorm(LlamaRMSNorm):
         return checkpoint(norm, hidden_states, use_reentrant=False, preserve_rng_state=False)
 
 
-def _make_norm(config: IIETConfig) -> LlamaRMSNorm:
+def make_norm(config: IIETConfig) -> LlamaRMSNorm:
     """The norm before attention or MLP: ours unless the solver saves nothing beside what a Llama does."""
     kind = RMSNorm if config.history or config.relaxation else LlamaRMSNorm
     return kind(config.hidden_size, eps=config.rms_norm_eps)
@@ -200,7 +210,7 @@ class IterativeLayer(GradientCheckpointingLayer):
         self.config, self.layer, self.place = config, layer, layer if place is None else place
         self.self_attn = SlottedAttention(config=config, layer_idx=layer)
         self.mlp = LlamaMLP(config)
-        self.input_layernorm, self.post_attention_layernorm = (_make_norm(config) for _ in range(2))
+        self.input_layernorm, self.post_attention_layernorm = (make_norm(config) for _ in range(2))
         self.corrector: MultistepCorrector | PicardCorrector
         if config.history:
             self.corrector = MultistepCorrector(config.hidden_size, layer + 1, config.layer_norm_eps)
@@ -268,52 +278,3 @@ class IterativeLayer(GradientCheckpointingLayer):
         """x_t and H_0, ..., H_{t-1}, one by one as `solve` takes them -> x_{t+1} and H_t, each (B, T, D)."""
         output, iterates = self.solve(hidden_states, predict, *history, **kwargs)
         return output, iterates[-1]
-
-
-class CrossIterativeLayer(IterativeLayer):
-    """A decoder's layer: attention to the encoder's output stands between self-attention and MLP.
-
-    Its keys and values depend on the encoder's output and the layer's weights alone: all evaluations of the layer,
-    and all steps of decoding, use one slot of the cross-attention's cache. Its queries are not rotated (ours).
-    """
-
-    def __init__(self, config: IIETConfig, layer: int, place: int | None = None):
-        super().__init__(config, layer, place)
-        self.cross_attn = SlottedAttention(config=config, layer_idx=layer)
-        self.cross_attention_layernorm = _make_norm(config)
-        self.cross_slot = EvaluationSlot(self.cross_attn, layer, is_causal=False)
-
-    def attend(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return point and base (default, point) plus what is attended to at point, each (B, T, D).
-
-        kwargs: those of `IterativeLayer.attend`, the source's keys and values and its mask.
-        """
-        source, mask = kwargs.pop("source"), kwargs.pop("encoder_mask")
-        middle, start = super().attend(point, base, **kwargs)
-        states = self.cross_attention_layernorm(middle)
-        attended, _ = self.cross_attn(states, self.cross_slot, None, mask, shared=source)
-        middle = middle + attended
-        return middle, middle if base is None else start + attended
-
-    def solve(
-        self, hidden_states: Tensor, predict: Predict, *history: Tensor, **context: Any
-    ) -> tuple[Tensor, list[Tensor]]:
-        """As `IterativeLayer.solve`; the context also has the encoder's output (B, S, D) and its mask."""
-        cache = context["past_key_values"]
-        source = self.source_keys_and_values(context.pop("encoder_hidden_states"), cache)
-        context["past_key_values"] = None if cache is None else cache.self_attention_cache
-        return super().solve(hidden_states, predict, *history, source=source, **context)
-
-    def source_keys_and_values(self, encoder_hidden_states: Tensor, past_key_values: Any) -> KeysAndValues:
-        """encoder_hidden_states: (B, S, D) -> keys and values (B, K, S, E), from the cache where it has them."""
-        slot, length = self.cross_slot.layer_idx, encoder_hidden_states.shape[1]
-        cache = None if past_key_values is None else past_key_values.cross_attention_cache
-        if cache is not None and past_key_values.is_updated.get(slot):
-            key, value = cache.layers[slot].keys, cache.layers[slot].values
-        else:
-            key, value = self.cross_attn.keys_and_values(
-                encoder_hidden_states, self.cross_slot, None, cache, {}
-            )
-            if cache is not None:
-                past_key_values.is_updated[slot] = True
-        return key[:, :, :length], value[:, :, :length]  # a static cache may be longer

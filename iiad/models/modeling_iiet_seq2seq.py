@@ -1,155 +1,27 @@
 """The encoder-decoder IIET: an encoder and a decoder of iterated layers, for translation and summarisation.
 
-Legend: B batch, S source tokens, T target tokens, D model width, K key/value heads, E head width, V vocabulary.
+Legend: B batch, S source tokens, T target tokens, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility import CACHE, accept_cache
 from .configuration_iiet_seq2seq import IIETSeq2SeqConfig
-from .layers import CrossIterativeLayer, IterativeLayer, SlottedAttention
-from .stacks import IIETPreTrainedModel, LayerStack, record_layers
+from .layers import IterativeLayer
+from .seq2seq_stacks import IIETSeq2SeqDecoder, IIETSeq2SeqEncoder, IIETSeq2SeqPreTrainedModel
+from .stacks import LayerStack
 
-__all__ = [
-    "IIETForConditionalGeneration",
-    "IIETSeq2SeqDecoder",
-    "IIETSeq2SeqEncoder",
-    "IIETSeq2SeqModel",
-    "IIETSeq2SeqPreTrainedModel",
-]
-
-
-class IIETSeq2SeqPreTrainedModel(IIETPreTrainedModel):
-    """Base of the encoder-decoders: IIET's, with other heads."""
-
-    config: IIETSeq2SeqConfig
-    config_class = IIETSeq2SeqConfig
-    _no_split_modules = ["IterativeLayer", "CrossIterativeLayer"]
-    heads: ClassVar = {"ForSeq2SeqLM": "ForConditionalGeneration"}
-
-
-class IIETSeq2SeqEncoder(LayerStack, IIETSeq2SeqPreTrainedModel):
-    """Embeddings, iterated layers that attend to the whole source, and a final norm."""
-
-    config: IIETSeq2SeqConfig
-    config_class = IIETSeq2SeqConfig
-    is_causal = False
-    _can_record_outputs = {
-        "hidden_states": record_layers("num_encoder_layers"),
-        "attentions": SlottedAttention,
-    }
-
-    def __init__(self, config: IIETSeq2SeqConfig):
-        super().__init__(config)
-        self.build(IterativeLayer(config, layer) for layer in range(config.num_encoder_layers))
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutput:
-        """input_ids: (B, S), or inputs_embeds: (B, S, D) -> last_hidden_state (B, S, D).
-
-        attention_mask: (B, S), 0 at padding.
-        """
-        kwargs.pop("use_cache", None)  # there is nothing to cache
-        inputs_embeds, context = self.prepare(input_ids, attention_mask, inputs_embeds=inputs_embeds)
-        return BaseModelOutput(self.run_layers(inputs_embeds, (inputs_embeds,), **context, **kwargs))
-
-
-class IIETSeq2SeqDecoder(LayerStack, IIETSeq2SeqPreTrainedModel):
-    """Embeddings, iterated layers that attend to earlier target tokens and to the source, and a final norm."""
-
-    config: IIETSeq2SeqConfig
-    config_class = IIETSeq2SeqConfig
-    _can_record_outputs = {
-        "hidden_states": record_layers(),
-        "attentions": OutputRecorder(SlottedAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(SlottedAttention, index=1, layer_name="cross_attn"),
-    }
-
-    def __init__(self, config: IIETSeq2SeqConfig):
-        super().__init__(config)
-        before = config.num_encoder_layers
-        self.build(CrossIterativeLayer(config, layer, before + layer) for layer in range(config.num_layers))
-        self.post_init()
-
-    @accept_cache
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """input_ids: (B, T), or inputs_embeds: (B, T, D) -> last_hidden_state (B, T, D) and the cache.
-
-        encoder_hidden_states: (B, S, D); encoder_attention_mask: (B, S), 0 at padding.
-        """
-        inputs_embeds, context = self.prepare(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
-        )
-        context |= self.attended_source(inputs_embeds, encoder_hidden_states, encoder_attention_mask)
-        hidden_states = self.run_layers(inputs_embeds, (inputs_embeds,), **context, **kwargs)
-        return BaseModelOutputWithPastAndCrossAttentions(hidden_states, context["past_key_values"])
-
-    def attended_source(
-        self, inputs_embeds: Tensor, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None
-    ) -> dict[str, Any]:
-        """Return what `prepare` lacks of the layers' context: the source that they attend to, and its mask."""
-        if encoder_hidden_states is None:
-            raise ValueError("encoder_hidden_states: expected the encoder's output, got none")
-        # By position, as `make_mask`.
-        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask, encoder_hidden_states)
-        return {"encoder_hidden_states": encoder_hidden_states, "encoder_mask": mask}
-
-    def make_cache(self) -> Cache:
-        """An empty cache: slots for self-attention, and for cross-attention, of which each layer uses one."""
-        return EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-
-    def make_mask(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: Tensor,
-    ) -> Any:
-        """The mask of the layers' self-attention. Raises ValueError for a cache that has no place for the source."""
-        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
-            got = type(past_key_values).__name__
-            raise ValueError(f"{CACHE}: expected an EncoderDecoderCache, got a {got}")
-        own = past_key_values and past_key_values.self_attention_cache
-        return super().make_mask(inputs_embeds, attention_mask, own, position_ids)
+__all__ = ["IIETForConditionalGeneration", "IIETSeq2SeqModel"]
 
 
 class IIETSeq2SeqModel(IIETSeq2SeqPreTrainedModel):

@@ -12,8 +12,8 @@ from transformers import DynamicCache, StaticCache
 from iiad.evaluation.claims import Claim
 from iiad.evaluation.loading_claims import remote_logits
 from iiad.models import IIETForCausalLM, IIETModel
-from iiad.models.layers import CrossIterativeLayer, IterativeLayer
-from iiad.models.modeling_iiet_seq2seq import IIETSeq2SeqDecoder, IIETSeq2SeqEncoder
+from iiad.models.layers import IterativeLayer
+from iiad.models.seq2seq_stacks import CrossIterativeLayer, IIETSeq2SeqDecoder, IIETSeq2SeqEncoder
 from tests.helpers import given_cache
 
 from .conftest import failed, note, outcomes, quick_check

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from iiad.models.layers import EvaluationSlot, SlottedAttention
-from tests.helpers import VARIANTS, make_iiet, make_pcformer
+from tests.helpers import PAIR_VARIANTS, UNEVEN, VARIANTS, make_iiet, make_pcformer, make_seq2seq
 
 KINDS = ["history", "relaxed", "plain", "shared", "pcformer-rk2"]
 
@@ -39,6 +39,16 @@ def test_an_offloaded_model_equals_the_one_in_memory(name, where, tokens, tmp_pa
     torch.testing.assert_close(model(tokens).logits, wanted, rtol=0, atol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["history", "pcformer-rk2"])
+def test_an_offloaded_encoder_decoder_equals_the_one_in_memory(name, tokens):
+    model, inputs = PAIR_VARIANTS[name](), {"input_ids": tokens, "decoder_input_ids": tokens[:, :5]}
+    wanted = model(**inputs).logits
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.model.decoder.layers[1].cross_attn.k_proj.weight.is_meta
+    torch.testing.assert_close(model(**inputs).logits, wanted, rtol=0, atol=0)
+
+
 @pytest.fixture
 def one_process(tmp_path):
     """A group of one process."""
@@ -56,8 +66,9 @@ def one_process(tmp_path):
         lambda: make_iiet(num_iterations=[0, 1, 0], max_num_iterations=2),
         lambda: make_iiet(num_iterations=[0, 2, 0], history=False, relaxation=True),
         lambda: make_pcformer(num_iterations=[0, 1, 0], max_num_iterations=1, predictor_stages=1),
+        lambda: make_seq2seq(**UNEVEN),
     ],
-    ids=["history", "relaxed", "pcformer"],
+    ids=["history", "relaxed", "pcformer", "encoder-decoder"],
 )
 def test_stock_ddp_trains_a_model_whose_plan_leaves_parameters_without_use(make, tokens):
     model = make().train()

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from transformers import CompileConfig, DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from iiad.models.compatibility import CACHE
 from tests.helpers import PAIR_VARIANTS, UNEVEN, make_seq2seq
@@ -147,6 +149,57 @@ def test_eager_and_sdpa_attention_agree_where_the_source_is_padded(model):
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(SOURCE, mask, TARGET).logits, wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_flash_attention_is_never_given_a_source_padded_unlike_its_queries(model):
+    """Its stand-in does what transformers does with padding: it takes it for that of queries and keys alike."""
+
+    def flash(module, query, key, value, mask, **kwargs):
+        assert query.shape[2] == key.shape[2]
+        allowed = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool)
+        allowed = allowed.tril() if module.is_causal else allowed
+        allowed = allowed if mask is None else allowed & mask[:, None, None].bool()
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, allowed, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", flash)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_stand_in", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+    mask = torch.ones_like(SOURCE)
+    mask[0, 5:] = 0
+    model = copy.deepcopy(model)
+    wanted = model(SOURCE, mask, TARGET).logits
+    model.config._attn_implementation = "flash_stand_in"
+    torch.testing.assert_close(model(SOURCE, mask, TARGET).logits, wanted, rtol=0, atol=1e-5)
+    target = torch.cat([TARGET, TARGET[:, :2]], 1)  # as long as the source
+    found = model(SOURCE, mask, target).logits[:, :7]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow  # flex is compiled
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, in inductor
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+def test_flex_attention_agrees(model):
+    mask = torch.ones_like(SOURCE)
+    mask[0, 5:] = 0
+    wanted = model.generate(SOURCE, attention_mask=mask, **OPTIONS)
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("flex_attention")
+    assert torch.equal(model.generate(SOURCE, attention_mask=mask, **OPTIONS), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "sdpa"])
+def test_attention_implementations_agree_on_a_gpu(attention, model):
+    if attention == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    model = copy.deepcopy(model).to("cuda", torch.bfloat16)
+    mask = torch.ones_like(SOURCE)
+    mask[0, 5:] = 0
+    inputs = SOURCE.cuda(), mask.cuda(), TARGET.cuda()
+    wanted = model(*inputs).logits.float()
+    model.set_attn_implementation(attention)
+    assert (model(*inputs).logits.float() - wanted).abs().max() < 0.05 * wanted.std()
 
 
 def test_what_cannot_be_computed_is_refused_in_one_line():
