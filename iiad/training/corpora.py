@@ -110,10 +110,10 @@ def _require_pair_settings(data: DataSection, optimization: OptimizationSection)
             "data.block_size: expected none for pairs, which have max_source_tokens and max_target_tokens, got "
             f"{data.block_size}"
         )
-    if "per_device_train_batch_size" in optimization.model_fields_set:
+    size = "per_device_train_batch_size"
+    if (given := getattr(optimization, size)) != type(optimization).model_fields[size].default:
         raise InputError(
-            "training.per_device_train_batch_size: expected none for pairs, which have data.max_batch_tokens, got "
-            f"{optimization.per_device_train_batch_size}"
+            f"training.{size}: expected none for pairs, which have data.max_batch_tokens, got {given}"
         )
 
 

@@ -231,7 +231,7 @@ def _start_model(section: ModelSection, tokenizer: Any) -> tuple[PreTrainedModel
     if section.path is None:
         return build_model(section, tokenizer), {}
     model, identity = load_identified(
-        section.path, "cpu", "float32", cast=True, num_iterations=section.num_iterations
+        section.path, "cpu", "float32", cast=True, num_iterations=section.num_iterations, kind=None
     )
     if "cache_policy" in section.model_fields_set:
         if not hasattr(model, "set_cache_policy"):

@@ -65,6 +65,24 @@ def test_a_resumed_run_ends_as_the_unbroken_one_bit_for_bit(finished, pair_field
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_recipe_that_a_run_keeps_makes_the_same_model_again(finished, tmp_path):
+    train(load_recipe(TrainRecipe, finished / "recipe.yaml"), tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_encoder_decoder_is_trained_on_from_its_folder_under_another_plan(finished, pair_fields, tmp_path):
+    model = {"path": str(finished), "num_iterations": [0, 1, 2]}
+    fields = {
+        **pair_fields(max_steps=2, iterations_start=0),
+        "model": model,
+        "tokenizer": {"path": str(finished)},
+    }
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").config.iterations == [0, 1, 2]
+    assert log_of(tmp_path / "run")[0]["loss"] < log_of(finished)[0]["loss"] - 0.3
+
+
 @pytest.mark.parametrize(
     ("model", "plan"),
     [
