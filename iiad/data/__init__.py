@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         model_inputs,
         next_labels,
         output_labels,
+        stack_inputs,
     )
     from .corpus import TokenCorpus
     from .labelled import LabelledCorpus
@@ -77,6 +78,7 @@ __all__ = [
     "require_readable",
     "resolve_inputs",
     "row_fields",
+    "stack_inputs",
     "start_token_id",
     "task_tokenizer",
     "tokenizer_fingerprint",
@@ -98,6 +100,7 @@ __getattr__ = lazy_names(
             "model_inputs",
             "next_labels",
             "output_labels",
+            "stack_inputs",
         ],
         "corpus": ["TokenCorpus"],
         "labelled": ["LabelledCorpus"],

@@ -35,6 +35,7 @@ __all__ = [
     "next_labels",
     "output_labels",
     "sample_blocks",
+    "stack_inputs",
 ]
 
 Batch = dict[str, Tensor]
@@ -197,6 +198,15 @@ def model_inputs(batch: Mapping[str, Tensor]) -> Batch:
     """Return what of a batch goes into a model."""
     names = ("input_ids", "attention_mask", "decoder_input_ids")
     return {name: batch[name] for name in names if name in batch}
+
+
+def stack_inputs(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the token ids (B, T) of each stack of a model, and their mask (B, T), 0 at padding; None: no padding.
+
+    A decoder's padding, on the right, is seen by nothing before it.
+    """
+    inputs = [(batch["input_ids"], batch.get("attention_mask"))]
+    return [*inputs, (batch["decoder_input_ids"], None)] if "decoder_input_ids" in batch else inputs
 
 
 def output_labels(batch: Mapping[str, Tensor]) -> Tensor:

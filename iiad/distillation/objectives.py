@@ -6,16 +6,18 @@ Legend: B batch, T tokens, D model width, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iiad.artefacts import layer_name
+from iiad.data import stack_inputs
 from iiad.training.batches import Batch
 from iiad.training.distillation_sections import DistillationSection
 from iiad.training.head import asked_labels, asked_values, head_loss
-from iiad.training.learner import Learner
+from iiad.training.learner import Learner, hidden_states
 
 from .divergences import TeacherDivergence
 from .hidden_losses import hidden_state_loss
@@ -40,7 +42,7 @@ class LearnFromTeacher:
     """Stage distill (paper): ce_weight CE + kl_weight T^2 divergence + hidden_weight hidden-state loss."""
 
     def __init__(self, teacher: Teacher | None, section: DistillationSection, num_layers: int):
-        """teacher: None where no loss needs one. num_layers: L, of the student."""
+        """teacher: None where no loss needs one. num_layers: L, of the student or its decoder."""
         self.teacher, self.section = teacher, section
         self.layers = hidden_layers(section, num_layers)
 
@@ -72,7 +74,7 @@ class LearnFromTeacher:
                 parts["kl"] = found.kl
         if self.layers:
             assert signal is not None
-            states = [asked_values(output.hidden_states[layer], batch) for layer in self.layers]
+            states = [asked_values(hidden_states(output)[layer], batch) for layer in self.layers]
             hidden = hidden_state_loss(signal.hidden_states, states, section.hidden_loss)
             loss = loss + section.hidden_weight * hidden
             parts["hidden"] = hidden.detach()
@@ -80,11 +82,17 @@ class LearnFromTeacher:
 
 
 class LayerRecord(NamedTuple):
-    """Input of a layer of the teacher, x_t and H_0, ..., H_{t-1}, and its output, x_{t+1} and H_t."""
+    """Input of a layer of the teacher, x_t and H_0, ..., H_{t-1}, and its output, x_{t+1} and H_t.
+
+    context: what else the layer is given, a decoder's the encoder's output. positions: those of its tokens that
+    count, (N,), through all B T; None: all.
+    """
 
     x: Tensor
     history: tuple[Tensor, ...]
     targets: tuple[Tensor, Tensor]
+    context: dict[str, Any]
+    positions: Tensor | None
 
 
 class LearnLayers:
@@ -98,47 +106,64 @@ class LearnLayers:
     def __init__(self, teacher: LiveTeacher, layers: Sequence[int]):
         """layers: those that changed, from 0."""
         self.teacher, self.layers = teacher, list(layers)
+        num_encoder_layers = getattr(teacher.learner.model.config, "num_encoder_layers", 0)
+        self.names = [layer_name(layer, num_encoder_layers).replace(" ", "_") for layer in layers]
 
     def signal(self, batch: Batch) -> list[LayerRecord]:
         """Return the teacher's inputs and outputs of each of the layers."""
         with torch.no_grad():
-            return self.teacher.learner.run(_record_layers, batch["input_ids"], self.layers)
+            return self.teacher.learner.run(_record_layers, batch, self.layers)
 
     def __call__(
         self, learner: Learner, batch: Batch, signal: Sequence[LayerRecord]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss for the teacher's signal, and that of each layer (numbered from 1) as its part."""
-        losses = learner.run(_layer_losses, self.layers, signal, batch)
-        parts = {f"layer_{layer + 1}": loss.detach() for layer, loss in zip(self.layers, losses, strict=True)}
+        """Return the loss for the teacher's signal, and that of each layer, by its name, as its part."""
+        losses = learner.run(_layer_losses, self.layers, signal)
+        parts = {name: loss.detach() for name, loss in zip(self.names, losses, strict=True)}
         return torch.stack(losses).mean(), parts
 
 
-def _record_layers(base: PreTrainedModel, input_ids: Tensor, layers: Sequence[int]) -> list[LayerRecord]:
-    x, context = base.prepare(input_ids)
-    history: tuple[Tensor, ...] = (x,)
-    found = []
-    for layer in range(max(layers) + 1):
-        before = (x, history)
-        x, history = base.run_layer(layer, x, history, **context)
-        if layer in layers:
-            found.append(LayerRecord(*before, (x, history[-1])))
+def _record_layers(base: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> list[LayerRecord]:
+    found, places, padding = [], iter(range(max(layers) + 1)), batch.get("attention_mask")
+    source = None
+    for stack, (input_ids, own_padding) in zip(base.stacks, stack_inputs(batch), strict=True):
+        x, context = stack.prepare(input_ids, own_padding)
+        if source is not None:
+            context |= stack.attended_source(x, source, padding)
+        positions = batch.get("asked")
+        if own_padding is not None:  # an encoder's tokens are none that are asked for
+            positions = own_padding.flatten().nonzero()[:, 0]
+        history: tuple[Tensor, ...] = (x,)
+        for layer, place in zip(range(len(stack.layers)), places, strict=False):
+            before = (x, history)
+            x, history = stack.run_layer(layer, x, history, **context)
+            if place in layers:
+                found.append(LayerRecord(*before, (x, history[-1]), context, positions))
+        source = stack.norm(x)
     return found
 
 
 def _layer_losses(
-    base: PreTrainedModel, layers: Sequence[int], signal: Sequence[LayerRecord], batch: Batch
+    base: PreTrainedModel, layers: Sequence[int], signal: Sequence[LayerRecord]
 ) -> list[Tensor]:
-    _, context = base.prepare(None, inputs_embeds=signal[0].x)
+    places = [(stack, layer) for stack in base.stacks for layer in range(len(stack.layers))]
     losses = []
-    for layer, record in zip(layers, signal, strict=True):
-        x, history = base.run_layer(layer, record.x, record.history, **context)
-        found = (x, history[-1]) if base.layers[layer].corrector.uses_history else (x,)
+    for number, record in zip(layers, signal, strict=True):
+        stack, layer = places[number]
+        x, history = stack.run_layer(layer, record.x, record.history, **record.context)
+        found = (x, history[-1]) if stack.layers[layer].corrector.uses_history else (x,)
         errors = [
-            _relative_error(asked_values(mine, batch), asked_values(wanted, batch))
+            _relative_error(_take(mine, record.positions), _take(wanted, record.positions))
             for mine, wanted in zip(found, record.targets, strict=False)
         ]
         losses.append(torch.stack(errors).mean())
     return losses
+
+
+def _take(values: Tensor, positions: Tensor | None) -> Tensor:
+    """(B, T, D) -> (N, D)."""
+    values = values.flatten(0, 1)
+    return values if positions is None else values[positions]
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:

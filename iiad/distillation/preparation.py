@@ -35,16 +35,19 @@ class Distillation:
     def __init__(self, teacher_folder: str | Path, plan: Plan | None, recipe: DistillRecipe):
         self.recipe, device = recipe, choose_device(None)
         # In float32 whatever is stored: what a small learning rate adds would be rounded away in bfloat16.
-        self.teacher, self.identity = load_identified(teacher_folder, device, "float32", cast=True)
+        self.teacher, self.identity = load_identified(teacher_folder, device, "float32", cast=True, kind=None)
         self.teacher_config: Any = self.teacher.config
         if plan is not None:
             check_plan(plan, self.identity)
         require_change(self.teacher_config, plan, recipe.student)
-        self.layers = hidden_layers(recipe.distillation, self.identity.num_layers)
-        if max(self.layers, default=0) > self.identity.num_layers:
+        num_layers = (
+            self.teacher_config.num_layers
+        )  # an encoder-decoder's hidden states are those of its decoder
+        self.layers = hidden_layers(recipe.distillation, num_layers)
+        if max(self.layers, default=0) > num_layers:
             raise InputError(
-                f"distillation.hidden_layers: expected at most {self.identity.num_layers}, the teacher's "
-                f"num_layers, got {self.layers}"
+                f"distillation.hidden_layers: expected at most {num_layers}, the teacher's num_layers, "
+                f"got {self.layers}"
             )
         self.tokenizer = load_tokenizer(teacher_folder)
         self.corpora = Corpora(recipe, self.tokenizer, self.teacher_config)
@@ -61,6 +64,11 @@ class Distillation:
         section = self.recipe.distillation
         if section.signals is None or not section.distill.max_steps:
             return None
+        if self.identity.num_encoder_layers:
+            raise InputError(
+                "distillation.signals: expected none for an encoder-decoder, which learns from a live teacher or "
+                "from its beams (iiad capture --beam), got a folder"
+            )
         stored = StoredSignals.open(section.signals)
         stored.require(
             teacher=self.identity,

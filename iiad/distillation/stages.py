@@ -104,7 +104,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
         if training.torch_compile:
             print_status("layerwise: layers are run one by one, not compiled")
     elif name == "distill":
-        objective = LearnFromTeacher(teacher, section, work.identity.num_layers)
+        objective = LearnFromTeacher(teacher, section, work.teacher_config.num_layers)
     return Stage(
         name=name,
         folder=folder / f"stage-{number}-{name}",

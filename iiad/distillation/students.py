@@ -20,9 +20,9 @@ from iiad.training.distillation_sections import StudentSection
 __all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "require_change"]
 
 _SHAPE = """
-model_type vocab_size hidden_size intermediate_size num_layers num_attention_heads num_key_value_heads head_dim
-hidden_act rms_norm_eps layer_norm_eps rope_parameters tie_word_embeddings history relaxation qk_norm predictor_order
-coefficients
+model_type vocab_size hidden_size intermediate_size num_layers num_encoder_layers num_attention_heads
+num_key_value_heads head_dim hidden_act rms_norm_eps layer_norm_eps rope_parameters tie_word_embeddings
+shared_embeddings history relaxation qk_norm predictor_order coefficients
 """.split()
 """Configuration fields that must match to exchange weights."""
 
@@ -59,7 +59,7 @@ def make_student(
     Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape or with
     another tokenizer.
     """
-    student = load_model(teacher_folder, dtype=torch.float32, device=device)
+    student = load_model(teacher_folder, dtype=torch.float32, device=device, kind=None)
     before = list(student.config.iterations)
     if num_iterations is not None:
         student.set_num_iterations(num_iterations)
@@ -77,7 +77,7 @@ def make_student(
 
 
 def _take_weights(student: PreTrainedModel, teacher_folder: str | Path, folder: str, device: str) -> None:
-    other = load_model(folder, dtype=torch.float32, device=device)
+    other = load_model(folder, dtype=torch.float32, device=device, kind=None)
     for field in _SHAPE:
         got, wanted = (getattr(model.config, field, None) for model in (other, student))
         if got != wanted:
@@ -111,8 +111,9 @@ def freeze_unused(student: PreTrainedModel) -> None:
         for name, parameter in layer.corrector.named_parameters() if layer.num_iterations == 0 else ():
             if name.startswith("update_") or name == "relaxation":  # what only iterations use
                 parameter.requires_grad_(False)
-    for norm in list(getattr(base.predictor, "norms", []))[student.config.num_start_evaluations :]:
-        norm.requires_grad_(False)
+    for stack in base.stacks:
+        for norm in list(getattr(stack.predictor, "norms", []))[student.config.num_start_evaluations :]:
+            norm.requires_grad_(False)
 
 
 def changed_layers(teacher: Any, student: Any) -> list[int]:
@@ -130,11 +131,12 @@ def changed_layers(teacher: Any, student: Any) -> list[int]:
 
 @contextmanager
 def learning_only(student: PreTrainedModel, layers: list[int]) -> Iterator[None]:
-    """Train only those layers inside of the block, and their predictor if they are all layers."""
+    """Train only those layers inside of the block, and the predictor of a stack of which they are all layers."""
     base = student.base_model
     chosen: list[nn.Module] = [base.layers[layer] for layer in layers]
-    if len(layers) == len(base.layers):
-        chosen.append(base.predictor)
+    for stack in base.stacks:
+        if {layer.place for layer in stack.layers} <= set(layers):
+            chosen.append(stack.predictor)
     kept = {id(parameter) for module in chosen for parameter in module.parameters()}
     frozen = [p for p in student.parameters() if p.requires_grad and id(p) not in kept]
     for parameter in frozen:

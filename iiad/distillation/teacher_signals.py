@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from iiad.training.batches import Batch, Blocks
 from iiad.training.head import asked_values
-from iiad.training.learner import Learner, shard
+from iiad.training.learner import Learner, hidden_states, shard
 
 from .divergences import FullTarget, TopTarget
 from .stored_signals import SignalBlocks, StoredSignals
@@ -60,7 +60,7 @@ class LiveTeacher:
         self.head: Tensor | None = None
         if bf16 and not sharded:
             # Autocast keeps what it has cast of weights that learn; these it would cast anew for every evaluation.
-            for module in model.base_model.layers.modules():
+            for module in (each for layer in model.base_model.layers for each in layer.modules()):
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
             self.head = self.learner.head.to(torch.bfloat16)  # a copy: the embeddings may be the same tensor
@@ -75,7 +75,7 @@ class LiveTeacher:
     def signal(self, batch: Batch) -> Signal:
         """batch: inputs of the model, and what is asked for."""
         found = self.learner.states(batch, output_hidden_states=bool(self.hidden_layers))
-        hidden = tuple(asked_values(found.hidden_states[layer], batch) for layer in self.hidden_layers)
+        hidden = tuple(asked_values(hidden_states(found)[layer], batch) for layer in self.hidden_layers)
         head = self.learner.head if self.head is None else self.head
         return Signal(FullTarget(asked_values(found.last_hidden_state, batch), head), hidden)
 

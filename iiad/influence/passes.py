@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from iiad.artefacts import layer_name
+from iiad.data import stack_inputs
 
 from .batches import IteratedModel
 
@@ -56,15 +57,9 @@ class FullPass:
         """batch: `input_ids` (B, T), without padding on the left, and of an encoder-decoder `attention_mask` (B, S),
         0 at padding (default: none), and `decoder_input_ids` (B, T)."""
         self.num_stages = model.config.num_start_evaluations
-        padding = batch.get("attention_mask")
-        inputs = [(batch["input_ids"], padding)]
-        if "decoder_input_ids" in batch:
-            inputs.append(
-                (batch["decoder_input_ids"], None)
-            )  # padding on the right, which nothing before it sees
         self.stacks = [
-            StackPass(stack, *given, self.num_stages, padding)
-            for stack, given in zip(model.base_model.stacks, inputs, strict=True)
+            StackPass(stack, *given, self.num_stages, batch.get("attention_mask"))
+            for stack, given in zip(model.base_model.stacks, stack_inputs(batch), strict=True)
         ]
 
     @property

@@ -21,7 +21,15 @@ from iiad.data import model_inputs
 from .batches import Batch
 from .head import asked_labels, asked_values, head_loss
 
-__all__ = ["LanguageModelling", "Learner", "Objective", "set_recompute", "shard", "unsharded"]
+__all__ = [
+    "LanguageModelling",
+    "Learner",
+    "Objective",
+    "hidden_states",
+    "set_recompute",
+    "shard",
+    "unsharded",
+]
 
 
 class Objective(Protocol):
@@ -60,7 +68,7 @@ class Learner(nn.Module):
             return self.objective(self, batch, signal)
 
     def states(self, batch: Batch, output_hidden_states: bool = False) -> Any:
-        """batch, as `model_inputs` -> last_hidden_state (B, T, D) and, if asked for, the L + 1 hidden_states."""
+        """batch, as `model_inputs` -> last_hidden_state (B, T, D) and, if asked for, `hidden_states`."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self._trunk[0](
                 **model_inputs(batch), use_cache=False, output_hidden_states=output_hidden_states
@@ -75,6 +83,13 @@ class Learner(nn.Module):
     def head(self) -> Tensor:
         """The head's weight, (V, D); where it is sharded, whole from a forward pass to its backward pass."""
         return self.model.get_output_embeddings().weight
+
+
+def hidden_states(output: Any) -> tuple[Tensor, ...]:
+    """Return the L + 1 hidden states (B, T, D) of an output, an encoder-decoder's those of its decoder."""
+    found = getattr(output, "decoder_hidden_states", None)
+    states: tuple[Tensor, ...] = output.hidden_states if found is None else found
+    return states
 
 
 def shard(learner: Learner) -> None:
