@@ -27,9 +27,10 @@ def validate(
     """
     from iiad.errors import InputError
     from iiad.progress import print_status
-    from iiad.training.estimates import find_excess, summarize_recipe
+    from iiad.training.estimates import find_excess
     from iiad.training.problems import find_problems
     from iiad.training.recipe_files import change_fields, read_fields
+    from iiad.training.recipe_summary import summarize_recipe
     from iiad.training.recipes import COMMANDS, commands_of, missing_inputs, shortened_fields
 
     if kind not in (None, *COMMANDS):

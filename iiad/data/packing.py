@@ -29,7 +29,8 @@ from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
 from .labelled import LabelledCorpus, generate_rows
 from .labelled_files import pack_rows
-from .pairs import PairCorpus, PairLimits, pack_pairs
+from .pair_packing import pack_pairs
+from .pairs import PairCorpus, PairLimits
 from .rows import PAIR, row_fields
 from .sources import AnySource, TaskSource
 from .tokenizers import tokenizer_fingerprint, tokenizing

@@ -7,14 +7,13 @@ block, S of a source, t the layer from 1.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from iiad.artefacts import ModelShape
 from iiad.memory import machine_bytes
-from iiad.progress import format_duration, format_size
+from iiad.progress import format_size
 
 from .recipes import BatchShape, DistillRecipe, TrainRecipe
 from .sections import ModelSection, OptimizationSection, TrainingSection
@@ -22,18 +21,16 @@ from .sections import ModelSection, OptimizationSection, TrainingSection
 __all__ = [
     "StageWork",
     "count_parameters",
+    "describe_count",
+    "evaluations_of_stacks",
     "evaluations_per_layer",
     "find_excess",
     "forward_flops",
-    "measure_cpu",
-    "summarize_recipe",
     "teacher_work",
     "training_bytes",
     "training_flops",
 ]
 
-CPU_SHARE = 0.5
-"""Part of the speed of a matrix product that training is assumed to reach on a CPU."""
 USUAL_VOCABULARY = 32_000
 """Vocabulary to assume for a tokenizer that is named and not loaded yet."""
 
@@ -111,16 +108,16 @@ def find_excess(
     what = "weights, gradients and Adam's averages" if states else "weights"
     return (
         f"model: expected {what} within this machine's memory of {format_size(most)}, got {format_size(size)}, for "
-        f"{_describe_count(count)} parameters"
+        f"{describe_count(count)} parameters"
     )
 
 
 def evaluations_per_layer(model: ModelSection) -> list[int]:
     """Return the block evaluations of each layer for one token, an encoder's layers first."""
-    return [runs for stack in _evaluations(model) for runs in stack]
+    return [runs for stack in evaluations_of_stacks(model) for runs in stack]
 
 
-def _evaluations(model: ModelSection) -> list[list[int]]:
+def evaluations_of_stacks(model: ModelSection) -> list[list[int]]:
     """Return the block evaluations of each layer of each stack."""
     start = model.predictor_order if model.solver == "pcformer" else 1
     return [[start + r for r in stack.plan] for stack in _stacks(model)]
@@ -166,7 +163,7 @@ def training_flops(
     The first phase of an IIET runs no iterations.
     """
     start = training.iterations_start if model.solver == "iiet" else 0.0
-    evaluations = [start * len(runs) + (1 - start) * sum(runs) for runs in _evaluations(model)]
+    evaluations = [start * len(runs) + (1 - start) * sum(runs) for runs in evaluations_of_stacks(model)]
     layers, head = forward_flops(model, vocab_size, batch.lengths, evaluations)
     tokens = training.max_steps * training.gradient_accumulation_steps * batch.tokens
     return tokens * ((4 if training.gradient_checkpointing else 3) * layers + 3 * head)
@@ -196,7 +193,7 @@ def teacher_work(recipe: TrainRecipe) -> StageWork:
         lengths, vocab_size = recipe.batch.lengths, recipe.vocab_size or USUAL_VOCABULARY
         return sum(forward_flops(model, vocab_size, lengths, evaluations))
 
-    runs = _evaluations(model)
+    runs = evaluations_of_stacks(model)
     first = [len(stack) for stack in runs]
     one = flops([*first[:-1], first[-1] + 1]) - flops(first)
     switch = math.ceil(training.iterations_start * training.max_steps)
@@ -212,7 +209,7 @@ def training_bytes(
     """
     each_parameter = STATE_BYTES + (AUTOCAST_BYTES if training.bf16 else 0)
     total: float = each_parameter * count_parameters(model, vocab_size)
-    for stack, length, runs in zip(_stacks(model), batch.lengths, _evaluations(model), strict=True):
+    for stack, length, runs in zip(_stacks(model), batch.lengths, evaluations_of_stacks(model), strict=True):
         each = SAVED_PER_EVALUATION + SAVED_PER_CROSS * stack.cross
         recomputed = {False: 0, "evaluation": 1}.get(training.gradient_checkpointing, max(runs))
         if recomputed:
@@ -235,99 +232,8 @@ def _head_dim(model: ModelSection) -> int:
     return model.head_dim or model.hidden_size // model.num_attention_heads
 
 
-def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
-    """Describe a recipe in a few named lines: model or student, evaluations, tokens, estimates, unused fields."""
-    block = recipe.data.block_size
-    if isinstance(recipe, DistillRecipe):
-        stages = {name: stage.max_steps for name, stage in recipe.distillation.stages().items()}
-        return {
-            "student": f"starts from {recipe.student.init}; its plan decides on its evaluations per token",
-            "stages": ", ".join(f"{name} {steps:,} steps" for name, steps in stages.items()),
-            "tokens": _describe_tokens(recipe.training, sum(stages.values()), block),
-            "time": "depends on the teacher and its plan; distill says it in its first seconds",
-        }
-    if recipe.model.path is not None:
-        return {
-            "model": f"trains on from {recipe.model.path}, in its shape",
-            "tokens": _describe_tokens(recipe.training, recipe.training.max_steps, block),
-            "time": "depends on the model; train says it in its first seconds",
-        }
-    return _summarize_new_model(recipe)
-
-
-def _summarize_new_model(recipe: TrainRecipe) -> dict[str, str]:
-    model, training, vocab_size = recipe.model, recipe.training, recipe.vocab_size
-    size = f"{_describe_count(count_parameters(model, vocab_size or 0))} parameters"
-    if vocab_size is None:
-        size += f", and {count_parameters(model, 1) - count_parameters(model, 0):,} a token of the vocabulary"
-    runs, layers = sum(evaluations_per_layer(model)), len(evaluations_per_layer(model))
-    evaluations = (
-        f"{runs} per token"
-        if model.num_encoder_layers is None
-        else (
-            " + ".join(str(sum(stack)) for stack in _evaluations(model)) + " per token of encoder and decoder"
-        )
-    )
-    if model.solver == "iiet" and runs > layers and training.iterations_start:
-        evaluations += f"; {layers} in the first {training.iterations_start:.0%} of the steps"
-    lines = {
-        "model": f"{model.solver}, {size}",
-        "evaluations": evaluations,
-        "tokens": _describe_batches(recipe),
-    }
-    if vocab_size is not None:
-        flops = training_flops(model, training, vocab_size, recipe.batch)
-        gigabytes = training_bytes(model, training, vocab_size, recipe.batch) / 1e9
-        lines["estimated"] = (
-            f"{flops:.1e} floating-point operations; {gigabytes:.1f} GB and logits, in one process"
-        )
-        duration = format_duration(flops / (CPU_SHARE * measure_cpu()))
-        lines["time"] = f"roughly {duration} on this CPU; train says it better in its first seconds"
-    if unused := model.unused_fields():
-        lines["not used"] = ", ".join(f"model.{field}" for field in unused)
-    return lines
-
-
-def _describe_batches(recipe: TrainRecipe) -> str:
-    """Describe the tokens of a new model's run in one process."""
-    training, batch = recipe.training, recipe.batch
-    if len(batch.lengths) == 1:
-        return _describe_tokens(training, training.max_steps, *batch.lengths)
-    count = training.gradient_accumulation_steps
-    total = _describe_count(training.max_steps * count * batch.tokens)
-    return (
-        f"at most {total}: {training.max_steps:,} steps of {count} x {batch.tokens:,}, padding included, in each "
-        "process"
-    )
-
-
-def measure_cpu() -> float:
-    """Measure the floating-point operations a second of a matrix product in float32.
-
-    In numpy, which loads in a tenth of a second; torch takes several.
-    """
-    import numpy as np
-
-    matrix = np.ones((512, 512), np.float32)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512**3 / best
-
-
-def _describe_tokens(training: OptimizationSection, steps: int, block: int | None) -> str:
-    """Describe the tokens of a run in one process. block: None where the model's context decides."""
-    blocks = training.blocks_per_process
-    batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} blocks"
-    if block is None:
-        return f"{steps:,} steps of {batch} of 512 tokens, or of the model's context if shorter"
-    total = _describe_count(steps * blocks * block)
-    return f"{total}: {steps:,} steps of {blocks * block:,} tokens ({batch} of {block:,}), in each process"
-
-
-def _describe_count(count: int) -> str:
+def describe_count(count: int) -> str:
+    """Return a count in words of three digits."""
     for size, name in ((1e9, "billion"), (1e6, "million")):
         if count >= size:
             return f"{count / size:.3g} {name}"

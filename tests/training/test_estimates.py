@@ -14,11 +14,11 @@ from iiad.training.estimates import (
     count_parameters,
     evaluations_per_layer,
     forward_flops,
-    measure_cpu,
     teacher_work,
     training_bytes,
     training_flops,
 )
+from iiad.training.recipe_summary import measure_cpu
 from iiad.training.recipes import BatchShape
 from iiad.training.sections import ModelSection, TrainingSection
 from iiad.training.teacher import build_model

@@ -11,10 +11,11 @@ import pytest
 from iiad import memory
 from iiad.errors import InputError, printable
 from iiad.studies import Study
-from iiad.training import DistillRecipe, TrainRecipe, estimates, load_recipe
-from iiad.training.estimates import find_excess, summarize_recipe
+from iiad.training import DistillRecipe, TrainRecipe, estimates, load_recipe, recipe_summary
+from iiad.training.estimates import find_excess
 from iiad.training.problems import find_problems
 from iiad.training.recipe_files import MOST_BYTES
+from iiad.training.recipe_summary import summarize_recipe
 from iiad.training.recipes import missing_inputs, shortened_fields
 from tests.helpers import refused
 from tests.studies.test_definition import FIELDS as STUDY
@@ -78,7 +79,7 @@ CASES = [
     ("kind", "base", "path"), CASES, ids=lambda value: ".".join(value) if isinstance(value, tuple) else ""
 )
 def test_every_field_refuses_what_it_is_not_and_what_it_takes_can_be_described(kind, base, path, monkeypatch):
-    monkeypatch.setattr(estimates, "measure_cpu", lambda: 1e10)
+    monkeypatch.setattr(recipe_summary, "measure_cpu", lambda: 1e10)
     accepted = types_of(annotation_of(kind, path))
     field = ".".join(path)
     is_text = path[0] == "data" and list in accepted  # a name alone is a list of one

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from iiad.training import estimates
+from iiad.training import recipe_summary
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_each_problem_has_a_line_of_its_own(validate):
 
 
 def test_a_valid_recipe_says_what_it_comes_to(validate, monkeypatch):
-    monkeypatch.setattr(estimates, "measure_cpu", lambda: 1e12)
+    monkeypatch.setattr(recipe_summary, "measure_cpu", lambda: 1e12)
     code, out, err = validate("55m")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
