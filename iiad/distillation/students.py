@@ -134,9 +134,8 @@ def learning_only(student: PreTrainedModel, layers: list[int]) -> Iterator[None]
     """Train only those layers inside of the block, and the predictor of a stack of which they are all layers."""
     base = student.base_model
     chosen: list[nn.Module] = [base.layers[layer] for layer in layers]
-    for stack in base.stacks:
-        if {layer.place for layer in stack.layers} <= set(layers):
-            chosen.append(stack.predictor)
+    whole = (stack for stack in base.stacks if {layer.place for layer in stack.layers} <= set(layers))
+    chosen += [stack.predictor for stack in whole]
     kept = {id(parameter) for module in chosen for parameter in module.parameters()}
     frozen = [p for p in student.parameters() if p.requires_grad and id(p) not in kept]
     for parameter in frozen:
