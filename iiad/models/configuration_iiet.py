@@ -104,7 +104,7 @@ class IIETConfig(PreTrainedConfig):
             self._require("hidden_size", self.hidden_size % n == 0, accepted)
             self.head_dim = self.hidden_size // n
         for field in self.plan_fields:
-            setattr(self, field, self._plan_of(field))
+            setattr(self, field, list(self._plan_of(field)))
         if self.max_num_iterations is None:
             self.max_num_iterations = max(self.iterations, default=0)
         super().__post_init__(**kwargs)
@@ -148,12 +148,13 @@ class IIETConfig(PreTrainedConfig):
 
     @property
     def iterations(self) -> list[int]:
-        """The plan: r_t for each of the layers, an encoder's first."""
-        return [r for field in self.plan_fields for r in self._plan_of(field)]
+        """The plan: r_t for each of the L layers."""
+        r = self.num_iterations
+        return [r] * self.num_layers if isinstance(r, int) else r
 
     def _plan_of(self, field: str) -> list[int]:
         r = getattr(self, field)
-        return [r] * getattr(self, self.plan_fields[field]) if isinstance(r, int) else list(r)
+        return [r] * getattr(self, self.plan_fields[field]) if isinstance(r, int) else r
 
     def split_plan(self, num_iterations: int | Sequence[int]) -> dict[str, list[int]]:
         """Return the fields of a plan: r_t for each of the layers, or one number for all.

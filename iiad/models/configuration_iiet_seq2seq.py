@@ -62,6 +62,11 @@ class IIETSeq2SeqConfig(IIETConfig):
         return {"num_encoder_iterations": "num_encoder_layers", "num_iterations": "num_layers"}
 
     @property
+    def iterations(self) -> list[int]:
+        """The plan: r_t for each of the layers, the encoder's first."""
+        return self._plan_of("num_encoder_iterations") + self._plan_of("num_iterations")
+
+    @property
     def num_hidden_layers(self) -> int:
         """Slots of the decoder's cache: one an evaluation or, under the shared policy, one a layer."""
         if self.cache_policy == "shared":
