@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from iiad.evaluation.bench_artefact import Bench, BenchResult, Phase
-from iiad.evaluation.quality_artefact import Evaluation
+from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult
 from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.curve import Point as PlanPoint
 from iiad.planning.curve import TradeOff
@@ -23,11 +23,16 @@ from .verification_tables import KINDS
 __all__ = [
     "bench_chart",
     "curve_chart",
-    "evaluation_chart",
+    "evaluation_charts",
     "loss_chart",
     "study_chart",
     "verification_chart",
 ]
+
+MOST_CHARTS = 8
+"""Of an evaluation."""
+Bar = tuple[float, float] | None
+"""Ends of a value's bar."""
 
 
 def curve_chart(name: str, curves: TradeOff, plans: Sequence[tuple[str, Plan]]) -> Chart:
@@ -97,22 +102,42 @@ def loss_chart(name: str, title: str, logs: Sequence[tuple[str, Sequence[dict[st
     return draw_chart(name, title, text, ("step", "loss"), series)
 
 
-def evaluation_chart(name: str, evaluation: Evaluation) -> Chart | None:
-    """Quality against cost, a mark a model; None for an evaluation on tasks alone."""
-    results = [result for result in evaluation.results if result.nll is not None]
-    by_accuracy = all(result.bits_per_byte is None and result.accuracy is not None for result in results)
-    series = []
-    for result in results:
-        value = 100 * (result.accuracy or 0) if by_accuracy else (result.nll or 0)
-        what = f"{value:.2f} % of tokens right" if by_accuracy else f"{value:.4f} nats per token"
-        tip = f"{result.label}: {result.evaluations_per_token} evaluations per token, {what}"
-        series.append(Series(result.label, [Point(result.evaluations_per_token, value, tip)]))
-    if not series:
-        return None
-    better = "higher" if by_accuracy else "lower"
-    text = f"Quality over block evaluations per token: to the left is cheaper, {better} is better."
-    axes = ("block evaluations per token", "accuracy (%)" if by_accuracy else "nats per token")
-    return draw_chart(name, "Quality against cost", text, axes, series)
+def evaluation_charts(name: str, evaluation: Evaluation) -> list[Chart]:
+    """Quality against cost, a mark a model: on the text, by metrics of generated texts, and by task."""
+    charts: dict[tuple[str, str], list[Series]] = {}
+    for title, axis, result, value, bar in _qualities(evaluation):
+        low, high = bar or (None, None)
+        between = "" if bar is None else f" ({low:.4g} to {high:.4g})"
+        tip = f"{result.label}: {result.evaluations_per_token} evaluations per token, {axis} {value:.4g}{between}"
+        mark = Series(result.label, [Point(result.evaluations_per_token, value, tip, low, high)])
+        charts.setdefault((title, axis), []).append(mark)
+    text = "To the left is cheaper. Bars: the interval, or the standard error, that the evaluation gives."
+    return [
+        draw_chart(f"{name}-{number}", title, text, ("block evaluations per token", axis), series)
+        for number, ((title, axis), series) in enumerate(list(charts.items())[:MOST_CHARTS])
+    ]
+
+
+def _qualities(evaluation: Evaluation) -> Iterator[tuple[str, str, EvaluationResult, float, Bar]]:
+    """Yield title, axis, model, value and bar of all figures of quality: of a task the first one."""
+    read = [result for result in evaluation.results if result.nll is not None]
+    asked = all(result.bits_per_byte is None and result.accuracy is not None for result in read)
+    for result in read:
+        if asked:
+            yield "Accuracy against cost", "accuracy (%)", result, 100 * (result.accuracy or 0), None
+        else:
+            yield "Loss against cost", "nats per token", result, result.nll or 0, None
+    for result in evaluation.results:
+        for metric, found in result.text_metrics.items():
+            bar = (found.low, found.high)
+            yield f"Texts by {metric} against cost", "score, 0 to 100", result, found.value, bar
+    for result in evaluation.results:
+        for task, scores in result.tasks.items():
+            for metric, score in list(scores.metrics.items())[:1]:
+                if score.value is not None:
+                    error = score.standard_error
+                    ends = None if error is None else (score.value - error, score.value + error)
+                    yield f"{task}, {metric}, against cost", "score", result, score.value, ends
 
 
 def bench_chart(name: str, bench: Bench) -> Chart | None:

@@ -20,7 +20,7 @@ from .folder_tables import describe_state
 from .page_charts import (
     bench_chart,
     curve_chart,
-    evaluation_chart,
+    evaluation_charts,
     loss_chart,
     study_chart,
     verification_chart,
@@ -164,8 +164,7 @@ def _run_row(run: Run) -> list[str]:
 
 def _quality(sources: Sources) -> Section:
     def parts(number: int, source: Source, evaluation: Evaluation) -> Iterator[Part]:
-        chart = evaluation_chart(f"quality{number}", evaluation)
-        yield from [chart] if chart else []
+        yield from evaluation_charts(f"quality{number}", evaluation)
         yield from _report(evaluation)
 
     lead = "How good each model is, beside what it costs."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +23,10 @@ Result = TypeVar("Result", EvaluationResult, BenchResult)
 
 def name_page(sources: Sources) -> str:
     """Return the title: the teacher and, where there is one, its student."""
-    students = _students(sources)
-    if sources.of(StudyResult):
-        return "Study"
+    students, studies = _students(sources), sources.of(StudyResult)
+    if studies:
+        folder = studies[0][0].path.resolve().parent.name
+        return f"Study {folder}".strip()
     if sources.teacher is None:
         return ", ".join(run.folder.name for run in sources.runs[:3]) or "Models"
     name = Path(sources.teacher.name).name or sources.teacher.name
@@ -50,6 +51,8 @@ def summarize(sources: Sources) -> list[Figure]:
         whole, cost = plan.costs()
         kept = f"{cost.num_iterations} of {whole.num_iterations} iterations kept"
         figures.append(Figure("overhead cut", format_share(plan.overhead_cut), kept))
+    for _, study in sources.of(StudyResult)[:1]:
+        figures += _of_study(study)
     for _, evaluation in sources.of(Evaluation)[:1]:
         result = _choose(evaluation.results, sources)
         if result is not None and result.retained is not None:
@@ -69,3 +72,18 @@ def summarize(sources: Sources) -> list[Figure]:
         rest = ", ".join(f"{counts[name]} {name}" for name in ("failed", "skipped"))
         figures.append(Figure("checked claims", f"{counts['passed']} passed", rest))
     return figures
+
+
+def _of_study(study: StudyResult) -> Iterator[Figure]:
+    """Yield what distilled students by influence retain at the least cut, and the number of runs."""
+    students = [row for row in study.students if (row.plan, row.training) == ("influence", "distilled")]
+    for row in sorted(students, key=lambda row: row.cut)[:1]:
+        if row.retained is not None:
+            remark = f"of the teacher's accuracy, {format_share(row.overhead_cut)} of its iterations cut, distilled"
+            yield Figure("retained", format_share(row.retained.mean), remark)
+    seeds = max((len(arm.runs) for arm in study.arms), default=0)
+    yield Figure(
+        "runs",
+        str(study.num_runs),
+        f"{seeds} seed{'' if seeds == 1 else 's'} an arm, {len(study.failed)} failed",
+    )

@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import re
+from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import product
 
 import pytest
 
+from iiad.errors import InputError
 from iiad.planning import Plan, plan_by_threshold
 from iiad.reporting import page as page_module
 from iiad.reporting.page import MOST_BYTES, render_page, write_page
@@ -17,6 +19,7 @@ from iiad.reporting.sources import gather
 from iiad.reporting.tables import filled_table
 from iiad.studies.estimation import estimate
 from iiad.studies.study_artefact import ArmResult, SeedFigures, StudentResult, StudyResult
+from tests.cli.test_hostile_artefacts import FIELDS, MAYBE, SAMPLES, changed, chosen, places
 from tests.helpers import make_profile, refused
 from tests.helpers import make_table as make_latency
 from tests.reporting.test_verification_report import make_verification
@@ -142,6 +145,45 @@ def test_names_with_markup_are_shown_as_they_are_and_never_become_elements(tmp_p
     assert HOSTILE in page.text
     assert len(page.all("script")) == 1
     assert "49" not in re.findall(r"\$\S+", page.text)
+
+
+def test_layers_of_an_encoder_decoder_go_by_the_names_of_their_halves(tmp_path):
+    model = make_profile().model.model_copy(update={"model_type": "iiet_seq2seq", "num_encoder_layers": 2})
+    profile = make_profile(model=model)
+    page = Page(render_page(gather([save(tmp_path, profile, plan_by_threshold(profile, 0.1))])))
+    words = [
+        "embedding of the source",
+        "encoder 1",
+        "encoder 2",
+        "embedding of the target",
+        "decoder 1",
+        "norm and head",
+    ]
+    plan = page.text[page.text.index("iterations that each layer keeps") :]
+    places = [plan.index(word) for word in words]
+    assert places == sorted(places)
+    assert any("decoder 1, iteration 1: 0.3" in (cell.get("data-tip") or "") for cell in page.all("td"))
+
+
+def test_every_artefact_can_be_on_a_page_and_quality_has_a_chart_for_text_texts_and_tasks(tmp_path):
+    for name, sample in SAMPLES.items():
+        if name != "run":
+            sample.save(tmp_path / f"{name}.json")
+            page = Page(render_page(gather([tmp_path / f"{name}.json"])))
+            assert page.text.count("against cost") >= 2 or name != "evaluation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name != "run"])
+def test_whatever_value_an_artefact_may_hold_its_page_can_be_drawn(name, tmp_path):
+    file, num_drawn = tmp_path / "file.json", 0
+    for path in places(name):
+        for value in chosen(MAYBE, path, 0.3):
+            file.write_text(changed(FIELDS[name], path, value))
+            with suppress(InputError):
+                assert len(render_page(gather([file])).encode()) <= MOST_BYTES
+                num_drawn += 1
+    assert num_drawn
 
 
 def make_study(num_students):
