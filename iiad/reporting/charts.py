@@ -79,9 +79,16 @@ def draw_chart(
         (one.label, f"{point.x:.6g}", f"{point.y:.6g}", point.tip) for one in series for point in one.points
     ]
     values = make_table(f"Values of {title}", ["series", *axes, "mark"], rows)
-    legend = [(n % 7, (HOLLOW if one.hollow else SHAPES)[n % 7], one.label) for n, one in enumerate(series)]
+    legend = [
+        (n % 7, (HOLLOW if one.hollow else SHAPES)[_mark(n)], one.label) for n, one in enumerate(series)
+    ]
     svg = _annotate(_draw(axes, series, diagonal), name, text, series) if has_charts() else ""
     return Chart(title, text, svg, legend, values)
+
+
+def _mark(number: int) -> int:
+    """Return which mark a series has: colours and marks come round together only after 49 series."""
+    return (number + number // 7) % 7
 
 
 def _thin(series: Sequence[Series]) -> list[Series]:
@@ -146,7 +153,7 @@ def _draw_series(axes: Any, series: Series, number: int) -> None:
         [point.x for point in series.points],
         [point.y for point in series.points],
         color=colour,
-        marker=MARKERS[number % 7],
+        marker=MARKERS[_mark(number)],
         markersize=1.5 if dense else 7 if len(series.points) == 1 else 5.5,
         linestyle="-" if series.line else "none",
         markeredgewidth=1.2 if series.hollow else 0.5,

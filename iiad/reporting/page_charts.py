@@ -105,15 +105,24 @@ def loss_chart(name: str, title: str, logs: Sequence[tuple[str, Sequence[dict[st
 def evaluation_charts(name: str, evaluation: Evaluation) -> list[Chart]:
     """Quality against cost, a mark a model: on the text, by metrics of generated texts, and by task."""
     charts: dict[tuple[str, str], list[Series]] = {}
-    for title, axis, result, value, bar in _qualities(evaluation):
+    found = list(_qualities(evaluation))
+    for title, axis, result, value, bar in found:
         low, high = bar or (None, None)
         between = "" if bar is None else f" ({low:.4g} to {high:.4g})"
         tip = f"{result.label}: {result.evaluations_per_token} evaluations per token, {axis} {value:.4g}{between}"
         mark = Series(result.label, [Point(result.evaluations_per_token, value, tip, low, high)])
         charts.setdefault((title, axis), []).append(mark)
-    text = "To the left is cheaper. Bars: the interval, or the standard error, that the evaluation gives."
+    bars = {
+        title: " Bars: 95 % intervals, or standard errors of tasks." for title, _, _, _, bar in found if bar
+    }
     return [
-        draw_chart(f"{name}-{number}", title, text, ("block evaluations per token", axis), series)
+        draw_chart(
+            f"{name}-{number}",
+            title,
+            f"To the left is cheaper.{bars.get(title, '')}",
+            ("block evaluations per token", axis),
+            series,
+        )
         for number, ((title, axis), series) in enumerate(list(charts.items())[:MOST_CHARTS])
     ]
 
