@@ -12,6 +12,10 @@ from .output import print_result
 
 __all__ = ["capture"]
 
+_OF_SIGNALS = """
+top_k temperature hidden_layers compression max_tokens blocks_per_shard text_field check_teacher
+""".split()
+
 
 def capture(
     context: typer.Context,
@@ -20,11 +24,27 @@ def capture(
     ],
     data: Annotated[
         list[str],
-        typer.Option(help="Text, after the teacher: files, globs, folders or stdlib.", callback=require_text),
+        typer.Option(
+            help="Text, after the teacher, or pairs: files, globs, folders, stdlib.", callback=require_text
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "--output-dir", help="A new folder for signals.json and the shards.")
     ],
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            help="Of an encoder-decoder: write what it makes of each source, by so many beams, as pairs."
+        ),
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="Of beams: compare them by log likelihood over length to this power. Default: 1."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="With --beam: most tokens of a target. Default: 128, or the model's positions."),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Tokens whose probability is kept.")] = 64,
     temperature: Annotated[float, typer.Option(help="The logits are divided by it.")] = 1.0,
     hidden_layers: Annotated[
@@ -37,7 +57,10 @@ def capture(
     batch_size: Annotated[int, typer.Option(help="Blocks run at a time.")] = 8,
     block_size: Annotated[
         int | None,
-        typer.Option(help="Tokens of a block. Default: 512, or the model's context if shorter."),
+        typer.Option(
+            help="Tokens of a block; with --beam of the longest source. Default: 512, or the model's context if "
+            "shorter; of sources the model's positions."
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Whole blocks of so many tokens, from the start. Default: all.")
@@ -61,13 +84,41 @@ def capture(
     of all others and, if asked for, hidden states. The signals are bound to
     teacher, tokenizer and text by their hashes.
 
+    With --beam: the teacher's own targets of all sources, as pairs.jsonl
+    (sequence-level distillation), which train and distill take as data.
+
     Example:  iiad capture teacher --data texts/*.jsonl --output signals --top-k 64
+
+    Example:  iiad capture translator --data pairs.jsonl --beam 5 --output beams
     """
     import time
 
-    if hidden_layers is None:
+    if beam is not None:
+        refuse_options(context, "with --beam", *_OF_SIGNALS)
+    elif hidden_layers is None:
         refuse_options(context, "without --hidden-layers", "compression")
+    if beam is None:
+        refuse_options(context, "without --beam", "length_penalty", "max_new_tokens")
     claim_outputs([teacher], all_data(data), folders={"output": output})
+    if beam is not None:
+        from iiad.generation.beam_targets import capture_beams
+        from iiad.reporting.signal_tables import beams_line
+
+        pairs = capture_beams(
+            teacher,
+            all_data(data),
+            output,
+            num_beams=beam,
+            length_penalty=length_penalty,
+            max_new_tokens=max_new_tokens,
+            max_source_tokens=block_size,
+            batch_size=batch_size,
+            device=device,
+            dtype="bfloat16" if bf16 else None,
+            resume=resume,
+        )
+        print_result(pairs, lambda width: f"{output}: {beams_line(pairs)}")
+        return
     from iiad.distillation.capture import capture_signals
     from iiad.reporting.signal_tables import signals_line
 

@@ -93,6 +93,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 2**20),
+    "beam": (1, 2**10),
     "block_size": (1, 2**24),
     "blocks_per_shard": (1, 2**30),
     "compute_cut": (0, 1),

@@ -15,6 +15,7 @@ from iiad.evaluation.bench_artefact import Bench
 from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.quality_artefact import Evaluation
 from iiad.files import read_json
+from iiad.generation.beam_record import BeamRecord
 from iiad.influence.profile import Profile
 from iiad.planning import LatencyTable, Plan, Verification
 from iiad.planning.trust import assess_trust
@@ -26,7 +27,7 @@ from .evaluation_tables import evaluation_table
 from .latency_tables import latency_table
 from .plan_tables import PlanReport
 from .profile_tables import InfluenceReport
-from .signal_tables import signals_summary
+from .signal_tables import beams_summary, signals_summary
 from .study_tables import study_table
 from .verification_tables import VerificationReport
 
@@ -42,6 +43,7 @@ _TABLES: dict[type[Artefact], Callable[[Any, int, bool], RenderableType]] = {
     Check: lambda check, width, details: check_table(check),
     StudyResult: lambda result, width, details: study_table(result, width),
     SignalRecord: lambda record, width, details: signals_summary(record),
+    BeamRecord: lambda record, width, details: beams_summary(record),
 }
 KINDS: dict[str, type[Artefact]] = {kind.model_fields["kind"].default: kind for kind in _TABLES}
 """Every kind of artefact that stands by itself."""

@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from iiad.distillation.signal_record import SignalRecord
+from iiad.generation.beam_record import BeamRecord
 from iiad.progress import format_size
 
 from .tables import format_share
 
-__all__ = ["signals_line", "signals_summary"]
+__all__ = ["beams_line", "beams_summary", "signals_line", "signals_summary"]
 
 
 def signals_line(record: SignalRecord) -> str:
@@ -38,6 +39,29 @@ def signals_summary(record: SignalRecord, head: str = "") -> RenderableType:
         f"iiad {record.iiad_version}",
     ]
     return Group(*map(Text, [head, *lines] if head else lines))
+
+
+def beams_line(record: BeamRecord) -> str:
+    """Return pairs, what was left out, and what did not end, in a line."""
+    return (
+        f"{record.num_pairs:,} pairs by {record.num_beams} beam{'s' if record.num_beams > 1 else ''}; left out: "
+        f"{record.num_left_out:,} long sources, {record.num_empty:,} without text; {record.num_unfinished:,} cut at "
+        f"{record.max_new_tokens} tokens"
+    )
+
+
+def beams_summary(record: BeamRecord) -> RenderableType:
+    """Return what `iiad show` prints."""
+    teacher, names = record.teacher, ", ".join(record.data.names)
+    penalty = "" if record.length_penalty is None else f", length penalty {record.length_penalty:g}"
+    lines = [
+        f"targets of {teacher.name} ({teacher.fingerprint[:12]}), iterations {_plan(teacher.num_iterations)}, "
+        f"in {record.dtype}",
+        f"of the sources of {names} ({record.data.fingerprint[:12]}), {record.data.num_tokens:,} tokens{penalty}",
+        beams_line(record),
+        f"iiad {record.iiad_version}",
+    ]
+    return Group(*map(Text, lines))
 
 
 def _plan(num_iterations: list[int]) -> str:

@@ -14,11 +14,13 @@ from iiad.errors import InputError
 from iiad.evaluation.bench_artefact import PARTS, Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
 from iiad.evaluation.check_artefact import Check, CheckResult, CheckSettings
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, EvaluationSettings
+from iiad.generation.beam_record import BeamRecord
 from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
 from iiad.studies.estimation import Estimate
 from iiad.studies.study_artefact import ArmResult, SeedFigures, StudentResult, StudyResult
 from iiad.training import RunRecord, TrainRecipe
 from tests.helpers import make_profile, make_table, printed, refused
+from tests.planning.test_pair_costs import EQUAL, make_pair_table
 from tests.reporting.test_verification_report import make_verification
 
 NAN, INF = float("nan"), float("inf")
@@ -109,6 +111,14 @@ def make_check(model):
     return Check(model=model, teacher=model, plan_fingerprint="a" * 64, settings=settings, results=results)
 
 
+def make_beams(profile):
+    return BeamRecord(
+        teacher=profile.model, tokenizer_fingerprint="a" * 64, data=profile.data[0], dtype="float32", num_beams=2,
+        length_penalty=1.0, max_new_tokens=8, num_pairs=3, num_left_out=1, num_empty=0, num_unfinished=1,
+        sha256="b" * 64,
+    )  # fmt: skip
+
+
 def make_signals(profile):
     layout = SignalLayout(
         block_size=16, vocab_size=97, top_k=8, hidden_layers=[0, 2], hidden_size=32, compression="int8",
@@ -152,11 +162,16 @@ def make_samples():
         "plan": plan_by_threshold(profile, 0.05, normalize="layer"),
         "plan-by-target": plan_by_target(profile, Targets(speedup=1.1), bounds=bounds, latency=table),
         "latency": table,
+        "plan-of-pairs": plan_by_target(
+            EQUAL, Targets(speedup=1.1, phase="sentence"), latency=make_pair_table(4, 8)
+        ),
+        "latency-of-pairs": make_pair_table(4, 8),
         "verification": make_verification(),
         "evaluation": make_evaluation(profile),
         "bench": make_bench(profile.model),
         "check": make_check(profile.model),
         "signals": make_signals(profile),
+        "beams": make_beams(profile),
         "study": make_study(),
         "run": RunRecord(
             command="train",

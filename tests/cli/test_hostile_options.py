@@ -41,7 +41,10 @@ WORDS = [
     "1=" + "9" * 5000, "9" * 5000, "states:length=" + "9" * 5000, "states:rows=0", "a.b=" + "9" * 5000,
     "owner/name", "../x",
 ]  # fmt: skip
-NEGATIVE = {("plan", "max_score")}
+NEGATIVE = {
+    ("plan", "max_score"),
+    *((command, "length_penalty") for command in ("capture", "evaluate", "generate")),
+}
 """Options that take numbers below zero."""
 SHARES = pytest.mark.parametrize("share", [0.05, pytest.param(1.0, marks=pytest.mark.slow)])
 """Share of the values that are tried."""

@@ -241,7 +241,7 @@ def test_a_folder_without_artefacts_other_files_and_broken_ones_are_refused(tmp_
     (tmp_path / "notes.json").write_text('{"kind": "plan of ours"}')
     with refused(tmp_path, "expected a folder with artefacts of iiad, got none"):
         gather([tmp_path])
-    with refused("notes.json: kind: expected bench"):
+    with refused("notes.json: kind: expected beams, bench"):
         gather([tmp_path / "notes.json"])
     with refused("nowhere.json: no such file"):
         gather([tmp_path / "nowhere.json"])
