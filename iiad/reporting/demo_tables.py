@@ -68,6 +68,7 @@ def next_steps(folder: Path, minutes: float) -> str:
     runs = folder / "runs"
     return f"""
 done in {minutes:.1f} min; everything lies in {folder}. Next:
+  {folder}/report.html                                    # all of it on one page, for a browser
   iiad show {folder}/study.json
   iiad profile {runs}/teacher-seed0 --data states:length=16 --output profile.json
   iiad plan profile.json --curve

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from iiad.errors import InputError
 from iiad.files import write_text
+from iiad.outputs import require_apart
 from iiad.progress import print_status
 
 from .charts import has_charts
@@ -38,6 +39,7 @@ def write_page(paths: Sequence[str | Path], output: str | Path) -> Sources:
     different models, an output that cannot be written.
     """
     sources = gather(paths)
+    require_apart(sources.paths, files={"output": output})
     if not has_charts():
         print_status(
             "pictures: matplotlib is not installed (pip install 'iiad[plot]'); the page has tables alone"

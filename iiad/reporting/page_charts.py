@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 from iiad.evaluation.bench_artefact import Bench, BenchResult, Phase
@@ -14,7 +13,7 @@ from iiad.planning.curve import TradeOff
 from iiad.planning.plan import Plan
 from iiad.planning.verification import Verification
 from iiad.studies.estimation import Estimate
-from iiad.studies.study_artefact import StudyResult
+from iiad.studies.study_artefact import ArmResult, StudentResult, StudyResult
 
 from .charts import Point, Series, draw_chart
 from .page_parts import Chart
@@ -25,7 +24,7 @@ __all__ = [
     "curve_chart",
     "evaluation_charts",
     "loss_chart",
-    "study_chart",
+    "study_charts",
     "verification_chart",
 ]
 
@@ -178,26 +177,42 @@ def _speedup(result: BenchResult, phase: str, label: str) -> Iterator[Point]:
         yield Point(predicted, spread.median, tip, spread.low, spread.high)
 
 
-def study_chart(name: str, result: StudyResult) -> Chart:
-    """Accuracy against evaluations per token: arms, and students by plan and training, with intervals."""
+def study_charts(name: str, result: StudyResult) -> list[Chart]:
+    """Accuracy and scores of texts against cost: arms, and students by plan and training, with intervals."""
+    seeds = max((len(arm.runs) for arm in result.arms), default=0)
+    text = f"To the left is cheaper. Bars: 95 % intervals over {seeds} seeds."
+    axes = ("block evaluations per token", "accuracy (%)")
+    charts = [draw_chart(f"{name}-0", "Accuracy against cost", text, axes, _of_study(result, None))]
+    metrics = dict.fromkeys(metric for arm in result.arms for metric in arm.texts)
+    axes = ("block evaluations per token", "score, 0 to 100")
+    for number, metric in enumerate(list(metrics)[:MOST_CHARTS], 1):
+        title = f"Texts by {metric} against cost"
+        charts.append(draw_chart(f"{name}-{number}", title, text, axes, _of_study(result, metric)))
+    return charts
 
-    def point(label: str, x: float, found: Estimate) -> Point:
-        low, high = (None if end is None else 100 * end for end in (found.low, found.high))
-        between = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
-        tip = f"{label}: {x:.3g} evaluations per token, accuracy {100 * found.mean:.1f} %{between}"
-        return Point(x, 100 * found.mean, tip, low, high)
 
-    groups: dict[str, list[Point]] = {
-        arm.name: [point(arm.name, arm.evaluations_per_token, arm.accuracy)] for arm in result.arms
-    }
-    for row in sorted(result.students, key=lambda row: row.evaluations_per_token):
-        training = "untrained" if row.training == "none" else row.training
-        label = f"cut by {row.plan}, {training}"
-        words = f"{100 * row.cut:.0f} % {label}"
-        groups.setdefault(label, []).append(point(words, row.evaluations_per_token, row.accuracy))
-    series = [Series(label, points, line=len(points) > 1) for label, points in groups.items()]
-    num_seeds = max(chain((len(arm.runs) for arm in result.arms), [0]))
-    text = f"Accuracy over block evaluations per token; bars: 95 % intervals over {num_seeds} seeds."
-    return draw_chart(
-        name, "Accuracy against cost", text, ("block evaluations per token", "accuracy (%)"), series
-    )
+def _of_study(result: StudyResult, metric: str | None) -> list[Series]:
+    """Return accuracy, or the scores of texts by a metric: a series an arm, and one a kind of student."""
+    groups: dict[str, list[Point]] = {}
+    for label, words, row in _rows(result):
+        found = row.accuracy if metric is None else row.texts.get(metric)
+        if found is not None:
+            point = _estimate(words, row.evaluations_per_token, found, 100 if metric is None else 1)
+            groups.setdefault(label, []).append(point)
+    return [Series(label, points, line=len(points) > 1) for label, points in groups.items()]
+
+
+def _rows(result: StudyResult) -> Iterator[tuple[str, str, ArmResult | StudentResult]]:
+    """Yield arms and students, each with its series and its own name."""
+    for arm in result.arms:
+        yield arm.name, arm.name, arm
+    for student in sorted(result.students, key=lambda student: student.evaluations_per_token):
+        label = f"cut by {student.plan}, {'untrained' if student.training == 'none' else student.training}"
+        yield label, f"{100 * student.cut:.0f} % {label}", student
+
+
+def _estimate(words: str, cost: float, found: Estimate, scale: float) -> Point:
+    low, high = (None if end is None else scale * end for end in (found.low, found.high))
+    between = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+    tip = f"{words}: {cost:.3g} evaluations per token, {scale * found.mean:.1f}{between}"
+    return Point(cost, scale * found.mean, tip, low, high)

@@ -22,7 +22,7 @@ from .page_charts import (
     curve_chart,
     evaluation_charts,
     loss_chart,
-    study_chart,
+    study_charts,
     verification_chart,
 )
 from .page_maps import influence_map, plan_grid
@@ -210,7 +210,7 @@ def _signals(sources: Sources) -> Section:
 def _study(sources: Sources) -> Section:
     def parts(number: int, source: Source, result: StudyResult) -> Iterator[Part]:
         yield Prose(result.answer)
-        yield study_chart(f"study{number}", result)
+        yield from study_charts(f"study{number}", result)
         yield from (part for part in _report(result) if part != Prose(result.answer))
 
     found = sources.of(StudyResult)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from iiad.evaluation.bench_artefact import Bench
-from iiad.influence.profile import Profile
+from iiad.influence.profile import METRICS, Profile
 from iiad.planning.plan import Plan
 
 from .page_parts import Cell, Code, Grid, make_table
@@ -88,6 +88,8 @@ def _commands(sources: Sources) -> Iterator[list[str]]:
         limits = [] if settings.max_tokens is None else ["--max-tokens", str(settings.max_tokens)]
         data = [word for part in profile.data for word in ("--data", *part.names)]
         sizes = ["--block-size", str(settings.block_size), "--batch-size", str(settings.batch_size)]
+        if set(profile.scores) != set(METRICS):  # all are the default
+            sizes += [word for metric in profile.scores for word in ("--metric", metric)]
         sizes += ["--seed", str(settings.seed), "--dtype", settings.dtype]
         yield ["iiad", "profile", profile.model.name, *data, *limits, *sizes, "--output", str(source.path)]
     for source, plan in sources.of(Plan):

@@ -62,6 +62,13 @@ class Sources:
         return [(source, source.artefact) for source in self.files if type(source.artefact) is kind]
 
     @property
+    def paths(self) -> list[Path]:
+        """Files that no page may replace: the artefacts, and what lies in folders of runs and models, pages aside."""
+        folders = [run.folder for run in self.runs] + [Path(model.folder) for model in self.models]
+        inside = [file for folder in folders for file in folder.iterdir() if file.suffix != ".html"]
+        return [source.path for source in self.files] + inside
+
+    @property
     def teacher(self) -> ModelIdentity | None:
         """The model that the page is about: that of the first artefact which names one."""
         named = [_models(source.artefact) for source in self.files]

@@ -276,7 +276,12 @@ def test_the_command_writes_a_page_and_refuses_bad_output_without_leaving_anythi
     ):
         code, out, err = iiad("report", experiment, "--output", output)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
+    for name in ("plan-1.json", "profile-0.json"):
+        code, _, err = iiad("report", experiment, "--output", experiment / name, "--overwrite")
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "which is an input" in err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert iiad("report", experiment, "--output", tmp_path / "report.html", "--overwrite")[0] == 0
 
 
 def test_text_and_marks_stand_out_from_their_ground_in_both_themes():
