@@ -76,9 +76,9 @@ def _text_tables(results: list[EvaluationResult], signatures: dict[str, str], wi
     def column(result: EvaluationResult) -> tuple[str, Callable[[str], str]]:
         return result.label, lambda name: _format_score(result.text_metrics.get(name))
 
-    made = Table(box=None, pad_edge=False, show_header=False)
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    made.add_column("metric", no_wrap=True)
+    made.add_column("signature", overflow="fold")
     for signature in dict.fromkeys(signatures.values()):
         made.add_row(", ".join(name for name, own in signatures.items() if own == signature), signature)
     return [*record_tables([("texts", str), *map(column, results)], signatures, width), made]
