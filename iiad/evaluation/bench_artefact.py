@@ -142,7 +142,8 @@ class BenchResult(Record):
     quantization: Literal["int8", "int4"] | None = Field(description="of the weights of its blocks")
     compiled: bool = Field(
         default=False,
-        description="decodes from a static cache through torch.compile; prefill is not compiled",
+        description="decodes from a static cache through torch.compile; neither prefill nor an encoder-decoder's "
+        "first step is compiled",
     )
     perplexity: Amount | None = Field(default=None, description="of the evaluation that the bench was given")
     accuracy: Share | None = Field(default=None, description="likewise: share of tokens ranked first")

@@ -110,6 +110,6 @@ def measure_peaks(row: Row, prompts: Tensor) -> dict[str, int]:
     A compiled row runs eager on its static cache.
     """
     model = row.under_plan()
-    calls = run_calls(model, prompts, new_cache(model, prompts.shape[1] + 1 if row.compiled else None))
+    calls = run_calls(model, prompts, new_cache(model, (prompts.shape[1], 1) if row.compiled else None))
     prefill, decode = peaks_in_turn([lambda: next(calls)] * 2, str(model.device))
     return {"prefill": prefill, "decode": decode}

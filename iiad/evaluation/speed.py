@@ -81,8 +81,7 @@ def bench_models(
         models: folders or hub names, all causal or all encoder-decoders; the others are compared with the first.
         plan: a plan or its file: adds the first model truncated to it as the second row.
         quantize: kinds of weight-only quantization, "int8" or "int4": each adds the first model in it as a row.
-        compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile;
-            causal models only.
+        compiled: adds each row but the quantized ones again, decoding from a static cache through torch.compile.
         evaluation: an evaluation or its file: gives perplexity and accuracy to rows with the same model, plan and
             quantization.
         batch_size: sequences at a time, one number or several.
@@ -108,7 +107,7 @@ def bench_models(
     kinds = check_kinds(quantize, device, dtype)
     scores = Evaluation.load(evaluation) if isinstance(evaluation, str | Path) else evaluation
     configs = [load_config(model) for model in models]
-    kind = "pair" if configs[0].is_encoder_decoder and not compiled else "causal"
+    kind = "pair" if configs[0].is_encoder_decoder else "causal"
     for model, config in zip(models, configs, strict=True):
         require_kind(model, config, kind)
         require_positions(model, max(grid["prompt_tokens"]), new_tokens)

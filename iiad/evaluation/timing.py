@@ -76,9 +76,10 @@ def time_model(model: Any, prompts: Tensor, num_steps: int, step: Step | None = 
     """Run and time a model, without generate() and its bookkeeping.
 
     prompts: (B, T) token ids on the model's device. num_steps: decoding steps, at least 1; each is one forward
-    call that reads one token of each sequence and chooses the next. step: from `compile_step`, decodes instead.
+    call that reads one token of each sequence and chooses the next. step: from `compile_step`, decodes instead; not
+    in an encoder-decoder's first step, which makes the source's keys and values.
     """
-    cache = new_cache(model, None if step is None else prompts.shape[1] + num_steps)
+    cache = new_cache(model, None if step is None else (prompts.shape[1], num_steps))
     calls = run_calls(model, prompts, cache, step)
     started = now(prompts.device)
     chosen = [next(calls)]
@@ -88,16 +89,19 @@ def time_model(model: Any, prompts: Tensor, num_steps: int, step: Step | None = 
     return Timing(prefilled - started, ended - prefilled, _held_bytes(cache), torch.cat(chosen, 1))
 
 
-def new_cache(model: Any, max_cache_len: int | None = None, kind: type[DynamicCache] = DynamicCache) -> Any:
-    """Return an empty cache: dynamic, or static of that many tokens, prompt included.
-
-    kind: of a dynamic cache. An encoder-decoder's is always dynamic.
-    """
-    if reads_sources(model):
-        return EncoderDecoderCache(kind(config=model.config), kind(config=model.config))
-    if max_cache_len is None:
-        return kind(config=model.config)
-    return StaticCache(config=model.config, max_cache_len=max_cache_len)
+def new_cache(
+    model: Any, static: tuple[int, int] | None = None, kind: type[DynamicCache] = DynamicCache
+) -> Any:
+    """Return an empty cache. static: for so many prompt and new tokens; None: dynamic. kind: of a dynamic one."""
+    config = model.config
+    if not reads_sources(model):
+        return (
+            kind(config=config) if static is None else StaticCache(config=config, max_cache_len=sum(static))
+        )
+    if static is None:
+        return EncoderDecoderCache(kind(config=config), kind(config=config))
+    source, new = (StaticCache(config=config, max_cache_len=length) for length in static)
+    return EncoderDecoderCache(new, source)
 
 
 def reads_sources(model: Any) -> bool:
@@ -119,7 +123,8 @@ def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None)
 
     Of an encoder-decoder the first is the start token, when the encoder has run.
 
-    prompts: (B, T) on the model's device. cache: empty; it is filled. step: makes all calls but the prompts'.
+    prompts: (B, T) on the model's device. cache: empty; it is filled. step: makes all calls but the first, and the
+    encoder's.
     Endless, and in the caller's grad mode.
     """
     takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -14,7 +14,7 @@ from iiad.evaluation.timing import Timing, compile_step, random_prompts, time_mo
 from iiad.planning import Plan
 from iiad.reporting.bench_tables import bench_table, explain_losses
 from iiad.reporting.pictures import draw_bench
-from tests.helpers import BUDGET, load_spoilt, make_iiet, printed, refused
+from tests.helpers import BUDGET, load_spoilt, make_iiet, make_seq2seq, printed, refused
 
 QUICK = {"prompt_tokens": 8, "new_tokens": 3, "repeats": 1, "device": "cpu"}
 LABELS = ["teacher", "teacher, truncated", "teacher, int8", "llama"]
@@ -150,6 +150,21 @@ def test_compiled_decoding_chooses_the_tokens_of_the_eager_model(policy):
     compiled = time_model(model, prompts, 4, compile_step(model))
     assert torch.equal(compiled.tokens, eager.tokens)
     assert compiled.cache_bytes == eager.cache_bytes  # the length asked for is the length used
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("with_aot_eager")
+@torch.inference_mode()
+def test_compiled_decoding_of_an_encoder_decoder_chooses_the_tokens_of_the_eager_model():
+    model = make_seq2seq(num_layers=1, num_iterations=1, num_encoder_layers=1, num_encoder_iterations=0)
+    prompts, counted = random_prompts(2, 9, 97, seed=1), torch._dynamo.utils.counters
+    counted.clear()
+    eager, step = time_model(model, prompts, 4), compile_step(model)
+    for _ in range(2):
+        compiled = time_model(model, prompts, 4, step)
+        assert torch.equal(compiled.tokens, eager.tokens)
+        assert compiled.cache_bytes == eager.cache_bytes
+    assert counted["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.slow

@@ -167,9 +167,7 @@ def test_more_tokens_than_positions_are_refused_for_each_half(pair_folders):
             bench_models([pair_folders.teacher], **{**QUICK, name: 129})
 
 
-def test_compiled_or_mixed_kinds_of_models_are_refused(folders, pair_folders):
-    with refused("translator: expected a causal language model, got an encoder-decoder (iiet_seq2seq)"):
-        bench_models([pair_folders.teacher], compiled=True, **QUICK)
+def test_mixed_kinds_of_models_are_refused(folders, pair_folders):
     with refused("teacher: expected an encoder-decoder, got a causal language model (iiet)"):
         bench_models([pair_folders.teacher, folders.teacher], **QUICK)
 
