@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import claim_outputs
+from .options import Settings, claim_outputs
 from .output import print_result
 
 __all__ = ["study", "write_study_page"]
@@ -21,6 +21,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List runs, tokens, FLOPs and minutes from a measured step.")
     ] = False,
+    settings: Settings = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for a picture of the result (PNG, SVG).")] = None,
 ) -> None:
     """Train arms with several seeds and tuned learning rates, distil students, and compare them with intervals.
@@ -31,7 +32,7 @@ def study(
     from iiad.reporting.study_tables import estimates_table, study_table
     from iiad.studies.definition import find_study, load_study
 
-    loaded = load_study(study)
+    loaded = load_study(study, settings or [])
     if dry_run:
         from iiad.studies.estimates import estimate_runs
 

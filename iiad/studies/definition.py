@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
 from iiad.errors import InputError
 from iiad.evaluation.text_metrics import require_metrics
 from iiad.training.problems import Conflicts, Section, find_problems
-from iiad.training.recipe_files import find_recipe, read_yaml
+from iiad.training.recipe_files import change_fields, find_recipe, read_yaml
 from iiad.training.recipes import DistillRecipe, TrainRecipe, load_recipe
 
 __all__ = ["StudentsSection", "Study", "TextsSection", "find_study", "load_study"]
@@ -133,13 +134,20 @@ def find_study(name: str | Path) -> Path:
     return find_recipe(name, "study", "studies")
 
 
-def load_study(name: str | Path) -> Study:
+def load_study(name: str | Path, changes: Sequence[str] = ()) -> Study:
     """Read a study and check it whole, with the recipes of all arms and of the students.
 
-    Raises InputError with all problems in one line.
+    changes: `SECTION.FIELD=VALUE` of all arms' recipes, put over the study's own. Raises InputError with all problems
+    in one line.
     """
     path = find_study(name)
     fields = read_yaml(path)
+    for change in changes:
+        value: Any = change_fields({}, [change])
+        field = change.partition("=")[0].strip()
+        for part in field.split("."):
+            value = value[part]
+        change_fields(fields, overrides={"settings": {field: value}})
     if problems := find_problems(Study, fields):
         raise InputError(f"{path}: {'; '.join(problems)}")
     study = Study.model_validate(fields)

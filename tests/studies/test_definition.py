@@ -38,6 +38,21 @@ def test_runs_are_recipes_with_the_changes_of_the_study_the_arm_the_seed_and_the
     assert load().lesson(1).training.seed == 1
 
 
+def test_settings_of_the_command_stand_above_those_of_the_study_and_below_an_arms(load, tmp_path):
+    load()
+    changes = ["training.max_steps=7", "model.num_iterations=1", "model.num_layers=1"]
+    study = load_study(tmp_path / "study.yaml", changes)
+    recipe = study.recipe_of("r2")
+    assert (recipe.training.max_steps, recipe.model.num_iterations, recipe.model.num_layers) == (7, 2, 1)
+    assert recipe.training.warmup_steps == 0
+    for change, message in (
+        ("model.deep=1", "model.deep: no such field"),
+        ("deep", "expected section.field=value"),
+    ):
+        with refused(message):
+            load_study(tmp_path / "study.yaml", [change])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
