@@ -156,7 +156,7 @@ def _draw_series(axes: Any, series: Series, number: int) -> None:
         marker=MARKERS[_mark(number)],
         markersize=1.5 if dense else 7 if len(series.points) == 1 else 5.5,
         linestyle="-" if series.line else "none",
-        markeredgewidth=1.2 if series.hollow else 0.5,
+        markeredgewidth=1.2 if series.hollow and not dense else 0.5,
         fillstyle="none" if series.hollow else "full",
         gid=f"series-{number}",
         clip_on=False,
@@ -173,6 +173,8 @@ def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
         axis = getattr(axes, f"{which}axis")
         axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axis.set_minor_formatter(NullFormatter())
+    elif all(value == int(value) for value in values):
+        axes.locator_params(axis=which, integer=True)
 
 
 def _annotate(svg: bytes, name: str, text: str, series: Sequence[Series]) -> str:

@@ -26,7 +26,7 @@ from .page_charts import (
     verification_chart,
 )
 from .page_maps import influence_map, plan_grid
-from .page_parts import WIDTH, Code, Details, Grid, Part, Prose, Section, make_table, parts_of
+from .page_parts import WIDTH, Cell, Code, Details, Grid, Part, Prose, Section, make_table, parts_of
 from .plan_tables import CurveReport
 from .profile_tables import profile_verdict
 from .provenance import artefact_list, command_lines, data_table, versions
@@ -135,7 +135,7 @@ def _training(sources: Sources) -> Section:
     parts: list[Part] = []
     runs = sources.runs
     if runs:
-        headings = ["run", "command", "state", "step", "loss", "validation", "parameters"]
+        headings = ["run", "command", "state", "step", "loss", "validation", "parameters", "plan"]
         parts.append(make_table("Runs", headings, [_run_row(run) for run in runs]))
     by_command: dict[str, list[Run]] = {}
     for run in runs:
@@ -148,7 +148,7 @@ def _training(sources: Sources) -> Section:
     return Section("training", "Training and distillation", parts, "Losses of the runs, stage by stage.")
 
 
-def _run_row(run: Run) -> list[str]:
+def _run_row(run: Run) -> list[Any]:
     stage, model = run.status.stage, run.status.model
     figures: dict[str, Any] = stage.figures if stage else {}
 
@@ -159,7 +159,9 @@ def _run_row(run: Run) -> list[str]:
     state = describe_state(run.status.finished, run.status.running)
     step = f"{stage.step:,} of {stage.max_steps:,}" if stage else "-"
     parameters = f"{model.num_parameters:,}" if model else "-"
-    return [str(run.folder), run.record.command, state, step, number("loss"), number("eval_loss"), parameters]
+    losses = (number("loss"), number("eval_loss"))
+    plan = " ".join(map(str, model.num_iterations or [])) if model else ""
+    return [str(run.folder), run.record.command, state, step, *losses, parameters, Cell(plan or "-")]
 
 
 def _quality(sources: Sources) -> Section:

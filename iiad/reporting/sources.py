@@ -112,8 +112,16 @@ def _find(given: Path) -> Iterator[Path]:
             looked_at += 1
             if looked_at > MOST_FILES:
                 raise InputError(f"{given}: expected at most {MOST_FILES:,} files, got more; name fewer")
-            if _is_ours(place / name) or (name == "config.json" and RECORD not in files):
+            if _is_ours(place / name) or (name == "config.json" and RECORD not in files and _is_model(place)):
                 yield place / name
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        summarize_model(folder)
+    except InputError:
+        return False
+    return True
 
 
 def _load_study(folder: Path) -> StudyResult | None:

@@ -250,6 +250,26 @@ def test_a_folder_without_artefacts_other_files_and_broken_ones_are_refused(tmp_
         gather([tmp_path])
 
 
+def test_of_a_study_the_page_shows_the_profile_and_plans_of_the_first_seed(tmp_path):
+    make_study(1).save(tmp_path / "study.json")
+    for seed in (0, 1, 10):
+        profile = make_profile()
+        teacher = profile.model.model_copy(update={"fingerprint": f"{seed:064}"})
+        profile.model_copy(update={"model": teacher}).save(tmp_path / "runs" / f"arm-seed{seed}.profile.json")
+        Plan.explicit([1, 0, 0], teacher).save(tmp_path / "runs" / f"arm-seed{seed}-cut0.5.plan.json")
+    names = [source.path.name for source in gather([tmp_path]).files]
+    assert names == ["arm-seed0.profile.json", "arm-seed0-cut0.5.plan.json", "study.json"]
+
+
+def test_what_lies_beside_artefacts_is_passed_over(experiment):
+    (experiment / "config.json").write_text('{"model_type": "of a data set"}')
+    (experiment / "tokenizer.json").write_text("{}")
+    (experiment / "checkpoint-3").mkdir()
+    make_profile().save(experiment / "checkpoint-3" / "profile.json")
+    sources = gather([experiment])
+    assert (len(sources.files), sources.models) == (4, [])
+
+
 def test_a_file_that_two_paths_name_is_there_once(experiment):
     assert len(gather([experiment, experiment / "profile-0.json"]).files) == len(gather([experiment]).files)
 
