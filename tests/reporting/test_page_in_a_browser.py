@@ -96,6 +96,13 @@ def test_a_table_sorts_by_click_and_by_keyboard_and_says_so(opened):
     assert order()[0] == table.locator("tbody th").first.inner_text()
 
 
+def test_axe_finds_nothing_that_keeps_anyone_out(opened):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser`").Axe()
+    opened.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    found = axe.run(opened)
+    assert not found.violations_count, found.generate_report()
+
+
 def test_the_text_of_the_page_stands_out_from_what_is_behind_it(opened):
     """Ink of a cell, a paragraph and a link, as the browser has computed them."""
     from iiad.reporting.page_colours import contrast
