@@ -146,7 +146,7 @@ class ModelIdentity(Record):
 
     def layer_labels(self) -> list[str]:
         """Return the layers' labels below the heading "layer": "3" or, of a pair model, "decoder 1"."""
-        return [self.layer_name(t).removeprefix("layer ") for t in range(self.num_layers)]
+        return [self.layer_name(t).removeprefix("layer ") for t in range(len(self.num_iterations))]
 
     @property
     def num_evaluations(self) -> int:

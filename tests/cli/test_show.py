@@ -25,6 +25,14 @@ def test_files_are_printed_by_what_they_are_in_the_order_given(iiad, tmp_path):
     assert places == sorted(places)
 
 
+def test_a_plan_whose_teacher_claims_fewer_layers_than_it_has_iterations_for_is_shown(iiad, tmp_path):
+    plan = plan_by_threshold(make_profile(), 0.1)
+    plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"num_layers": 1})}).save(
+        tmp_path / "p.json"
+    )
+    assert iiad("show", tmp_path / "p.json")[0] == 0
+
+
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """An empty folder that holds a profile."""
