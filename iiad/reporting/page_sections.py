@@ -77,6 +77,8 @@ def _titled(found: list[tuple[Source, Any]], of: Any) -> Iterator[Part]:
         if len(found) > 1:
             yield Prose(str(source.path), "heading")
         yield from of(number, source, artefact)
+    if len(found) > MOST_OF_A_KIND:
+        yield Prose(f"{len(found) - MOST_OF_A_KIND} more are in the list of artefacts.", "note")
 
 
 def _influence(sources: Sources) -> Section:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from iiad.evaluation.bench_artefact import Bench
+from iiad.evaluation.check_artefact import Check
 from iiad.influence.profile import METRICS, Profile
 from iiad.planning.plan import Plan
 
 from .page_parts import Cell, Code, Grid, make_table
-from .sources import Run, Sources
+from .sources import Run, Sources, models_of
 
 __all__ = ["artefact_list", "command_lines", "data_table", "versions"]
 
@@ -21,13 +22,7 @@ def artefact_list(sources: Sources) -> Grid:
     rows = []
     for source in sources.files:
         artefact = source.artefact
-        model = getattr(artefact, "teacher", None) or getattr(artefact, "model", None)
-        models = (
-            [model]
-            if model
-            else [row.model for row in getattr(artefact, "results", []) if hasattr(row, "model")]
-        )
-        names = ", ".join(dict.fromkeys(each.name for each in models))
+        names = ", ".join(dict.fromkeys(model.name for model in models_of(artefact)))
         rows.append([artefact.kind, str(source.path), names or "-", _hash(source.sha256)])
     for run in sources.runs:
         state = "finished" if run.record.finished else "unfinished"
@@ -80,59 +75,66 @@ def command_lines(sources: Sources) -> Code:
 
 
 def _commands(sources: Sources) -> Iterator[list[str]]:
-    for run in sources.runs:
-        if run.record.command == "train":
-            yield _run(run)
+    yield from (_run(run) for run in sources.runs if run.record.command == "train")
     for source, profile in sources.of(Profile):
-        settings = profile.settings
-        limits = [] if settings.max_tokens is None else ["--max-tokens", str(settings.max_tokens)]
-        data = [word for part in profile.data for word in ("--data", *part.names)]
-        sizes = ["--block-size", str(settings.block_size), "--batch-size", str(settings.batch_size)]
-        if set(profile.scores) != set(METRICS):  # all are the default
-            sizes += [word for metric in profile.scores for word in ("--metric", metric)]
-        sizes += ["--seed", str(settings.seed), "--dtype", settings.dtype]
-        yield ["iiad", "profile", profile.model.name, *data, *limits, *sizes, "--output", str(source.path)]
+        yield [*_profile(profile), "--output", str(source.path)]
     for source, plan in sources.of(Plan):
         if plan.origin != "explicit":
             yield [*_plan(sources, plan), "--output", str(source.path)]
-    for run in sources.runs:
-        if run.record.command != "train":
-            yield _run(run)
-    for _, bench in sources.of(Bench):
-        yield _bench(bench)
+    yield from (_run(run) for run in sources.runs if run.record.command != "train")
+    for source, bench in sources.of(Bench):
+        yield [*_bench(bench), "--output", str(source.path)]
+    for source, check in sources.of(Check):
+        teacher = ["--teacher", check.teacher.name] if check.teacher else []
+        yield ["iiad", "check", check.model.name, *teacher, "--output", str(source.path)]
+
+
+def _options(**values: Any) -> list[str]:
+    """Return options of these names and values; of a list one option each."""
+    return [
+        word
+        for name, value in values.items()
+        for each in (value if isinstance(value, list) else [] if value is None else [value])
+        for word in (f"--{name.replace('_', '-')}", str(each))
+    ]
 
 
 def _run(run: Run) -> list[str]:
-    settings, folder = run.record.settings, str(run.folder)
-    given = [str(settings[name]) for name in ("teacher", "plan") if settings.get(name)]
-    recipe = str(run.folder / "recipe.yaml")
+    settings, recipe = run.record.settings, str(run.folder / "recipe.yaml")
+    again = _options(output_dir=f"{run.folder}-again")
     if run.record.command == "train":
-        return ["iiad", "train", recipe, "--output-dir", f"{folder}-again"]
-    return ["iiad", "distill", *given, "--recipe", recipe, "--output-dir", f"{folder}-again"]
+        return ["iiad", "train", recipe, *again]
+    given = [str(settings[name]) for name in ("teacher", "plan") if settings.get(name)]
+    return ["iiad", "distill", *given, "--recipe", recipe, *again]
+
+
+def _profile(profile: Profile) -> list[str]:
+    names = ("max_tokens", "block_size", "batch_size", "seed", "dtype")
+    options = {name: getattr(profile.settings, name) for name in names}
+    if set(profile.scores) != set(METRICS):  # all are the default
+        options["metric"] = list(profile.scores)
+    data = [word for part in profile.data for word in ("--data", *part.names)]
+    return ["iiad", "profile", profile.model.name, *data, *_options(**options)]
 
 
 def _plan(sources: Sources, plan: Plan) -> list[str]:
     profiles = [source.path for source, _ in sources.of(Profile) if source.sha256 == plan.profile_fingerprint]
+    targets = plan.targets.given if plan.targets else {}
     words = ["iiad", "plan", str(profiles[0]) if profiles else "profile.json", "--metric", str(plan.metric)]
-    if plan.threshold is not None:
-        words += ["--threshold", repr(plan.threshold)]
-        words += ["--normalize", plan.normalize] if plan.normalize not in (None, "none") else []
-    for name, value in (plan.targets.given if plan.targets else {}).items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    words += _options(threshold=plan.threshold, normalize=plan.normalize, **targets)
+    if plan.targets and plan.targets.limits_latency:
+        words += ["--latency", "latency.json", "--phase", plan.targets.phase]
+    if plan.bounds:
+        labels, bounds = plan.teacher.layer_labels(), plan.bounds
+        pins = [f"{labels[layer - 1]}={r}" for layer, r in bounds.pins.items() if layer <= len(labels)]
+        words += _options(
+            min_iterations=bounds.min_iterations, max_iterations=bounds.max_iterations, pin=pins
+        )
     return words
 
 
 def _bench(bench: Bench) -> list[str]:
     settings = bench.settings
     models = dict.fromkeys(result.model.name for result in bench.results)
-    grid = [word for size in settings.batch_size for word in ("--batch-size", str(size))]
-    grid += [word for tokens in settings.prompt_tokens for word in ("--prompt-tokens", str(tokens))]
-    rest = [
-        "--new-tokens",
-        str(settings.new_tokens),
-        "--repeats",
-        str(settings.repeats),
-        "--dtype",
-        settings.dtype,
-    ]
-    return ["iiad", "bench", *models, *grid, *rest]
+    names = ("batch_size", "prompt_tokens", "new_tokens", "repeats", "seed", "dtype")
+    return ["iiad", "bench", *models, *_options(**{name: getattr(settings, name) for name in names})]

@@ -19,7 +19,7 @@ from iiad.training.run_status import LOG, RunStatus, read_log, read_run
 
 from .artefact_tables import KINDS, load_artefact
 
-__all__ = ["Run", "Source", "Sources", "gather"]
+__all__ = ["Run", "Source", "Sources", "gather", "models_of"]
 
 MOST_FILES = 5000
 """Files that are looked at in all folders."""
@@ -71,7 +71,7 @@ class Sources:
     @property
     def teacher(self) -> ModelIdentity | None:
         """The model that the page is about: that of the first artefact which names one."""
-        named = [_models(source.artefact) for source in self.files]
+        named = [models_of(source.artefact) for source in self.files]
         return next((models[0] for models in named if models), None)
 
 
@@ -168,7 +168,7 @@ def _add(sources: Sources, path: Path) -> None:
         sources.files.append(Source(path, load_artefact(path), file_sha256(path)))
 
 
-def _models(artefact: Any) -> list[ModelIdentity]:
+def models_of(artefact: Any) -> list[ModelIdentity]:
     """Return the models that an artefact is about, its teacher first."""
     if artefact.kind in ("evaluation", "bench"):
         return [result.model for result in artefact.results]
@@ -182,7 +182,7 @@ def _require_one_teacher(sources: Sources) -> None:
     """Raise InputError for artefacts of different models: another teacher, or none that could be its student."""
     teacher, first = sources.teacher, None
     for source in sources.files:
-        models = _models(source.artefact)
+        models = models_of(source.artefact)
         if teacher is None or not models:
             continue
         first = first or source.path

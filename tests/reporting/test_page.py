@@ -3,18 +3,22 @@
 import base64
 import hashlib
 import re
+import shlex
 from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import product
 
 import pytest
+import typer
 
+from cli.main import app
 from iiad.errors import InputError
 from iiad.planning import Plan, plan_by_threshold
 from iiad.reporting import page as page_module
 from iiad.reporting.page import MOST_BYTES, render_page, write_page
 from iiad.reporting.page_colours import LEVELS, THEMES, contrast
 from iiad.reporting.page_parts import make_table, parts_of, sort_key
+from iiad.reporting.provenance import command_lines
 from iiad.reporting.sources import gather
 from iiad.reporting.tables import filled_table
 from iiad.studies.estimation import estimate
@@ -171,6 +175,22 @@ def test_every_artefact_can_be_on_a_page_and_quality_has_a_chart_for_text_texts_
             sample.save(tmp_path / f"{name}.json")
             page = Page(render_page(gather([tmp_path / f"{name}.json"])))
             assert page.text.count("against cost") >= 2 or name != "evaluation"
+
+
+def test_the_commands_of_a_page_are_commands_with_options_that_exist(tmp_path):
+    commands, found = typer.main.get_command(app).commands, {}
+    for name, sample in SAMPLES.items():
+        if name != "run":
+            sample.save(tmp_path / f"{name}.json")
+            for line in command_lines(gather([tmp_path / f"{name}.json"])).text.splitlines():
+                program, command, *words = shlex.split(line)
+                parameters = commands[command].params
+                assert program == "iiad"
+                assert {word for word in words if word.startswith("--")} <= {
+                    option for each in parameters for option in each.opts
+                }, line
+                found[name] = command
+    assert set(found.values()) == {"profile", "plan", "bench", "check"}
 
 
 @pytest.mark.slow
