@@ -88,7 +88,7 @@ class TextMetric(Record):
     low: Amount = Field(description="of the 95 % interval by bootstrap")
     high: Amount
     p_value: Share | None = Field(
-        description="paired bootstrap against the first model (Koehn 2004); None for that model"
+        description="paired, two-sided approximate randomization test against the first model; None for that model"
     )
 
 

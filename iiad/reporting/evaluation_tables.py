@@ -19,7 +19,7 @@ _LEGEND = (
     "retained: accuracy as a share of the first model's; bits per byte compares models of different tokenizers."
 )
 _TEXT_LEGEND = (
-    " Scores of texts: 0 to 100, ± half their 95 % interval; p: paired bootstrap against the first model."
+    " Scores of texts: 0 to 100, ± half their 95 % interval; p: paired randomization test against the first."
 )
 _Columns = list[tuple[str, Callable[[EvaluationResult], str]]]
 _NAME: _Columns = [("model", lambda row: row.label)]

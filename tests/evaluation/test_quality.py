@@ -187,7 +187,7 @@ def test_scores_of_texts_are_a_column_a_model_with_interval_and_p_value(evaluati
     assert "27.12 ± 1.25, p 0.031" in shown
     assert "tok:13a" in shown
     assert "1,200 texts by 4 beams" in shown
-    assert "paired bootstrap" in shown
+    assert "p: paired randomization" in shown
 
 
 def test_a_narrow_terminal_gets_stacked_tables_with_nothing_cut_off(evaluation):

@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 
 from iiad.errors import InputError
 from iiad.evaluation.text_metrics import TEXT_METRICS, score_texts
@@ -20,7 +22,7 @@ FAR = ["a bird flew away"] * len(REFERENCES)
 
 @pytest.fixture(scope="module")
 def scores():
-    return score_texts([NEAR, EXACT, FAR, NEAR], REFERENCES, list(TEXT_METRICS))
+    return score_texts([2 * texts for texts in (NEAR, EXACT, FAR, NEAR)], 2 * REFERENCES, list(TEXT_METRICS))
 
 
 def naive_bleu(texts, references):
@@ -90,11 +92,12 @@ def test_intervals_narrow_with_more_texts():
 
 def test_scores_come_with_signatures_and_again_the_same(scores):
     assert scores.signatures["bleu"].startswith(
-        "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|"
+        "nrefs:1|bs:1000|ar:2000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|"
     )
     assert "nc:6|nw:0" in scores.signatures["chrf"]
-    assert "stemmer:porter|bs:1000|seed:12345|version:0.1" in scores.signatures["rougeL"]
-    assert score_texts([NEAR, EXACT, FAR, NEAR], REFERENCES, list(TEXT_METRICS)) == scores
+    assert "stemmer:porter|bs:1000|ar:2000|seed:12345|version:0.1" in scores.signatures["rougeL"]
+    again = [2 * texts for texts in (NEAR, EXACT, FAR, NEAR)]
+    assert score_texts(again, 2 * REFERENCES, list(TEXT_METRICS)) == scores
 
 
 def test_empty_texts_score_0():
@@ -121,3 +124,28 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, metric, package)
         InputError, match=rf"metrics: expected {package} for {metric} \(pip install 'iiad\[eval\]'\)"
     ):
         score_texts([EXACT], EXACT, [metric])
+
+
+@pytest.mark.slow
+def test_one_chance_difference_in_twenty_is_called_significant_at_5_percent():
+    """Of sacrebleu's paired bootstrap it is more than 2: why the test is another. 3 minutes on one core."""
+    rng, comparisons = np.random.default_rng(0), 300
+    references = [" ".join(rng.choice(list("abcdefghijklmnop"), 12)) for _ in range(100)]
+
+    def noisy():
+        return [" ".join(word for word in text.split() if rng.random() > 0.3) for text in references]
+
+    found = {"bleu": 0, "rouge1": 0, "bootstrap": 0}
+    for _ in range(comparisons):
+        systems = [noisy(), noisy()]
+        made = score_texts(systems, references, ["bleu", "rouge"]).by_model[1]
+        for name in ("bleu", "rouge1"):
+            found[name] += made[name].p_value < 0.05
+        named = [(str(number), texts) for number, texts in enumerate(systems)]
+        _, scores = PairedTest(named, {"bleu": BLEU(force=True)}, [references], test_type="bs")()
+        found["bootstrap"] += scores["BLEU"][1].p_value < 0.05
+    shares = {name: count / comparisons for name, count in found.items()}
+    print(shares)  # with -s
+    assert 0.02 < shares["bleu"] < 0.09
+    assert 0.02 < shares["rouge1"] < 0.09
+    assert shares["bootstrap"] > 0.09
