@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, TextField, all_data, claim_outputs, refuse_options, require_models, require_text
+from .options import (
+    CutSources,
+    Device,
+    MaxSourceTokens,
+    MaxTargetTokens,
+    TextField,
+    all_data,
+    claim_outputs,
+    pair_limits,
+    refuse_options,
+    require_models,
+    require_text,
+)
 from .output import print_result
 
 __all__ = ["capture"]
 
 _OF_SIGNALS = """
-top_k temperature hidden_layers compression max_tokens blocks_per_shard text_field check_teacher
+top_k temperature hidden_layers compression block_size max_tokens blocks_per_shard text_field check_teacher
 """.split()
 
 
@@ -57,10 +69,7 @@ def capture(
     batch_size: Annotated[int, typer.Option(help="Blocks run at a time.")] = 8,
     block_size: Annotated[
         int | None,
-        typer.Option(
-            help="Tokens of a block; with --beam of the longest source. Default: 512, or the model's context if "
-            "shorter; of sources the model's positions."
-        ),
+        typer.Option(help="Tokens of a block. Default: 512, or the model's context if shorter."),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Whole blocks of so many tokens, from the start. Default: all.")
@@ -71,6 +80,9 @@ def capture(
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the teacher in bfloat16, its head not.")] = False,
     device: Device = None,
     text_field: TextField = "text",
+    max_source_tokens: MaxSourceTokens = None,
+    max_target_tokens: MaxTargetTokens = None,
+    cut_sources: CutSources = False,
     check_teacher: Annotated[
         bool, typer.Option(help="Refuse a teacher that predicts the text no better than token counts do.")
     ] = True,
@@ -99,6 +111,7 @@ def capture(
         refuse_options(context, "without --hidden-layers", "compression")
     if beam is None:
         refuse_options(context, "without --beam", "length_penalty", "max_new_tokens")
+    limits = pair_limits(context, max_source_tokens, max_target_tokens, cut_sources)
     claim_outputs([teacher], all_data(data), folders={"output": output})
     if beam is not None:
         from iiad.generation.beam_targets import capture_beams
@@ -111,7 +124,7 @@ def capture(
             num_beams=beam,
             length_penalty=length_penalty,
             max_new_tokens=max_new_tokens,
-            max_source_tokens=block_size,
+            limits=limits,
             batch_size=batch_size,
             device=device,
             dtype="bfloat16" if bf16 else None,
@@ -140,6 +153,7 @@ def capture(
         device=device,
         blocks_per_shard=blocks_per_shard,
         check_teacher=check_teacher,
+        limits=limits,
     )
     line = f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s"
     print_result(record, lambda width: line)

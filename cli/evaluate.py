@@ -10,14 +10,18 @@ import typer
 from iiad.errors import InputError
 
 from .options import (
+    CutSources,
     Device,
     Dtype,
+    MaxSourceTokens,
+    MaxTargetTokens,
     Overwrite,
     Quantize,
     TextField,
     TrustRemoteCode,
     all_data,
     claim_outputs,
+    pair_limits,
     refuse_options,
     require_models,
     require_plan,
@@ -110,15 +114,9 @@ def evaluate(
     quantize: Quantize = None,
     output: Annotated[Path | None, typer.Option(help="evaluation.json to write.")] = None,
     text_field: TextField = "text",
-    max_source_tokens: Annotated[
-        int | None, typer.Option(help="Of pairs: leave out those whose source is longer, its end counted.")
-    ] = None,
-    max_target_tokens: Annotated[
-        int | None, typer.Option(help="Of pairs: leave out those whose target is longer, its end counted.")
-    ] = None,
-    cut_sources: Annotated[
-        bool, typer.Option("--cut-sources", help="Cut sources above --max-source-tokens instead.")
-    ] = False,
+    max_source_tokens: MaxSourceTokens = None,
+    max_target_tokens: MaxTargetTokens = None,
+    cut_sources: CutSources = False,
     block_size: Annotated[
         int | None, typer.Option(help="Tokens of context. Default: 512, or less if a model takes less.")
     ] = None,
@@ -143,8 +141,7 @@ def evaluate(
     scores = all_data(metrics or [])
     if not scores:
         refuse_options(context, "without --metrics", *_OF_TEXTS_MADE)
-    if max_source_tokens is None:
-        refuse_options(context, "without --max-source-tokens", "cut_sources")
+    limits = pair_limits(context, max_source_tokens, max_target_tokens, cut_sources)
     named = _split_names(all_data(task_data or []))
     claim_outputs(
         [*models, plan, *names, *named.values()],
@@ -152,11 +149,9 @@ def evaluate(
         files={"output": output, "hypotheses": hypotheses},
         overwrite=overwrite,
     )
-    from iiad.data import PairLimits
     from iiad.evaluation import Tasks, Texts, evaluate_models
     from iiad.reporting.evaluation_tables import evaluation_table
 
-    limits = PairLimits(max_source_tokens, max_target_tokens, cut_sources)
     evaluation = evaluate_models(
         models,
         text,
@@ -165,7 +160,7 @@ def evaluate(
         plan=plan,
         quantize=quantize or [],
         text_field=text_field,
-        limits=limits if any(limits[:2]) else None,
+        limits=limits,
         block_size=block_size,
         batch_size=batch_size,
         max_tokens=max_tokens,

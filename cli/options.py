@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from iiad.errors import InputError, require_seed
 from iiad.outputs import lock_file, require_apart, require_new_file
 
+if TYPE_CHECKING:
+    from iiad.data import PairLimits
+
 __all__ = [
     "BOUNDS",
     "RECIPE_HELP",
     "CachePolicy",
+    "CutSources",
     "Details",
     "Device",
     "Dtype",
     "MaxMinutes",
+    "MaxSourceTokens",
+    "MaxTargetTokens",
     "Overwrite",
     "Quantize",
     "Recipe",
@@ -32,6 +38,7 @@ __all__ = [
     "claim_outputs",
     "gather_data",
     "locks",
+    "pair_limits",
     "refuse_options",
     "require_bounds",
     "require_models",
@@ -89,6 +96,15 @@ Details = Annotated[
     bool, typer.Option("--details", help="Show all tables and rows, also those that say little.")
 ]
 TextField = Annotated[str, typer.Option(help="jsonl field or parquet column with the text.")]
+MaxSourceTokens = Annotated[
+    int | None, typer.Option(help="Of pairs: leave out those whose source is longer, its end counted.")
+]
+MaxTargetTokens = Annotated[
+    int | None, typer.Option(help="Of pairs: leave out those whose target is longer, its end counted.")
+]
+CutSources = Annotated[
+    bool, typer.Option("--cut-sources", help="Cut sources above --max-source-tokens instead.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -173,6 +189,18 @@ def claim_outputs(
         if path is not None:
             locks.enter_context(lock_file(path))
             require_new_file(path, overwrite)
+
+
+def pair_limits(
+    context: typer.Context, max_source_tokens: int | None, max_target_tokens: int | None, cut_sources: bool
+) -> PairLimits | None:
+    """Return what the options say, None for none. Raises InputError for cuts without a limit."""
+    from iiad.data import PairLimits
+
+    if max_source_tokens is None:
+        refuse_options(context, "without --max-source-tokens", "cut_sources")
+    limits = PairLimits(max_source_tokens, max_target_tokens, cut_sources)
+    return None if limits == PairLimits() else limits
 
 
 def refuse_options(context: typer.Context, why: str, *names: str) -> None:

@@ -8,14 +8,18 @@ from typing import Annotated
 import typer
 
 from .options import (
+    CutSources,
     Details,
     Device,
     Dtype,
+    MaxSourceTokens,
+    MaxTargetTokens,
     Overwrite,
     Seed,
     TextField,
     all_data,
     claim_outputs,
+    pair_limits,
     require_models,
     require_text,
     split_data,
@@ -26,6 +30,7 @@ __all__ = ["profile"]
 
 
 def profile(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -46,6 +51,9 @@ def profile(
         typer.Option(help="kl, loss, taylor, cosine or relative_l2; repeat for several. Default: all."),
     ] = None,
     text_field: TextField = "text",
+    max_source_tokens: MaxSourceTokens = None,
+    max_target_tokens: MaxTargetTokens = None,
+    cut_sources: CutSources = False,
     block_size: Annotated[
         int | None,
         typer.Option(
@@ -88,7 +96,7 @@ def profile(
 
     Example:  iiad profile teacher --data stdlib --output profile.json
     """
-
+    limits = pair_limits(context, max_source_tokens, max_target_tokens, cut_sources)
     claim_outputs([model], all_data(data), files={"output": output}, overwrite=overwrite)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
@@ -112,6 +120,7 @@ def profile(
         memory=None if memory_gib is None else int(memory_gib * 2**30),
         device=device,
         dtype=dtype,
+        limits=limits,
         output=output,
         resume=resume,
     )

@@ -42,6 +42,7 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     from iiad.distillation.signal_record import JOURNAL, read_record
     from iiad.distillation.signal_record import RECORD as SIGNALS
     from iiad.errors import InputError
+    from iiad.generation.beam_record import BEAMS
     from iiad.outputs import find_holder
     from iiad.reporting.folder_tables import describe_model, describe_run, describe_state
     from iiad.reporting.signal_tables import signals_summary
@@ -57,8 +58,9 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
         return {"kind": "signals status", "state": state, "signals": record}, lambda width: signals_summary(
             record, f"{folder}: {state}"
         )
-    if (folder / "study.json").exists():
-        return load_report(folder / "study.json")
+    for name in ("study.json", BEAMS):
+        if (folder / name).exists():
+            return load_report(folder / name)
     if (folder / "config.json").exists():
         model = summarize_model(folder)
         return model, lambda width: describe_model(model)

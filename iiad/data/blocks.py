@@ -47,6 +47,11 @@ class EqualBatches(Sized):
 
     block_size: int
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the longest block: its tokens."""
+        return self.block_size
+
     def num_batches(self, size: int) -> int:
         """Return the batches of an epoch, of `size` blocks each; what fills none is left out."""
         return len(self) // size

@@ -65,6 +65,11 @@ class PairBlocks(Dataset[Batch]):
             raise IndexError(f"pair {index} of {len(self)}")
         return {name: value[0] for name, value in self.batch([index]).items() if name != "asked"}
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the longest pair: tokens of its target."""
+        return int(self.corpus.lengths[:, 1].max())
+
     def num_batches(self, size: int) -> int:
         """Return the batches of an epoch. size: pairs of each, without `max_batch_tokens`."""
         return len(_cut(self, size)) - 1
@@ -85,8 +90,8 @@ class PairBlocks(Dataset[Batch]):
             order[starts[number] : starts[number + 1]] for number in batches[numbers.start : numbers.stop]
         ]
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Return several pairs, as encoder-decoders of transformers take them, int64.
+    def batch(self, indices: Sequence[int], length: int | None = None) -> Batch:
+        """Return several pairs, as encoder-decoders of transformers take them, int64. length: T, not the longest.
 
         input_ids and attention_mask: (b, S). decoder_input_ids: (b, T), the targets behind the start token.
         labels: (b, T), aligned with the decoder's outputs. asked: (n,), positions, counted through all b T, with a
@@ -94,7 +99,8 @@ class PairBlocks(Dataset[Batch]):
         """
         corpus = self.corpus
         rows = [corpus.row(index % len(self)) for index in indices]
-        S, T = (max(len(row[side]) for row in rows) for side in (0, 1))
+        S, longest = (max(len(row[side]) for row in rows) for side in (0, 1))
+        T = length or longest
         input_ids = torch.full((len(rows), S), corpus.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full((len(rows), T), NOT_ASKED)

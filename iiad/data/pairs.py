@@ -112,9 +112,10 @@ def limit_pairs(corpus: PairCorpus, limits: PairLimits) -> PairCorpus:
     lengths = np.minimum(corpus.lengths[kept], most)
     long_sources, long_targets = int((long[:, 0] & ~cut).sum()), int(long[:, 1].sum())
     of = corpus.names[0] + (f" and {len(corpus.names) - 1} more" if len(corpus.names) > 1 else "")
+    counts = {"sources": (long_sources, limits.source), "targets": (long_targets, limits.target)}
+    above = [f"{n:,} {side} above {limit} tokens" for side, (n, limit) in counts.items() if limit is not None]
     print_status(
-        f"{of}: {len(lengths):,} of {len(long):,} pairs used; {int(left_out.sum()):,} left out: "
-        f"{long_sources:,} sources above {limits.source} tokens, {long_targets:,} targets above {limits.target}; "
+        f"{of}: {len(lengths):,} of {len(long):,} pairs used; {int(left_out.sum()):,} left out: {', '.join(above)}; "
         f"{num_cut:,} sources cut"
     )
     return PairCorpus(

@@ -13,7 +13,9 @@ from iiad.artefacts import DataIdentity, Journal, ModelIdentity
 from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
 from iiad.data import (
     AnyBlocks,
-    RowBlocks,
+    PairCorpus,
+    PairLimits,
+    TokenBlocks,
     load_tokenizer,
     make_blocks,
     pack,
@@ -60,6 +62,7 @@ def capture_signals(
     blocks_per_shard: int | None = None,
     chunk_tokens: int | None = None,
     check_teacher: bool = True,
+    limits: PairLimits | None = None,
 ) -> SignalRecord:
     """Run a teacher over a text; keep its likeliest tokens, the mass of the others and, if asked, hidden states.
 
@@ -68,11 +71,13 @@ def capture_signals(
 
     Args:
         teacher_folder: a model folder, with its tokenizer, or a hub name; it runs its own plan.
-        inputs: files, patterns, folders or `stdlib`, which here is its training split.
+        inputs: files, patterns, folders or `stdlib`, which here is its training split; pairs for an encoder-decoder,
+            of which the signals are the decoder's.
         output_dir: a new folder for signals.json and the shards.
         top_k: k, tokens whose probability is kept.
         temperature: the logits are divided by it.
-        block_size: T, tokens of a block; default: 512, or the model's context where that is less.
+        block_size: T, tokens of a block; default: 512, or the model's context where that is less. Of pairs: the most
+            of a source and of a target.
         hidden_layers: which of the L + 1 hidden states to keep: 0 the embeddings, L those after the final norm.
         compression: of hidden states: "bfloat16", or "int8" with a scale for each token.
         batch_size: blocks at a time.
@@ -84,6 +89,7 @@ def capture_signals(
         device: default: CUDA where there is one, else the CPU.
         blocks_per_shard: blocks that a kill can cost; default: as many as make 64 MiB, at least 16.
         chunk_tokens: tokens whose logits are held at a time; default: as many as make 64 MiB.
+        limits: of pairs: those that a recipe's data section has.
         check_teacher: refuse a teacher that predicts the text no better than token counts do.
 
     Raises InputError where a model, text, folder or value cannot be used, a disk is full or memory runs out, or what
@@ -100,10 +106,16 @@ def capture_signals(
         _require(
             "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
         )
-        blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir)
-        T = blocks.block_size
+        blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir, limits)
+        has_pairs = isinstance(blocks.corpus, PairCorpus)
+        if has_pairs and max_tokens is not None:
+            raise InputError(
+                f"max_tokens: expected none for pairs, of which all are captured, got {max_tokens}"
+            )
+        T = blocks.num_outputs
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
-        teacher, identity = load_identified(teacher_folder, device, dtype, cast=False)
+        kind = "pair" if has_pairs else "causal"
+        teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=kind)
         _require_layers(hidden_layers, identity)
         record = SignalRecord(
             teacher=identity,
@@ -121,7 +133,7 @@ def capture_signals(
         )
         where = f"capturing {label_models([teacher_folder])[0]} on {device}"
         with memory_explained(where, teacher, batch_size, T, cached=False, remedies=_REMEDIES):
-            score, held = score_beginning(teacher, blocks.corpus, T, batch_size, dtype)
+            score, held = score_beginning(teacher, blocks.corpus, blocks.block_size, batch_size, dtype)
             override = "--no-check-teacher" if check_teacher else None
             known = blocks.corpus.targets(COUNTED_TOKENS)
             require_knowledge(score.nll, known, held, vocab_size, "the text", override)
@@ -183,9 +195,12 @@ def _capture_shards(
 
 
 def _take(blocks: AnyBlocks, indices: range, device: str) -> Batch:
-    """Return blocks as a batch, rows padded to the longest of all."""
-    length = (blocks.block_size,) if isinstance(blocks, RowBlocks) else ()
-    batch = blocks.batch(indices, *length)
+    """Return blocks as a batch, rows and targets padded to the longest of all."""
+    batch = (
+        blocks.batch(indices)
+        if isinstance(blocks, TokenBlocks)
+        else blocks.batch(indices, blocks.num_outputs)
+    )
     return {name: value.to(device) for name, value in batch.items()}
 
 
@@ -224,6 +239,7 @@ def _pack(
     vocab_size: int,
     text_field: str,
     cache_dir: str | Path | None,
+    limits: PairLimits | None,
 ) -> tuple[AnyBlocks, Any]:
     """Return the text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
     sources = resolve_inputs(inputs, "train")
@@ -232,7 +248,7 @@ def _pack(
         raise InputError(
             f"{teacher}: tokenizer: expected at most {vocab_size} tokens, the model's, got {len(tokenizer)}"
         )
-    corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir)
+    corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits)
     return make_blocks(corpus, block_size), tokenizer
 
 
@@ -284,9 +300,12 @@ def _require(name: str, found: Any, fits: bool, expected: str) -> None:
 
 
 def _require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
-    expected = f"0 (the embeddings) to {teacher.num_layers} (after the final norm)"
+    num_layers = (
+        teacher.num_layers - teacher.num_encoder_layers
+    )  # an encoder-decoder's states are its decoder's
+    expected = f"0 (the embeddings) to {num_layers} (after the final norm)"
     for layer in hidden_layers:
-        _require("hidden_layers", layer, 0 <= layer <= teacher.num_layers, expected)
+        _require("hidden_layers", layer, 0 <= layer <= num_layers, expected)
 
 
 def _require_values(

@@ -64,21 +64,17 @@ class Distillation:
         section = self.recipe.distillation
         if section.signals is None or not section.distill.max_steps:
             return None
-        if self.identity.num_encoder_layers:
-            raise InputError(
-                "distillation.signals: expected none for an encoder-decoder, which learns from a live teacher or "
-                "from its beams (iiad capture --beam), got a folder"
-            )
         stored = StoredSignals.open(section.signals)
         stored.require(
             teacher=self.identity,
             tokenizer_fingerprint=self.corpora.fingerprints["tokenizer"],
             corpus_fingerprint=self.corpora.training.fingerprint,
-            block_size=self.corpora.block_size,
+            block_size=self.corpora.blocks.num_outputs,
             temperature=section.temperature if section.kl_weight else None,
             hidden_layers=self.layers,
         )
-        require_step(section.signals, stored.record.num_blocks, self.recipe.training)
+        if stored.record.num_blocks < len(self.corpora.blocks):
+            require_step(section.signals, stored.record.num_blocks, self.recipe.training)
         return stored
 
     def check_teacher(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from iiad.artefacts import ModelIdentity
-from iiad.data import AnyBlocks, EqualBatches
+from iiad.data import AnyBlocks, EqualBatches, PairBlocks
 from iiad.errors import InputError
 from iiad.files import file_sha256
 
@@ -161,14 +161,40 @@ class SignalBlocks(EqualBatches, Dataset[dict[str, Tensor]]):
         """hidden_layers: which of those that are held to read; None: all."""
         stored.require(
             corpus_fingerprint=blocks.corpus.fingerprint,
-            block_size=blocks.block_size,
+            block_size=blocks.num_outputs,
             hidden_layers=hidden_layers or (),
         )
+        if isinstance(blocks, PairBlocks) and stored.record.num_blocks < len(blocks):
+            expected = f"signals of all {len(blocks)} pairs"
+            raise InputError(f"{stored.folder}: expected {expected}, got {stored.record.num_blocks}")
         self.blocks, self.stored, self.hidden_layers = blocks, stored, hidden_layers
         self.block_size, self.num_asked = blocks.block_size, blocks.num_asked
 
     def __len__(self) -> int:
         return min(len(self.blocks), self.stored.record.num_blocks)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the longest block."""
+        return self.blocks.num_outputs
+
+    def num_batches(self, size: int) -> int:
+        """As the blocks say, or of as many as have signals."""
+        return self.blocks.num_batches(size) if self._are_all else super().num_batches(size)
+
+    def batch_tokens(self, size: int) -> float:
+        """As `num_batches`."""
+        return self.blocks.batch_tokens(size) if self._are_all else super().batch_tokens(size)
+
+    def draw(self, seed: int, size: int, numbers: range) -> list[np.ndarray]:
+        """As `num_batches`."""
+        if self._are_all:
+            return self.blocks.draw(seed, size, numbers)
+        return super().draw(seed, size, numbers)
+
+    @property
+    def _are_all(self) -> bool:
+        return len(self) == len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not -len(self) <= index < len(self):
@@ -179,7 +205,7 @@ class SignalBlocks(EqualBatches, Dataset[dict[str, Tensor]]):
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return several blocks with their signals, each (b, T, ...), hidden states (b, n, T, D)."""
         found = self.blocks.batch(indices)
-        T = found["input_ids"].shape[1]
+        T = found["labels"].shape[1]
         signals = default_collate([self.stored.read(index, self.hidden_layers) for index in indices])
         return found | {
             name: values[:, :, :T] if name == "hidden_states" else values[:, :T]

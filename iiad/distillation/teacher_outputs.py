@@ -14,6 +14,7 @@ from torch import Tensor
 from iiad.errors import InputError
 from iiad.training.batches import Batch
 from iiad.training.head import asked_values
+from iiad.training.learner import hidden_states
 from iiad.training.scoring import logits_in_chunks, run_trunk
 
 __all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
@@ -48,7 +49,7 @@ def _spread(values: Tensor, batch: Batch, fill: Tensor) -> Tensor:
     """Return the values (N, k) of asked positions in their places, `fill` (k,) in the others: (B * T, k)."""
     if "asked" not in batch:
         return values
-    return fill.to(values).repeat(batch["input_ids"].numel(), 1).index_copy(0, batch["asked"], values)
+    return fill.to(values).repeat(batch["labels"].numel(), 1).index_copy(0, batch["asked"], values)
 
 
 class TeacherOutputs:
@@ -75,14 +76,14 @@ class TeacherOutputs:
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, where: str) -> BatchSignals:
-        """batch: input_ids (B, T); where only some positions are asked for, the others' signals mean nothing.
+        """batch: the model's inputs and labels (B, T). Signals of positions that are not asked for mean nothing.
 
         where: what an error calls the batch. Raises InputError for NaN or infinity.
         """
         states, output = run_trunk(self.model, batch, self.dtype, bool(self.hidden_layers))
         hidden = None
         if self.hidden_layers:
-            hidden = torch.stack([output.hidden_states[layer] for layer in self.hidden_layers], dim=1)
+            hidden = torch.stack([hidden_states(output)[layer] for layer in self.hidden_layers], dim=1)
         del output
         ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=states.device)
         for logits in logits_in_chunks(self.model, asked_values(states, batch), self.chunk_tokens):  # (m, V)

@@ -59,7 +59,7 @@ def capture_beams(
     num_beams: int,
     length_penalty: float | None = None,
     max_new_tokens: int | None = None,
-    max_source_tokens: int | None = None,
+    limits: PairLimits | None = None,
     batch_size: int = 8,
     device: str | None = None,
     dtype: str | None = None,
@@ -71,7 +71,7 @@ def capture_beams(
     teacher_folder: an encoder-decoder with its tokenizer, or a hub name; it runs its own plan.
     inputs: pairs, of which the targets are not read. output_dir: a new folder.
     length_penalty, max_new_tokens: as of `Search`; default: 1, and 128 or what the model has positions for.
-    max_source_tokens: longer sources are left out, and counted; default: the model's positions.
+    limits: of the pairs that are read; default: sources within the model's positions, whatever their targets.
     batch_size: sources at a time. device, dtype: default: CUDA where there is one, float32 on the CPU.
     resume: go on with the sources that an interrupted call did not come to.
 
@@ -85,13 +85,15 @@ def capture_beams(
     positions = config.max_position_embeddings
     most = min(MOST_NEW_TOKENS, positions - 1) if max_new_tokens is None else max_new_tokens
     search = Search(most, num_beams, length_penalty)
-    limit = positions if max_source_tokens is None else max_source_tokens
-    if not 2 <= limit <= positions:
-        raise InputError(f"block_size: expected 2 to {positions}, the teacher's positions, got {limit}")
+    limits = limits or PairLimits()
+    if not 2 <= (limits.source or positions) <= positions:
+        raise InputError(
+            f"max_source_tokens: expected 2 to {positions}, the teacher's positions, got {limits.source}"
+        )
+    limits = limits._replace(source=limits.source or positions)
     with lock_folder(output_dir):
         folder = _require_folder(Path(output_dir), resume)
         sources, tokenizer = resolve_inputs(inputs, "train"), load_tokenizer(teacher_folder)
-        limits = PairLimits(source=limit)
         corpus = pack(sources, tokenizer, cache_dir=cache_dir, limits=limits)
         assert isinstance(corpus, PairCorpus)  # limits are for pairs alone
         model, identity = load_identified(teacher_folder, device, dtype, cast=True, kind="pair")

@@ -81,6 +81,7 @@ def measure_influence(
     dtype: str | None = None,
     memory: int | None = None,
     cache_dir: str | Path | None = None,
+    limits: PairLimits | None = None,
     output: str | Path | None = None,
     resume: bool = False,
 ) -> Profile:
@@ -98,6 +99,7 @@ def measure_influence(
     device: default: CUDA where there is one, else the CPU.
     dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
     memory: bytes that may be taken beside the weights; see `profile_batch`. cache_dir: for tokenized text.
+    limits: of pairs: leave out longer ones, or cut their sources.
     output: file for the profile and, until it is finished, beside it one for the finished batches.
         Default: nothing is written.
     resume: continue from the finished batches of an interrupted call, if there are any.
@@ -120,7 +122,7 @@ def measure_influence(
         resolve_inputs(names, "train")  # a missing file is found before a model is loaded
     teacher, identity = load_identified(model, device, dtype, cast=True, kind=None)
     require_iterations(teacher)
-    sets = draw_calibration(model, data, settings, text_field, cache_dir)
+    sets = draw_calibration(model, data, settings, text_field, cache_dir, limits=limits)
     _require_small(identity, sets, chosen, batch_size)
     identities = [part.identity for part in sets]
     where = f"profiling {label_models([model])[0]} on {device}"
@@ -250,6 +252,7 @@ def draw_calibration(
     text_field: str = "text",
     cache_dir: str | Path | None = None,
     split: str = "train",
+    limits: PairLimits | None = None,
 ) -> list[CalibrationSet]:
     """Tokenize each data set and draw its blocks.
 
@@ -258,9 +261,10 @@ def draw_calibration(
     tokenizer = load_tokenizer(model)
     drawn = []
     for names in as_data_sets(data):
-        corpus = pack(resolve_inputs(names, split), tokenizer, text_field=text_field, cache_dir=cache_dir)
+        sources = resolve_inputs(names, split)
+        corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits)
         require_kind(model, load_config(model), "pair" if isinstance(corpus, PairCorpus) else "causal")
-        if isinstance(corpus, PairCorpus):
+        if isinstance(corpus, PairCorpus) and corpus.lengths.max() > settings.block_size:
             corpus = limit_pairs(corpus, PairLimits(settings.block_size, settings.block_size))
         blocks = make_blocks(corpus, settings.block_size)
         indices = blocks.sample(settings.max_tokens, settings.seed)

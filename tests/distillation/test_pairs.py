@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from iiad.data import PairBlocks, load_tokenizer, pack, resolve_inputs
-from iiad.distillation import distill
+from iiad.distillation import capture_signals, distill
 from iiad.distillation.objectives import LearnFromTeacher, LearnLayers
 from iiad.distillation.teacher_signals import LiveTeacher
 from iiad.errors import Unfinished
@@ -140,14 +140,37 @@ def test_layers_learn_the_teachers_outputs_for_its_own_inputs_in_both_halves(kin
     assert max(parts.values()) < 1e-9
 
 
-def test_what_a_pair_model_does_not_learn_from_is_refused(pair_folders, lesson, tmp_path, stored):
-    for section, message in (
-        (
-            {"hidden_weight": 1.0, "hidden_layers": [3]},
-            "distillation.hidden_layers: expected at most 2, the teacher's",
-        ),
-        ({"signals": str(stored.folder)}, "distillation.signals: expected none for an encoder-decoder"),
-    ):
-        with refused(message):
-            distill(pair_folders.teacher, pair_folders.plan, lesson(0, 1, **section), tmp_path / "run")
+def test_hidden_states_are_those_of_the_decoder(pair_folders, lesson, tmp_path):
+    section = {"hidden_weight": 1.0, "hidden_layers": [3]}
+    with refused("hidden_layers: expected at most 2, the teacher's"):
+        distill(pair_folders.teacher, pair_folders.plan, lesson(0, 1, **section), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_stored_signals_teach_what_the_live_teacher_does(pair_folders, lesson, cache_dir, tmp_path):
+    inputs, given = (
+        [str(pair_folders.pairs)],
+        {"cache_dir": cache_dir, "check_teacher": False, "device": "cpu"},
+    )
+    record = capture_signals(
+        pair_folders.teacher,
+        inputs,
+        tmp_path / "signals",
+        top_k=320,
+        hidden_layers=[0, 2],
+        batch_size=3,
+        **given,
+    )
+    assert record.num_blocks == 4
+    section = {"hidden_weight": 1.0, "hidden_layers": [0, 2]}
+    for name, signals in (("live", None), ("stored", str(tmp_path / "signals"))):
+        recipe = lesson(0, 3, signals=signals, **section)
+        distill(pair_folders.teacher, pair_folders.plan, recipe, tmp_path / name)
+    live, stored = (log_of(tmp_path / name, "distill") for name in ("live", "stored"))
+    assert [line["ce"] for line in stored] == pytest.approx([line["ce"] for line in live], rel=1e-2)
+    assert [line["kl"] for line in stored] == pytest.approx([line["kl"] for line in live], rel=1e-2)
+    assert [line["hidden"] for line in stored] == pytest.approx([line["hidden"] for line in live], rel=1e-2)
+    with refused("max_tokens: expected none for pairs"):
+        capture_signals(pair_folders.teacher, inputs, tmp_path / "other", max_tokens=200, **given)
+    with refused("hidden_layers: expected 0 (the embeddings) to 2 (after the final norm), got 3"):
+        capture_signals(pair_folders.teacher, inputs, tmp_path / "third", hidden_layers=[3], **given)

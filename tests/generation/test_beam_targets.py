@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from iiad.data import load_tokenizer, pack, resolve_inputs
+from iiad.data import PairLimits, load_tokenizer, pack, resolve_inputs
 from iiad.distillation import distill
 from iiad.files import file_sha256
 from iiad.generation import beam_targets, generate_texts, load_generator
@@ -89,7 +89,7 @@ def test_an_interrupted_capture_goes_on_and_ends_as_an_unbroken_one(capture, mon
 
 
 def test_long_sources_are_left_out_and_counted(capture, capsys):
-    record, folder = capture(max_source_tokens=9)
+    record, folder = capture(limits=PairLimits(source=9))
     assert record.num_left_out > 0
     assert record.num_pairs + record.num_empty + record.num_left_out == len(PAIRS)
     kept = [source for source, _ in PAIRS if source in {row["source"] for row in rows_of(folder)}]
@@ -108,10 +108,10 @@ def test_the_command_writes_and_shows_them_and_refuses_what_does_not_fit(
     for arguments, message in (
         ([*given, "--beam", 2, "--top-k", 4], "--top-k: expected none with --beam"),
         ([*given, "--max-new-tokens", 4], "--max-new-tokens: expected none without --beam"),
-        ([*given, "--beam", 2, "--block-size", 500], "block_size: expected 2 to 128"),
+        ([*given, "--beam", 2, "--max-source-tokens", 500], "max_source_tokens: expected 2 to 128"),
         ([*given[:1], folders.teacher, *given[2:], "--beam", 2], "expected an encoder-decoder, got a causal"),
         ([*given[:3], folders.text, *given[4:], "--beam", 2], "expected pairs, got"),
-        (given, "expected a causal language model, got an encoder-decoder"),
+        ([*given[:3], folders.text, *given[4:]], "expected a causal language model, got an encoder-decoder"),
     ):
         arguments = [tmp_path / "other" if each == tmp_path / "beams" else each for each in arguments]
         code, _, errors = iiad(*arguments)
