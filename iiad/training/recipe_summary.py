@@ -25,19 +25,18 @@ CPU_SHARE = 0.5
 
 def summarize_recipe(recipe: TrainRecipe | DistillRecipe) -> dict[str, str]:
     """Describe a recipe in a few named lines: model or student, evaluations, tokens, estimates, unused fields."""
-    block = recipe.data.block_size
     if isinstance(recipe, DistillRecipe):
         stages = {name: stage.max_steps for name, stage in recipe.distillation.stages().items()}
         return {
             "student": f"starts from {recipe.student.init}; its plan decides on its evaluations per token",
             "stages": ", ".join(f"{name} {steps:,} steps" for name, steps in stages.items()),
-            "tokens": _describe_tokens(recipe.training, sum(stages.values()), block),
+            "tokens": _describe_data(recipe, sum(stages.values())),
             "time": "depends on the teacher and its plan; distill says it in its first seconds",
         }
     if recipe.model.path is not None:
         return {
             "model": f"trains on from {recipe.model.path}, in its shape",
-            "tokens": _describe_tokens(recipe.training, recipe.training.max_steps, block),
+            "tokens": _describe_data(recipe, recipe.training.max_steps),
             "time": "depends on the model; train says it in its first seconds",
         }
     return _summarize_new_model(recipe)
@@ -78,11 +77,21 @@ def _describe_batches(recipe: TrainRecipe) -> str:
     training, batch = recipe.training, recipe.batch
     if len(batch.lengths) == 1:
         return _describe_tokens(training, training.max_steps, *batch.lengths)
+    return _describe_pairs(training, training.max_steps, batch.tokens)
+
+
+def _describe_data(recipe: TrainRecipe | DistillRecipe, steps: int) -> str:
+    """Describe the tokens of a run on text or, where the recipe bounds their batches, on pairs."""
+    if recipe.data.max_batch_tokens is not None:
+        return _describe_pairs(recipe.training, steps, recipe.data.max_batch_tokens)
+    return _describe_tokens(recipe.training, steps, recipe.data.block_size)
+
+
+def _describe_pairs(training: OptimizationSection, steps: int, batch_tokens: int) -> str:
     count = training.gradient_accumulation_steps
-    total = describe_count(training.max_steps * count * batch.tokens)
+    total = describe_count(steps * count * batch_tokens)
     return (
-        f"at most {total}: {training.max_steps:,} steps of {count} x {batch.tokens:,}, padding included, in each "
-        "process"
+        f"at most {total}: {steps:,} steps of {count} x {batch_tokens:,}, padding included, in each process"
     )
 
 

@@ -21,7 +21,7 @@ FOLDER = find_recipe("demo").parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("task"))
 HEADINGS = ["Purpose", "Tokens", "Memory", "Cost", "Launch"]
 PAPER = {"55m": 55e6, "340m": 340e6, "1.3b": 1.3e9}
-PAIRS = {"docstrings", "translation"}
+PAIRS = {"docstrings", "docstrings-distill", "translation"}
 PEAK, SHARE, CUT = 989e12, 0.4, 0.55
 
 
@@ -51,6 +51,8 @@ def tokens_of(recipe):
     if isinstance(recipe, TrainRecipe):
         return recipe.training.max_steps * recipe.training.gradient_accumulation_steps * recipe.batch.tokens
     steps = sum(stage.max_steps for stage in recipe.distillation.stages().values())
+    if recipe.data.max_batch_tokens is not None:  # of pairs
+        return steps * recipe.training.gradient_accumulation_steps * recipe.data.max_batch_tokens
     return steps * recipe.training.blocks_per_process * recipe.data.block_size
 
 
