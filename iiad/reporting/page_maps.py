@@ -13,15 +13,18 @@ from iiad.planning.plan import Plan
 
 from .canvas import linear_part
 from .page_colours import NUM_LEVELS
-from .page_parts import Cell, Grid
+from .page_parts import MOST_COLUMNS, MOST_ROWS, Cell, Grid
 from .pictures import LABELS, short_number
 
 __all__ = ["influence_map", "layer_names", "plan_grid"]
 
+MOST_STARTS = 4
+"""Start evaluations of a layer that are shown; PCformer has up to 4."""
+
 
 def layer_names(model: ModelIdentity) -> list[str]:
-    """Name every layer of the plan."""
-    return [model.layer_name(t) for t in range(len(model.num_iterations))]
+    """Name the layers that a page shows."""
+    return [model.layer_name(t) for t in range(min(MOST_ROWS, len(model.num_iterations)))]
 
 
 def influence_map(profile: Profile, metric: str) -> Grid:
@@ -29,21 +32,17 @@ def influence_map(profile: Profile, metric: str) -> Grid:
     scores, errors = profile.scores_of(metric), (profile.standard_errors or {}).get(metric)
     levels = _Levels(list(chain.from_iterable(scores)))
     unit = LOSS_UNITS.get(metric, "")
-    most = max(map(len, scores))
+    most = min(MOST_COLUMNS, max(map(len, scores)))
     rows = []
-    for t, (name, layer) in enumerate(zip(layer_names(profile.model), scores, strict=True)):
+    for t, (name, layer) in enumerate(zip(layer_names(profile.model), scores, strict=False)):
         cells = [Cell(name)]
-        for i, score in enumerate(layer):
+        for i, score in enumerate(layer[:most]):
             error = f" ± {errors[t][i]:.2g}" if errors else ""
             tip = f"{name}, iteration {i + 1}: {score:.4g}{error} {unit}".rstrip()
             cells.append(Cell(short_number(score), score, tip, levels(score)))
         rows.append([*cells, *[Cell("")] * (most - len(layer))])
-    return Grid(
-        f"Influence by {LABELS.get(metric, metric)}",
-        ["layer", *(f"iteration {i}" for i in range(1, most + 1))],
-        rows,
-        "map",
-    )
+    headings = ["layer", *(f"iteration {i}" for i in range(1, most + 1))]
+    return Grid(f"Influence by {LABELS.get(metric, metric)}", headings, rows, "map", len(scores) - len(rows))
 
 
 class _Levels:
@@ -65,23 +64,22 @@ class _Levels:
 
 def plan_grid(plan: Plan, caption: str) -> Grid:
     """Make the picture of a plan: the model from embedding to head, each layer with what it keeps and drops."""
-    model, most = plan.teacher, max(plan.teacher.num_iterations)
-    width, encoder = model.num_start_evaluations + most, model.num_encoder_layers
-    rows = [_plain_row("embedding of the source" if encoder else "embedding", width)]
-    names = layer_names(model)
-    for t, (name, r, whole) in enumerate(zip(names, plan.num_iterations, model.num_iterations, strict=True)):
+    model = plan.teacher
+    starts, most = min(model.num_start_evaluations, MOST_STARTS), min(MOST_COLUMNS, max(model.num_iterations))
+    encoder, names = model.num_encoder_layers, layer_names(model)
+    rows = [_outer_row("embedding of the source" if encoder else "embedding", starts + most)]
+    for t, (name, r, whole) in enumerate(zip(names, plan.num_iterations, model.num_iterations, strict=False)):
         if encoder and t == encoder:
-            rows.append(_plain_row("embedding of the target", width))
-        cells = [Cell(name)]
-        cells += [Cell("start", tip=f"{name}: start evaluation", style="start")] * model.num_start_evaluations
-        for i in range(1, whole + 1):
+            rows.append(_outer_row("embedding of the target", starts + most))
+        cells = [Cell(name), *[Cell("start", tip=f"{name}: start evaluation", style="start")] * starts]
+        for i in range(1, min(whole, most) + 1):
             kept = "kept" if i <= r else "dropped"
             cells.append(Cell(str(i), tip=f"{name}, iteration {i}: {kept}", style=kept))
         rows.append([*cells, *[Cell("")] * (most - whole), Cell(f"{r} of {whole}", r)])
-    rows.append(_plain_row("norm and head", width))
-    headings = ["layer", *["start"] * model.num_start_evaluations, *map(str, range(1, most + 1)), "kept"]
-    return Grid(caption, headings, rows, "plan")
+    rows.append(_outer_row("norm and head", starts + most))
+    headings = ["layer", *["start"] * starts, *map(str, range(1, most + 1)), "kept"]
+    return Grid(caption, headings, rows, "plan", len(model.num_iterations) - len(names))
 
 
-def _plain_row(name: str, width: int) -> list[Cell]:
-    return [Cell(name, style="outer"), *[Cell("")] * width, Cell("")]
+def _outer_row(name: str, width: int) -> list[Cell]:
+    return [Cell(name, style="outer"), *[Cell("")] * (width + 1)]

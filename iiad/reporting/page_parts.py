@@ -218,11 +218,12 @@ def bounded(part: Part, most_rows: int) -> Part:
         values = bounded(part.values, most_rows)
         assert isinstance(values, Grid)
         return Chart(_cut(part.title), _cut(part.text), part.svg, legend, values)
+    most_columns = MOST_COLUMNS if part.kind == "table" else len(part.headings)  # maps are made within it
     rows = [
-        [Cell(_cut(cell.text), cell.key, _cut(cell.tip), cell.style) for cell in row[:MOST_COLUMNS]]
+        [Cell(_cut(cell.text), cell.key, _cut(cell.tip), cell.style) for cell in row[:most_columns]]
         for row in part.rows[:most_rows]
     ]
-    headings = [_cut(heading) for heading in part.headings[:MOST_COLUMNS]]
+    headings = [_cut(heading) for heading in part.headings[:most_columns]]
     return Grid(
         _cut(part.caption), headings, rows, part.kind, part.hidden + max(0, len(part.rows) - most_rows)
     )

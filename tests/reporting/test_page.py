@@ -241,6 +241,16 @@ def test_a_study_of_a_hundred_thousand_rows_is_a_page_of_bounded_size_that_says_
     assert "99,800 more rows are in the file" in text
 
 
+def test_a_plan_of_absurd_sizes_is_drawn_in_part(tmp_path):
+    sizes = {"num_layers": 300, "num_iterations": [1000] * 300, "num_start_evaluations": 2**62}
+    plan = Plan.explicit([7] * 300, make_profile().model.model_copy(update=sizes))
+    page = Page(render_page(gather([save(tmp_path, plan)])))
+    assert "7 of 1000" in page.text
+    assert "layer 190" in page.text
+    assert "layer 290" not in page.text
+    assert "more rows are in the file" in page.text
+
+
 def test_a_page_too_large_shows_fewer_rows(experiment, monkeypatch):
     whole = render_page(gather([experiment]))
     monkeypatch.setattr(page_module, "MOST_BYTES", len(whole.encode()) - 1)
