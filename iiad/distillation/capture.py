@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from iiad.artefacts import DataIdentity, Journal, ModelIdentity
-from iiad.checkpoints import DTYPES, choose_device, label_models, load_identified, read_limits
+from iiad.artefacts import DataIdentity, Journal
+from iiad.checkpoints import choose_device, label_models, load_identified, read_limits
 from iiad.data import (
     AnyBlocks,
     PairCorpus,
@@ -30,8 +29,9 @@ from iiad.progress import print_status, progress
 from iiad.training.batches import Batch
 from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning
 
+from .capture_checks import require, require_folder, require_layers, require_values
 from .signal_encoding import encode_gaps, encode_ids, encode_states
-from .signal_record import COMPRESSIONS, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
+from .signal_record import JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
 from .teacher_outputs import BatchSignals, TeacherOutputs
 
 __all__ = ["capture_signals"]
@@ -96,14 +96,14 @@ def capture_signals(
     is to be resumed is of something else; before the first shard nothing but signals.partial.jsonl is written then.
     """
     device = choose_device(device)
-    _require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
+    require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
     with lock_folder(output_dir):
-        folder = _require_folder(Path(output_dir), resume)
+        folder = require_folder(Path(output_dir), resume, RECORD, JOURNAL, "signals")
         context, vocab_size = read_limits(teacher_folder)
         T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
-        _require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
-        _require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
-        _require(
+        require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
+        require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
+        require(
             "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
         )
         blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir, limits)
@@ -116,7 +116,7 @@ def capture_signals(
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
         kind = "pair" if has_pairs else "causal"
         teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=kind)
-        _require_layers(hidden_layers, identity)
+        require_layers(hidden_layers, identity)
         record = SignalRecord(
             teacher=identity,
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -271,61 +271,3 @@ def _layout(
     )
     default = max(LEAST_BLOCKS_PER_SHARD, SHARD_BYTES // layout.block_dtype.itemsize)
     return layout.model_copy(update={"blocks_per_shard": blocks_per_shard or default})
-
-
-def _require_folder(folder: Path, resume: bool) -> Path:
-    """Return the folder if signals can be written there. Raises InputError for one that holds anything else.
-
-    That is: finished signals, unfinished ones without `resume`, other files. Nothing is written.
-    """
-    if (folder / RECORD).exists():
-        raise InputError(f"{folder}: holds finished signals; nothing was changed; name another folder")
-    if (folder / JOURNAL).exists():
-        if not resume:
-            raise InputError(
-                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
-            )
-        return folder
-    # The lock, and what a kill can leave before the journal is there, begin with a dot.
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
-    if resume:
-        print_status(f"{folder}: nothing to resume; starting afresh")
-    return folder
-
-
-def _require(name: str, found: Any, fits: bool, expected: str) -> None:
-    if not fits:
-        raise InputError(f"{name}: expected {expected}, got {found!r}")
-
-
-def _require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
-    num_layers = (
-        teacher.num_layers - teacher.num_encoder_layers
-    )  # an encoder-decoder's states are its decoder's
-    expected = f"0 (the embeddings) to {num_layers} (after the final norm)"
-    for layer in hidden_layers:
-        _require("hidden_layers", layer, 0 <= layer <= num_layers, expected)
-
-
-def _require_values(
-    dtype: str,
-    device: str,
-    temperature: float,
-    batch_size: int,
-    blocks_per_shard: int | None,
-    hidden_layers: Sequence[int],
-    compression: str,
-) -> None:
-    """Raise InputError for what is wrong whatever the teacher is."""
-    _require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
-    if dtype == "bfloat16" and device.startswith("cuda"):
-        _require("dtype", dtype, torch.cuda.is_bf16_supported(), "float32, as this GPU has no bfloat16")
-    _require("temperature", temperature, 0.01 <= temperature <= 100, "from 0.01 to 100")
-    _require("batch_size", batch_size, batch_size >= 1, "at least 1")
-    _require(
-        "blocks_per_shard", blocks_per_shard, blocks_per_shard is None or blocks_per_shard >= 1, "at least 1"
-    )
-    _require("compression", compression, compression in COMPRESSIONS, " or ".join(COMPRESSIONS))
-    layers = list(hidden_layers)
-    _require("hidden_layers", layers, len(set(layers)) == len(layers), "each layer once")

@@ -25,6 +25,7 @@ from iiad.data import (
     resolve_inputs,
     tokenizer_fingerprint,
 )
+from iiad.distillation.capture_checks import require_folder
 from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256
 from iiad.outputs import lock_folder
@@ -92,7 +93,7 @@ def capture_beams(
         )
     limits = limits._replace(source=limits.source or positions)
     with lock_folder(output_dir):
-        folder = _require_folder(Path(output_dir), resume)
+        folder = require_folder(Path(output_dir), resume, BEAMS, JOURNAL, "targets")
         sources, tokenizer = resolve_inputs(inputs, "train"), load_tokenizer(teacher_folder)
         corpus = pack(sources, tokenizer, cache_dir=cache_dir, limits=limits)
         assert isinstance(corpus, PairCorpus)  # limits are for pairs alone
@@ -189,20 +190,3 @@ def _used(sources: Sequence[Any], corpus: PairCorpus) -> Iterator[str]:
         if number == wanted:
             yield source
             wanted = next(used, None)
-
-
-def _require_folder(folder: Path, resume: bool) -> Path:
-    """Return the folder if targets can be written there. Raises InputError for one that holds anything else."""
-    if (folder / BEAMS).exists():
-        raise InputError(f"{folder}: holds finished targets; nothing was changed; name another folder")
-    if (folder / JOURNAL).exists():
-        if not resume:
-            raise InputError(
-                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
-            )
-        return folder
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
-    if resume:
-        print_status(f"{folder}: nothing to resume; starting afresh")
-    return folder

@@ -1,0 +1,79 @@
+"""Arguments and folders of captures, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iiad.artefacts import ModelIdentity
+from iiad.checkpoints import DTYPES
+from iiad.errors import InputError
+from iiad.progress import print_status
+
+from .signal_record import COMPRESSIONS
+
+__all__ = ["require", "require_folder", "require_layers", "require_values"]
+
+
+def require_folder(folder: Path, resume: bool, record: str, journal: str, what: str) -> Path:
+    """Return the folder if a capture can be written there. Raises InputError for one that holds anything else.
+
+    That is: a finished capture, which has its record, an unfinished one, which has its journal, without `resume`, and
+    other files. what: is captured. Nothing is written.
+    """
+    if (folder / record).exists():
+        raise InputError(f"{folder}: holds finished {what}; nothing was changed; name another folder")
+    if (folder / journal).exists():
+        if not resume:
+            raise InputError(
+                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
+            )
+        return folder
+    # The lock, and what a kill can leave before the journal is there, begin with a dot.
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
+    if resume:
+        print_status(f"{folder}: nothing to resume; starting afresh")
+    return folder
+
+
+def require(name: str, found: Any, fits: bool, expected: str) -> None:
+    """Raise InputError for an argument that does not fit."""
+    if not fits:
+        raise InputError(f"{name}: expected {expected}, got {found!r}")
+
+
+def require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
+    """Raise InputError for a hidden state that the teacher does not have."""
+    num_layers = (
+        teacher.num_layers - teacher.num_encoder_layers
+    )  # an encoder-decoder's states are its decoder's
+    expected = f"0 (the embeddings) to {num_layers} (after the final norm)"
+    for layer in hidden_layers:
+        require("hidden_layers", layer, 0 <= layer <= num_layers, expected)
+
+
+def require_values(
+    dtype: str,
+    device: str,
+    temperature: float,
+    batch_size: int,
+    blocks_per_shard: int | None,
+    hidden_layers: Sequence[int],
+    compression: str,
+) -> None:
+    """Raise InputError for what is wrong whatever the teacher is."""
+    require("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES))
+    if dtype == "bfloat16" and device.startswith("cuda"):
+        require("dtype", dtype, torch.cuda.is_bf16_supported(), "float32, as this GPU has no bfloat16")
+    require("temperature", temperature, 0.01 <= temperature <= 100, "from 0.01 to 100")
+    require("batch_size", batch_size, batch_size >= 1, "at least 1")
+    require(
+        "blocks_per_shard", blocks_per_shard, blocks_per_shard is None or blocks_per_shard >= 1, "at least 1"
+    )
+    require("compression", compression, compression in COMPRESSIONS, " or ".join(COMPRESSIONS))
+    layers = list(hidden_layers)
+    require("hidden_layers", layers, len(set(layers)) == len(layers), "each layer once")
