@@ -72,8 +72,9 @@ def render_page(sources: Sources) -> str:
             themes=THEMES,
             levels=LEVELS,
         )
-        if len(page.encode()) <= MOST_BYTES:
-            return page
+        whole = page.encode(errors="backslashreplace")  # a file's name may hold what UTF-8 cannot
+        if len(whole) <= MOST_BYTES:
+            return whole.decode()
     raise InputError(f"report: expected artefacts that fit {MOST_BYTES:,} bytes, got more; name fewer")
 
 

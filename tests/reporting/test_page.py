@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import re
 import shlex
 from contextlib import suppress
@@ -239,6 +240,11 @@ def test_a_study_of_a_hundred_thousand_rows_is_a_page_of_bounded_size_that_says_
     text = render_page(sources)
     assert len(text.encode()) <= MOST_BYTES
     assert "99,800 more rows are in the file" in text
+
+
+def test_a_file_whose_name_is_no_utf8_is_named_in_escapes(tmp_path):
+    make_profile().save(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json"))
+    assert r"\udcff.json" in render_page(gather([tmp_path]))
 
 
 def test_a_plan_of_absurd_sizes_is_drawn_in_part(tmp_path):
