@@ -5,6 +5,7 @@ import torch
 
 from iiad.checkpoints import identify_model
 from iiad.data import model_inputs
+from iiad.evaluation.activation_memory import peak_bytes
 from iiad.influence import METRICS, num_profile_evaluations, profile_batch
 from tests.helpers import PAIR_VARIANTS, make_iiet, make_seq2seq, refused
 from tests.influence.naive import TruncatedRuns, naive_gradients, naive_nll_of, naive_scores
@@ -20,7 +21,7 @@ def make_batch(sources=SOURCES, targets=TARGETS, padding=0):
     generator = torch.Generator().manual_seed(3)
     S, T = max(sources), max(targets)
     # Drawn in full, so that a pair's tokens do not depend on which are padding.
-    source, target = (torch.randint(3, 97, (len(sources), n), generator=generator) for n in (16, 16))
+    source, target = (torch.randint(3, 97, (len(sources), 32), generator=generator) for _ in range(2))
     batch = {
         "input_ids": source[:, :S].clone(),
         "attention_mask": torch.ones(len(sources), S, dtype=torch.int64),
@@ -120,6 +121,17 @@ def test_the_shares_of_the_work_are_the_whole_and_the_model_stays_as_it_was():
     assert sum(shares) == pytest.approx(1)
     assert model.config.iterations == plan
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_profile_of_pairs_takes_the_memory_that_it_is_given_and_no_more():
+    model = make_seq2seq(
+        hidden_size=64, intermediate_size=176, vocab_size=512, num_iterations=3, num_encoder_iterations=3
+    )
+    batch, peaks = make_batch((32, 20, 32, 32), (24, 24, 7, 24)), []
+    for memory in (2 * 10**6, AMPLE):
+        peaks.append(peak_bytes(lambda memory=memory: profile_batch(model, batch, memory=memory)))
+        assert peaks[-1] <= memory
+    assert peaks[0] < peaks[-1]
 
 
 @pytest.mark.parametrize(
