@@ -15,6 +15,7 @@ from .options import (
     Overwrite,
     all_data,
     claim_outputs,
+    pair_limits,
     refuse_options,
     require_models,
     require_text,
@@ -113,6 +114,11 @@ def plan(
         _verify("Text for --verify; best not the profile's.", callback=require_text),
     ] = None,
     text_field: Annotated[str, _verify("jsonl field or parquet column with the text.")] = "text",
+    max_source_tokens: Annotated[int | None, _verify("Of pairs: leave out longer sources.")] = None,
+    max_target_tokens: Annotated[int | None, _verify("Of pairs: leave out longer targets.")] = None,
+    cut_sources: Annotated[
+        bool, _verify("Cut sources above --max-source-tokens instead.", "--cut-sources")
+    ] = False,
     max_tokens: Annotated[int | None, _verify("Tokens for --verify. Default: as the profile.")] = None,
     seed: Annotated[int, _verify("Seed of the random baselines.", callback=require_seed)] = 0,
     verification: Annotated[Path | None, _verify("Write what --verify measured (JSON).")] = None,
@@ -149,6 +155,8 @@ def plan(
         raise InputError("verify: expected --verify and --data together, got one of them")
     if verify is None:
         refuse_options(command, "without --verify", "verification", "max_tokens", "text_field", "seed")
+        refuse_options(command, "without --verify", "max_source_tokens", "max_target_tokens")
+    limits = pair_limits(command, max_source_tokens, max_target_tokens, cut_sources)
     if plot is not None:
         from iiad.reporting.pictures import require_pictures
 
@@ -205,6 +213,7 @@ def plan(
             max_tokens=max_tokens,
             device=device,
             dtype=dtype,
+            limits=limits,
         )
         if verification is not None:
             found.save(verification)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
-from iiad.data import model_inputs, resolve_inputs
+from iiad.data import PairLimits, model_inputs, resolve_inputs
 from iiad.errors import InputError
 from iiad.influence.batches import IteratedModel, prepare_batch, require_iterations
 from iiad.influence.measurement import as_data_sets, draw_calibration, numbered_batches
@@ -96,11 +96,12 @@ def verify_plans(
     device: str | None = None,
     dtype: str | None = None,
     cache_dir: str | Path | None = None,
+    limits: PairLimits | None = None,
 ) -> Verification:
     """Run plans on the profiled teacher, untrained, on held-out text.
 
-    model, data, text_field, device, dtype, cache_dir: as for `measure_influence`, but of `stdlib` the validation
-    split is read. block_size, batch_size, max_tokens, seed: default, the profile's.
+    model, data, text_field, device, dtype, cache_dir, limits: as for `measure_influence`, but of `stdlib` the
+    validation split is read. block_size, batch_size, max_tokens, seed: default, the profile's.
 
     Raises InputError for another model than the profile's, where model, text or a value cannot be used, and where
     memory runs out.
@@ -124,7 +125,7 @@ def verify_plans(
             f"got {model} ({identity.fingerprint[:12]})"
         )
     teacher.set_num_iterations(profile.model.num_iterations)
-    sets = draw_calibration(model, data, settings, text_field, cache_dir, split="validation")
+    sets = draw_calibration(model, data, settings, text_field, cache_dir, "validation", limits)
     batches = (batch for _, batch in numbered_batches(sets, settings.batch_size))
     origins = [k for k, part in enumerate(sets) for _ in range(0, len(part.indices), settings.batch_size)]
     num_tokens = sum(part.identity.num_tokens for part in sets)
