@@ -133,7 +133,7 @@ def _draw(labels: tuple[str, str], series: Sequence[Series], diagonal: bool) -> 
         widths = [point.x for point in points]
         scales = {"x": widths + heights, "y": widths + heights} if diagonal else {"x": widths, "y": heights}
         for which, values in scales.items():
-            _scale(axes, which, values)
+            _scale(axes, which, values, linear=which == "x" and not diagonal)
         if diagonal:
             ends = (*axes.get_xlim(), *axes.get_ylim())
             limits = (min(ends), max(ends))
@@ -164,12 +164,13 @@ def _draw_series(axes: Any, series: Series, number: int) -> None:
     )
 
 
-def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
-    """Scale an axis as all our pictures do; a logarithmic one has short numbers."""
+def _scale(axes: Any, which: str, values: Sequence[float], linear: bool) -> None:
+    """Scale an axis as all our pictures do, or let it be linear; a logarithmic one has short numbers."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    scale_axis(axes, which, values)
-    if linear_part(values) is not None:
+    if not linear:
+        scale_axis(axes, which, values)
+    if not linear and linear_part(values) is not None:
         axis = getattr(axes, f"{which}axis")
         axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axis.set_minor_formatter(NullFormatter())

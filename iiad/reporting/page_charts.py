@@ -180,7 +180,8 @@ def _speedup(result: BenchResult, phase: str, label: str) -> Iterator[Point]:
 def study_charts(name: str, result: StudyResult) -> list[Chart]:
     """Accuracy and scores of texts against cost: arms, and students by plan and training, with intervals."""
     seeds = max((len(arm.runs) for arm in result.arms), default=0)
-    text = f"To the left is cheaper. Bars: 95 % intervals over {seeds} seeds."
+    bars = f"Bars: 95 % intervals over {seeds} seeds." if seeds > 1 else "One seed, so no intervals."
+    text = f"To the left is cheaper. {bars}"
     axes = ("block evaluations per token", "accuracy (%)")
     charts = [draw_chart(f"{name}-0", "Accuracy against cost", text, axes, _of_study(result, None))]
     metrics = dict.fromkeys(metric for arm in result.arms for metric in arm.texts)

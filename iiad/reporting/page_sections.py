@@ -109,16 +109,16 @@ def _trade_off(sources: Sources) -> Section:
 
 
 def _plans(sources: Sources) -> Section:
+    found = sources.of(Plan)
+
     def parts(number: int, source: Source, plan: Plan) -> Iterator[Part]:
-        yield plan_grid(plan, f"{source.path.name}: iterations that each layer keeps")
-        # The picture stands for the table of budgets, the first of the report.
-        rest = [
-            part for part in _report(plan) if not (isinstance(part, Grid) and part.headings[0] == "layer")
-        ]
-        yield from rest
+        yield plan_grid(plan, "Iterations that each layer keeps")
+        # The picture stands for the report's table of budgets. Of several plans, the costs are folded away.
+        rest = [p for p in _report(plan) if not (isinstance(p, Grid) and p.headings[0] == "layer")]
+        yield from rest if len(found) == 1 else [rest[0], Details("Costs", rest[1:])]
 
     lead = "Iterations per layer that the student runs."
-    return Section("plan", "Plan", list(_titled(sources.of(Plan), parts)), lead)
+    return Section("plan", "Plan", list(_titled(found, parts)), lead)
 
 
 def _verification(sources: Sources) -> Section:

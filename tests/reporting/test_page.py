@@ -164,7 +164,7 @@ def test_layers_of_an_encoder_decoder_go_by_the_names_of_their_halves(tmp_path):
         "decoder 1",
         "norm and head",
     ]
-    plan = page.text[page.text.index("iterations that each layer keeps") :]
+    plan = page.text[page.text.index("Iterations that each layer keeps") :]
     places = [plan.index(word) for word in words]
     assert places == sorted(places)
     assert any("decoder 1, iteration 1: 0.3" in (cell.get("data-tip") or "") for cell in page.all("td"))
