@@ -65,7 +65,8 @@ def test_steps_are_scaled_to_the_minutes_but_not_below_what_the_lesson_needs(
     monkeypatch.setattr("iiad.studies.demo.estimate_runs", lambda study, processes: estimate)
     found = fit_steps(study, 8.0, 2)
     assert found.settings["training.max_steps"] == round(share * study.settings["training.max_steps"])
-    assert found.students.settings["distillation.distill.max_steps"] == round(share * 300)
+    name = "distillation.distill.max_steps"
+    assert found.students.settings[name] == round(share * study.students.settings[name])
     said = capsys.readouterr().err
     assert ("would not show the lesson" in said) == (whole == 100.0)
     assert "about" in said

@@ -103,6 +103,7 @@ def lines(folders, tmp_path, monkeypatch):
         check {teacher}
         convert {teacher} out
         show profile.json
+        report profile.json --output out.html
         demo --output-dir out
         env
     """.split("\n")
@@ -118,7 +119,7 @@ def require_clean(result, *words):
     last = err.splitlines()[-1] if err else ""
     assert len(last) < 1200, words
     assert code == 0 or last.startswith("iiad: ") or words[0] == "validate", (words, err)
-    for made in ("out", "out.json"):
+    for made in ("out", "out.json", "out.html"):
         if Path(made).is_file():
             Path(made).unlink()
         shutil.rmtree(made, ignore_errors=True)
