@@ -54,4 +54,4 @@ def demo(
         for path in draw_study(made.result, output_dir / "pictures"):
             print_status(f"wrote {path}")
     write_study_page(made.folder)
-    print_status(next_steps(made.folder, made.minutes))
+    print_status(next_steps(made.folder, made.minutes, made.data))

@@ -44,8 +44,8 @@ def demo_report(result: StudyResult, bench: Bench, width: int) -> RenderableType
         for row in result.students
     ]
     legend = (
-        f"\nAccuracy: of running products in the group S3, asked for at every position. {_compare(result)} The cuts "
-        "untrained show what the teacher's iterations contribute, the distilled ones what training gives back. "
+        f"\nAccuracy: of running products of swaps in the group S3, asked for at every position. {_compare(result)} "
+        "Untrained cuts show what the teacher's iterations contribute, distilled ones what training gives back. "
         "Retained accuracy, overhead cut (dropped iterations) and decode speed (batch 1): relative to the teacher. "
         "One seed: `iiad study depth-s3` asks with three, tuned learning rates and intervals."
     )
@@ -63,16 +63,16 @@ def _compare(result: StudyResult) -> str:
     return f"The teacher is {-points:.1f} points below r = 0, of as many parameters: here its iterations do not pay."
 
 
-def next_steps(folder: Path, minutes: float) -> str:
-    """Commands to try next, as they are typed."""
+def next_steps(folder: Path, minutes: float, data: str) -> str:
+    """Commands to try next, as they are typed. data: the name of the demo's task."""
     runs = folder / "runs"
     return f"""
 done in {minutes:.1f} min; everything lies in {folder}. Next:
   {folder}/report.html                                    # all of it on one page, for a browser
   iiad show {folder}/study.json
-  iiad profile {runs}/teacher-seed0 --data states:length=16 --output profile.json
+  iiad profile {runs}/teacher-seed0 --data {data} --output profile.json
   iiad plan profile.json --curve
-  iiad evaluate {runs}/teacher-seed0 {runs}/teacher-seed0-cut0.55-distilled --data states:length=16
+  iiad evaluate {runs}/teacher-seed0 {runs}/teacher-seed0-cut0.55-distilled --data {data}
   iiad check {runs}/teacher-seed0-cut0.55-distilled
   iiad study depth-s3 --output-dir depth-s3 --jobs 2      # three seeds, tuned learning rates, all baselines
 """

@@ -34,9 +34,10 @@ STEPS = ("training.max_steps", "training.decay_steps", "distillation.distill.max
 
 @dataclass(frozen=True)
 class Demo:
-    """The artefacts of a demo. minutes: taken by this call."""
+    """The artefacts of a demo. data: its task. minutes: taken by this call."""
 
     folder: Path
+    data: str
     result: StudyResult
     bench: Bench
     minutes: float
@@ -74,7 +75,8 @@ def run_demo(
             raise InputError(f"{name}: {problem}; see {folder / 'logs'}, then repeat the command")
         print_status("\ndecoding speed, interleaved")
         bench = _bench(conduct, folder, repeats)
-    return Demo(folder, result, bench, (time.monotonic() - started) / 60)
+    (data,) = study.recipe_of(study.reference).data.train
+    return Demo(folder, data, result, bench, (time.monotonic() - started) / 60)
 
 
 def fit_steps(study: Study, minutes: float, num_processes: int) -> Study:

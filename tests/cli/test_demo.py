@@ -47,7 +47,7 @@ def test_an_interrupted_demo_goes_on_and_makes_every_run_once(tmp_path, capsys):
         "cut 100 %, distilled",
     ):
         assert row in text
-    assert f"iiad show {folder}/study.json" in next_steps(folder, made.minutes)
+    assert f"iiad show {folder}/study.json" in next_steps(folder, made.minutes, made.data)
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
     again = run_demo(folder, shown.append)
     assert {
