@@ -138,7 +138,7 @@ class InfluenceReport:
 
 
 def profile_verdict(profile: Profile, trust: Trust) -> str:
-    """Say in one line whether there is something to plan, and what a plan by the threshold comes to."""
+    """Say in one line whether there is something to plan, and what the plan by the threshold costs."""
     unit = LOSS_UNITS[trust.reference]
     if trust.guess is not None and profile.loss >= trust.guess:
         return (
@@ -152,8 +152,8 @@ def profile_verdict(profile: Profile, trust: Trust) -> str:
         )
     total, kept = sum(profile.model.num_iterations), sum(trust.budget)
     line = (
-        f"{total - kept} of {total} iterations can go for about {trust.predicted_loss:.3g} {unit} "
-        f"(threshold {trust.threshold:.3g})"
+        f"threshold {trust.threshold:.3g} drops {total - kept} of {total} iterations, predicted to cost "
+        f"{trust.predicted_loss:.3g} {unit}"
     )
     undecided = trust.num_undecided
     return line + (f"; {undecided} undecided on other text." if undecided else ".")

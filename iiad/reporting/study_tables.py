@@ -80,7 +80,8 @@ def study_table(result: StudyResult, width: int) -> RenderableType:
     head = f"{result.answer}\n\n{result.num_runs} runs; reference: {result.reference}"
     tables = record_tables(_ARMS, result.arms, width)
     if result.students:
-        tables += record_tables(_STUDENTS, result.students, width)
+        told = [column for column in _STUDENTS if any(column[1](row) != "-" for row in result.students)]
+        tables += record_tables(told, result.students, width)
     tables += _text_tables(result, width)
     lines = [
         f"{arm.name}: learning rate {arm.learning_rate:g} of "

@@ -90,10 +90,10 @@ def test_rows_that_say_that_all_is_decided_or_alike_need_details():
 @pytest.mark.parametrize(
     ("profile", "verdict"),
     [
-        (make_profile(), "4 of 5 iterations can go for about 0.219 nats per token (threshold 0.17)."),
+        (make_profile(), "threshold 0.17 drops 4 of 5 iterations, predicted to cost 0.219 nats per token."),
         (
             make_profile({"cosine": [[0.4, 0.1]]}, (2,)),
-            "1 of 2 iterations can go for about 0.1 of cosine distance, summed over layers (threshold 0.2).",
+            "threshold 0.2 drops 1 of 2 iterations, predicted to cost 0.1 of cosine distance, summed over layers.",
         ),
         (
             make_profile({"kl": [[3e-9, -4e-9]]}, (2,)),
@@ -113,4 +113,4 @@ def test_the_report_begins_with_a_verdict_of_one_line(profile, verdict, details)
 
 def test_the_verdict_counts_what_other_text_may_decide_otherwise():
     text = report(make_profile({"kl": [[1.0, 0.5]]}, (2,)), threshold=0.5, width=200)
-    assert text.splitlines()[0].endswith("(threshold 0.5); 1 undecided on other text.")
+    assert text.splitlines()[0].endswith("predicted to cost 0 nats per token; 1 undecided on other text.")
