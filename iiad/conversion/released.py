@@ -19,7 +19,14 @@ from iiad.checkpoints import copy_companions, load_model, read_weights, save_che
 from iiad.errors import InputError
 from iiad.files import atomic_folder
 from iiad.folders import read_config
-from iiad.models import IIETConfig, IIETForCausalLM, PCformerConfig, PCformerForCausalLM
+from iiad.models import (
+    IIETConfig,
+    IIETForCausalLM,
+    IIETSeq2SeqConfig,
+    PCformerConfig,
+    PCformerForCausalLM,
+    PCformerSeq2SeqConfig,
+)
 from iiad.outputs import require_new_folder
 
 from .gguf_files import upcycle_gguf
@@ -99,6 +106,10 @@ def convert(source: str | Path, destination: str | Path, num_iterations: int | N
             source, destination, DEFAULT_ITERATIONS if num_iterations is None else num_iterations
         )
     config = read_config(source)
+    if config.get("model_type") in (IIETSeq2SeqConfig.model_type, PCformerSeq2SeqConfig.model_type):
+        raise InputError(
+            f"{source}: nothing to convert: it is an encoder-decoder of ours already, and none has been released"
+        )
     if config.get("model_type") in (IIETConfig.model_type, PCformerConfig.model_type):
         if num_iterations is not None:
             raise InputError(

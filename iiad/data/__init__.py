@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from .corpus import TokenCorpus
     from .labelled import LabelledCorpus
-    from .packing import pack
+    from .packing import pack, pack_for
     from .pair_blocks import PairBlocks
     from .pairs import PairCorpus, PairLimits, limit_pairs
     from .rows import PAIR, read_rows, read_texts, row_fields
@@ -71,6 +71,7 @@ __all__ = [
     "next_labels",
     "output_labels",
     "pack",
+    "pack_for",
     "parse_task",
     "read_documents",
     "read_rows",
@@ -104,7 +105,7 @@ __getattr__ = lazy_names(
         ],
         "corpus": ["TokenCorpus"],
         "labelled": ["LabelledCorpus"],
-        "packing": ["pack"],
+        "packing": ["pack", "pack_for"],
         "pair_blocks": ["PairBlocks"],
         "pairs": ["PairCorpus", "PairLimits", "limit_pairs"],
         "rows": ["PAIR", "read_rows", "read_texts", "row_fields"],

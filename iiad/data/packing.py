@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,6 @@ from .corpus import (
     ADVICE,
     FORMAT,
     CorpusRecord,
-    TokenCorpus,
     default_cache_dir,
     describe_sources,
     open_corpus,
@@ -27,7 +27,7 @@ from .corpus import (
 )
 from .documents import PIECE_CHARS, read_documents, require_readable
 from .hashes import HashedSource, hash_sources
-from .labelled import LabelledCorpus, generate_rows
+from .labelled import generate_rows
 from .labelled_files import pack_rows
 from .pair_packing import pack_pairs
 from .pairs import PairCorpus, PairLimits
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["pack"]
+    from .blocks import AnyCorpus
+
+__all__ = ["pack", "pack_for"]
 
 SHORT_PIECE_CHARS = 1 << 14  # measured on two cores: 4.5 MB/s, against 2.6 on pieces of 1 MiB
 BATCH_CHARS = 1 << 21
@@ -55,7 +57,7 @@ def pack(
     num_rows: int | None = None,
     limits: PairLimits | None = None,
     progress: Progress = True,
-) -> TokenCorpus | LabelledCorpus | PairCorpus:
+) -> AnyCorpus:
     """Turn sources into one sequence of tokens, an end-of-text token after every document with text.
 
     Files whose first row has no text field but `prompt` and `completion`, or `input_ids` and `labels`, and generated
@@ -117,6 +119,34 @@ def pack(
         corpus = open_corpus(*where)
     if corpus is None:  # another program is at work in the folder
         raise InputError(f"cache_dir: {folder}: {fingerprint}.bin vanished or was cut as soon as written")
+    return corpus
+
+
+def pack_for(
+    config: Any,
+    sources: Sequence[AnySource],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    where: str = "data",
+    text_field: str = "text",
+    **options: Any,
+) -> AnyCorpus:
+    """Pack what a kind of model reads: an encoder-decoder pairs, behind its own start token, a causal model all else.
+
+    config: the model's. where: the sources' name in errors. options: as of `pack`.
+    Raises InputError for what the other kind reads, before anything is tokenized, and as `pack`.
+    """
+    kinds = {isinstance(source, TaskSource) or row_fields(source, text_field) != PAIR for source in sources}
+    if config.is_encoder_decoder and kinds == {True}:
+        expected = "pairs of source and target, for an encoder-decoder"
+        raise InputError(f"{where}: expected {expected} ({config.model_type}), got text or labelled rows")
+    if not config.is_encoder_decoder and kinds == {False}:
+        expected = f"text or labelled rows, for a causal model ({config.model_type})"
+        raise InputError(f"{where}: expected {expected}, got pairs of source and target")
+    corpus = pack(sources, tokenizer, text_field=text_field, **options)
+    start = getattr(config, "decoder_start_token_id", None)
+    if isinstance(corpus, PairCorpus) and start is not None:  # Bart's is no padding
+        corpus = replace(corpus, start_token_id=start)
     return corpus
 
 

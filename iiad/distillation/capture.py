@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from iiad.artefacts import DataIdentity, Journal
-from iiad.checkpoints import choose_device, label_models, load_identified, read_limits
+from iiad.checkpoints import choose_device, label_models, load_config, load_identified, read_limits
 from iiad.data import (
     AnyBlocks,
-    PairCorpus,
+    PairBlocks,
     PairLimits,
     TokenBlocks,
     load_tokenizer,
     make_blocks,
-    pack,
+    pack_for,
     resolve_inputs,
     tokenizer_fingerprint,
 )
@@ -106,16 +106,14 @@ def capture_signals(
         require(
             "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
         )
-        blocks, tokenizer = _pack(teacher_folder, inputs, T, vocab_size, text_field, cache_dir, limits)
-        has_pairs = isinstance(blocks.corpus, PairCorpus)
-        if has_pairs and max_tokens is not None:
+        blocks, tokenizer = _pack(teacher_folder, inputs, T, text_field, cache_dir, limits)
+        if isinstance(blocks, PairBlocks) and max_tokens is not None:
             raise InputError(
                 f"max_tokens: expected none for pairs, of which all are captured, got {max_tokens}"
             )
         T = blocks.num_outputs
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
-        kind = "pair" if has_pairs else "causal"
-        teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=kind)
+        teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=None)
         require_layers(hidden_layers, identity)
         record = SignalRecord(
             teacher=identity,
@@ -236,19 +234,19 @@ def _pack(
     teacher: str | Path,
     inputs: Sequence[str],
     block_size: int,
-    vocab_size: int,
     text_field: str,
     cache_dir: str | Path | None,
     limits: PairLimits | None,
 ) -> tuple[AnyBlocks, Any]:
     """Return the text's blocks and the tokenizer. Raises InputError where one of them cannot be used."""
     sources = resolve_inputs(inputs, "train")
-    tokenizer = load_tokenizer(teacher)
-    if len(tokenizer) > vocab_size:
+    tokenizer, config = load_tokenizer(teacher), load_config(teacher)
+    if len(tokenizer) > config.vocab_size:
         raise InputError(
-            f"{teacher}: tokenizer: expected at most {vocab_size} tokens, the model's, got {len(tokenizer)}"
+            f"{teacher}: tokenizer: expected at most {config.vocab_size} tokens, the model's, got {len(tokenizer)}"
         )
-    corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits)
+    options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
+    corpus = pack_for(config, sources, tokenizer, where=f"{teacher}: data", **options)
     return make_blocks(corpus, block_size), tokenizer
 
 

@@ -30,7 +30,7 @@ from iiad.data import (
     Window,
     evaluation_windows,
     load_tokenizer,
-    pack,
+    pack_for,
     resolve_inputs,
 )
 from iiad.errors import InputError, require_least
@@ -102,15 +102,17 @@ def evaluate_models(
     dtype = choose_dtype(dtype, device)
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
+    configs = [load_config(model) for model in models]
+    for model, config in zip(models, configs, strict=True):
+        require_kind(model, config, None if tasks is None else "causal")
     task_set = None if tasks is None else TaskSet(tasks)
     tokenizers = [load_tokenizer(model) for model in models]
     sources = resolve_inputs(data, "validation") if data else []
+    options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
     corpora = [
-        pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits) if data else None
-        for tokenizer in tokenizers
+        pack_for(config, sources, tokenizer, where=f"{model}: data", **options) if data else None
+        for model, config, tokenizer in zip(models, configs, tokenizers, strict=True)
     ]
-    for model, corpus in zip(models, corpora, strict=True):
-        require_kind(model, load_config(model), "pair" if isinstance(corpus, PairCorpus) else "causal")
     positions = {str(model): read_limits(model)[0] for model in models} if data else {}
     settings = EvaluationSettings(
         block_size=_choose_block(positions, block_size, corpora[0]) if data else None,

@@ -20,7 +20,7 @@ from iiad.data import (
     PairCorpus,
     PairLimits,
     load_tokenizer,
-    pack,
+    pack_for,
     read_rows,
     resolve_inputs,
     tokenizer_fingerprint,
@@ -95,8 +95,9 @@ def capture_beams(
     with lock_folder(output_dir):
         folder = require_folder(Path(output_dir), resume, BEAMS, JOURNAL, "targets")
         sources, tokenizer = resolve_inputs(inputs, "train"), load_tokenizer(teacher_folder)
-        corpus = pack(sources, tokenizer, cache_dir=cache_dir, limits=limits)
-        assert isinstance(corpus, PairCorpus)  # limits are for pairs alone
+        where = f"{teacher_folder}: data"
+        corpus = pack_for(config, sources, tokenizer, where=where, cache_dir=cache_dir, limits=limits)
+        assert isinstance(corpus, PairCorpus)  # as an encoder-decoder reads
         model, identity = load_identified(teacher_folder, device, dtype, cast=True, kind="pair")
         kind = prompting(model, tokenizer)
         used = corpus.lengths[:, 0]
@@ -136,6 +137,8 @@ def _make_targets(
     starts = [sum(len(part.targets) for part in made[:number]) for number in range(len(made))]
     if done > num_pairs or starts != [part.first for part in made]:
         raise InputError(f"{journal.path}: expected targets of {num_pairs} sources in order, got others")
+    for number in range(done, num_pairs):  # before anything is written
+        kind.require_room(corpus.row(number)[0].tolist(), search.max_new_tokens)
     journal.start(made)
     if done:
         print_status(f"{done:,} targets were made before")
@@ -143,8 +146,6 @@ def _make_targets(
         for first in range(done, num_pairs, ROWS_AT_ONCE):
             numbers = range(first, min(first + ROWS_AT_ONCE, num_pairs))
             prompts = [corpus.row(number)[0].tolist() for number in numbers]
-            for prompt in prompts:
-                kind.require_room(prompt, search.max_new_tokens)
             with torch.inference_mode():
                 new = search_all(kind, prompts, search, batch_size, advance)
             targets = [decode(kind, *pair).strip() for pair in zip(prompts, new, strict=True)]

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from iiad.checkpoints import (
     load_config,
     load_identified,
     read_limits,
-    require_kind,
 )
 from iiad.data import (
     AnyBlocks,
@@ -30,7 +30,7 @@ from iiad.data import (
     limit_pairs,
     load_tokenizer,
     make_blocks,
-    pack,
+    pack_for,
     resolve_inputs,
 )
 from iiad.errors import InputError
@@ -259,11 +259,11 @@ def draw_calibration(
     split: of `stdlib`, where no split is named. Raises InputError where text or tokenizer cannot be used.
     """
     tokenizer = load_tokenizer(model)
+    options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
     drawn = []
     for names in as_data_sets(data):
         sources = resolve_inputs(names, split)
-        corpus = pack(sources, tokenizer, text_field=text_field, cache_dir=cache_dir, limits=limits)
-        require_kind(model, load_config(model), "pair" if isinstance(corpus, PairCorpus) else "causal")
+        corpus = pack_for(load_config(model), sources, tokenizer, where=f"{model}: data", **options)
         if isinstance(corpus, PairCorpus) and corpus.lengths.max() > settings.block_size:
             corpus = limit_pairs(corpus, PairLimits(settings.block_size, settings.block_size))
         blocks = make_blocks(corpus, settings.block_size)

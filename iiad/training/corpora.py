@@ -13,7 +13,7 @@ from iiad.data import (
     TokenCorpus,
     evaluation_windows,
     make_blocks,
-    pack,
+    pack_for,
     resolve_inputs,
     tokenizer_fingerprint,
 )
@@ -43,8 +43,7 @@ class Corpora:
         self.batch_size = optimization.per_device_train_batch_size
         self.dtype = "bfloat16" if optimization.autocast else "float32"
         num_rows = recipe.num_steps * blocks_per_step(optimization)
-        self.training = _pack(data, "train", tokenizer, num_rows)
-        _require_kind("data.train", self.training, config)
+        self.training = _pack(data, "train", tokenizer, config, num_rows)
         most, batch_tokens = data.block_tokens(config.max_position_embeddings), data.max_batch_tokens
         if isinstance(self.training, PairCorpus):
             _require_pair_settings(data, optimization)
@@ -58,9 +57,8 @@ class Corpora:
         else:
             require_step("data.train", len(self.blocks), optimization)
         self.fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": self.training.fingerprint}
-        self.validation = _pack(data, "validation", tokenizer) if data.validation else None
+        self.validation = _pack(data, "validation", tokenizer, config) if data.validation else None
         if self.validation is not None:
-            _require_kind("data.validation", self.validation, config)
             self.window_size = self.block_size if isinstance(self.validation, TokenCorpus) else most
             evaluation_windows(self.validation, self.window_size)  # checks its length
             self.fingerprints["validation"] = self.validation.fingerprint
@@ -89,20 +87,6 @@ def _require_fit(data: DataSection, tokenizer: Any, config: Any) -> None:
             raise InputError(f"{field}: expected at most {most} tokens, the model's {limit}, got {got}")
 
 
-def _require_kind(where: str, corpus: AnyCorpus, config: Any) -> None:
-    """Raise InputError for pairs and a causal model, or anything else and an encoder-decoder."""
-    pairs = isinstance(corpus, PairCorpus)
-    if config.is_encoder_decoder and not pairs:
-        raise InputError(
-            f"{where}: expected pairs of source and target, for an encoder-decoder, got text or labelled rows"
-        )
-    if pairs and not config.is_encoder_decoder:
-        raise InputError(
-            f"{where}: expected text or labelled rows, for a causal model, got pairs; model.num_encoder_layers makes "
-            "an encoder-decoder"
-        )
-
-
 def _require_pair_settings(data: DataSection, optimization: OptimizationSection) -> None:
     """Raise InputError for settings that pairs have others for."""
     if data.block_size is not None:
@@ -126,12 +110,16 @@ def _require_pair_step(blocks: PairBlocks, optimization: OptimizationSection) ->
         )
 
 
-def _pack(data: DataSection, split: str, tokenizer: Any, num_rows: int | None = None) -> AnyCorpus:
+def _pack(
+    data: DataSection, split: str, tokenizer: Any, config: Any, num_rows: int | None = None
+) -> AnyCorpus:
     sources = resolve_inputs(getattr(data, split), split)
     with first_process_first():
-        return pack(
+        return pack_for(
+            config,
             sources,
             tokenizer,
+            where=f"data.{split}",
             text_field=data.text_field,
             cache_dir=data.cache_dir,
             num_rows=num_rows,

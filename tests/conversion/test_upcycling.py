@@ -32,7 +32,7 @@ from iiad.data import Window
 from iiad.models import IIETConfig, IIETForCausalLM
 from iiad.models.compatibility import cache_argument
 from iiad.training.scoring import evaluate_model
-from tests.helpers import SHAPE, make_iiet, stir
+from tests.helpers import SHAPE, make_iiet, make_seq2seq, stir
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 SIZES = {name: value for name, value in SHAPE.items() if name != "num_layers"} | {"num_hidden_layers": 2}
@@ -389,3 +389,10 @@ def test_other_dtypes_adapters_and_nan_are_refused(source_of, tmp_path):
     adapted = source_of("llama")
     (adapted / "adapter_config.json").write_text("{}")
     assert "expected whole weights, got an adapter" in refused(adapted, there)
+
+
+def test_for_an_encoder_decoder_there_is_nothing_to_convert(tmp_path):
+    save_checkpoint(make_seq2seq(), tmp_path / "model")
+    assert "nothing to convert: it is an encoder-decoder" in refused(
+        tmp_path / "model", tmp_path / "converted"
+    )

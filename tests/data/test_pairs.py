@@ -3,6 +3,7 @@
 import gzip
 import json
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -21,6 +22,7 @@ from iiad.data import (
     input_paths,
     make_blocks,
     output_labels,
+    pack_for,
     read_rows,
     read_texts,
     resolve_inputs,
@@ -149,6 +151,20 @@ def test_pairs_are_not_mixed_and_nothing_else_has_limits(tmp_path, packed):
         packed(text, limits=PairLimits(8, 8))
     assert packed(pairs, text_field="target").num_documents == 3
     assert not isinstance(packed(pairs, text_field="target"), PairCorpus)
+
+
+def test_a_model_reads_what_its_kind_does_behind_its_own_start_token(tmp_path, tokenizer):
+    (pairs,) = resolve_inputs([str(write(tmp_path / "a.jsonl", PAIRS))])
+    (text,) = resolve_inputs([str(write(tmp_path / "b.jsonl", [TEXT]))])
+    config = SimpleNamespace(is_encoder_decoder=True, model_type="bart", decoder_start_token_id=7)
+    with refused("data: expected pairs of source and target, for an encoder-decoder (bart), got text"):
+        pack_for(config, [text], tokenizer, cache_dir=tmp_path / "cache")
+    causal = SimpleNamespace(is_encoder_decoder=False, model_type="llama")
+    with refused("data: expected text or labelled rows, for a causal model (llama), got pairs"):
+        pack_for(causal, [pairs], tokenizer, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    corpus = pack_for(config, [pairs], tokenizer, cache_dir=tmp_path / "cache")
+    assert PairBlocks(corpus, 64).batch([0])["decoder_input_ids"][0, 0] == 7
 
 
 def test_pairs_are_found_again_and_built_anew_where_the_cache_is_damaged(tmp_path, packed, tokenizer):

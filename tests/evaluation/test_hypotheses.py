@@ -8,6 +8,7 @@ import torch
 
 from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer, pack, resolve_inputs
+from iiad.evaluation import Tasks, evaluate_models
 from iiad.evaluation.hypotheses import Hypotheses, Texts
 from iiad.evaluation.quality_artefact import EvaluationResult, EvaluationSettings
 from iiad.evaluation.text_metrics import score_texts
@@ -77,6 +78,11 @@ def test_a_source_longer_than_the_positions_is_refused(translator, tokenizer, da
         make(translator, tokenizer, data, tmp_path)
 
 
+def test_an_encoder_decoder_has_no_tasks(pair_folders, data):
+    with refused("translator: expected a causal language model, got an encoder-decoder"):
+        evaluate_models([pair_folders.teacher], [str(data)], tasks=Tasks(["piqa"]))
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -86,11 +92,11 @@ def test_a_source_longer_than_the_positions_is_refused(translator, tokenizer, da
         ),
         (
             "{teacher} --data {pairs}",
-            "teacher: expected an encoder-decoder, got a causal language model (iiet)",
+            "teacher: data: expected text or labelled rows, for a causal model (iiet), got pairs",
         ),
         (
             "{translator} --data {text}",
-            "translator: expected a causal language model, got an encoder-decoder (iiet_seq2seq)",
+            "translator: data: expected pairs of source and target, for an encoder-decoder (iiet_seq2seq)",
         ),
         ("{teacher} --data {pairs} --metrics meteor", "metrics: expected bleu, chrf, rouge, got meteor"),
         ("{teacher} --data {text} --num-beams 2", "--num-beams: expected none without --metrics, got 2"),

@@ -110,10 +110,15 @@ def test_the_command_writes_and_shows_them_and_refuses_what_does_not_fit(
         ([*given, "--max-new-tokens", 4], "--max-new-tokens: expected none without --beam"),
         ([*given, "--beam", 2, "--max-source-tokens", 500], "max_source_tokens: expected 2 to 128"),
         ([*given[:1], folders.teacher, *given[2:], "--beam", 2], "expected an encoder-decoder, got a causal"),
-        ([*given[:3], folders.text, *given[4:], "--beam", 2], "expected pairs, got"),
-        ([*given[:3], folders.text, *given[4:]], "expected a causal language model, got an encoder-decoder"),
+        (
+            [*given[:3], folders.text, *given[4:], "--beam", 2],
+            "translator: data: expected pairs of source and target",
+        ),
+        ([*given[:3], folders.text, *given[4:]], "translator: data: expected pairs of source and target"),
+        ([*given, "--beam", 2, "--max-new-tokens", 200], "max_new_tokens: expected at most 127"),
     ):
         arguments = [tmp_path / "other" if each == tmp_path / "beams" else each for each in arguments]
         code, _, errors = iiad(*arguments)
         assert code == 2
         assert message in errors
+        assert not [path for path in (tmp_path / "other").glob("*") if path.name != ".lock"]

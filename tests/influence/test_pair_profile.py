@@ -96,9 +96,13 @@ def test_verified_plans_of_one_cut_iteration_have_their_scores_as_true_loss(fold
         (
             "model",
             "text.txt",
-            "expected a causal language model, got an encoder-decoder (iiet_seq2seq)",
+            "data: expected pairs of source and target, for an encoder-decoder (iiet_seq2seq)",
         ),
-        ("causal", "pairs.jsonl", "expected an encoder-decoder, got a causal language model (iiet)"),
+        (
+            "causal",
+            "pairs.jsonl",
+            "data: expected text or labelled rows, for a causal model (iiet), got pairs",
+        ),
     ],
 )
 def test_a_model_of_the_other_kind_is_refused(model, data, message, folder):

@@ -133,3 +133,10 @@ def test_costs_are_shown_by_half_and_sizes_of_a_sentence_need_one():
         Plan.explicit([0, 0, 0, 3, 0], MODEL)
     with refused("expected 5 layers, as the teacher has, got 3"):
         Plan.explicit([0, 0, 0], MODEL)
+
+
+def test_a_sentence_of_millions_of_tokens_is_counted_at_once():
+    few, more, many = (
+        cost_of(MODEL, PLAN, 8, target_tokens=count).sentence_flops for count in (2**23, 2**23 + 1, 2**24)
+    )
+    assert few < more < many

@@ -129,7 +129,7 @@ def test_a_causal_model_takes_no_pairs(pair_fields, tmp_path):
     fields = pair_fields()
     for name in ("num_encoder_layers", "num_encoder_iterations"):
         del fields["model"][name]
-    with refused("data.train: expected text or labelled rows, for a causal model, got pairs"):
+    with refused("data.train: expected text or labelled rows, for a causal model (iiet), got pairs"):
         train(TrainRecipe.model_validate(fields), tmp_path / "run")
 
 
