@@ -163,9 +163,9 @@ def plan(
         require_pictures(plot)
     measured = Profile.load(profile)
     if source_tokens is not None:
-        if context is not None or not measured.model.num_encoder_layers:
-            wanted_kind = "an encoder-decoder with it, and no --context"
-            raise InputError(f"source_tokens: expected {wanted_kind}, got {measured.model.model_type}")
+        refuse_options(command, "beside --source-tokens", "context")
+        if not measured.model.num_encoder_layers:
+            raise InputError(f"source_tokens: expected an encoder-decoder, got {measured.model.model_type}")
         context = source_tokens
     # Without a table, device and dtype are those of --verify.
     machine = {} if latency is None and verify is not None else {"device": device, "dtype": dtype}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from iiad.generation.guards import start_token
+
 if TYPE_CHECKING:
     from .claims import Subject
 
@@ -63,9 +65,7 @@ class PairInputs(Inputs):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.start = subject.model.generation_config.decoder_start_token_id
-        if self.start is None:
-            self.start = subject.model.config.decoder_start_token_id
+        self.start = start_token(subject.model)
 
     @cached_property
     def sources(self) -> Tensor:

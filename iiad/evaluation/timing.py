@@ -23,6 +23,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from iiad.checkpoints import load_config, read_limits
 from iiad.clock import now
 from iiad.errors import InputError
+from iiad.generation.guards import start_token
 from iiad.models.compatibility import cache_argument
 
 __all__ = [
@@ -133,10 +134,7 @@ def run_calls(model: Any, prompts: Tensor, cache: Any, step: Step | None = None)
     inputs, name, forward = prompts, "input_ids", model
     if reads_sources(model):
         options["encoder_outputs"] = model.get_encoder()(input_ids=prompts)
-        inputs, name = (
-            prompts.new_full((len(prompts), 1), model.config.decoder_start_token_id),
-            "decoder_input_ids",
-        )
+        inputs, name = prompts.new_full((len(prompts), 1), start_token(model)), "decoder_input_ids"
         yield inputs
     while True:
         if step is not None and prompts.is_cuda:

@@ -13,7 +13,7 @@ from iiad.data.tokenizers import tokenizing
 from iiad.errors import InputError, one_line, require_utf8, shorten
 from iiad.memory import is_out_of_memory
 
-__all__ = ["encode", "end_tokens", "finite_logits", "settings_explained"]
+__all__ = ["encode", "end_tokens", "finite_logits", "settings_explained", "start_token"]
 
 
 _HARMLESS = ("_", "transformers_version", "use_cache", "bos_token_id", "eos_token_id")
@@ -36,6 +36,18 @@ def end_tokens(model: Any) -> set[int]:
         if not all(type(token) is int and abs(token) < 1 << 31 for token in ids[name]):
             raise InputError(f"generation_config: {name}: expected token ids, got {shorten(found)}")
     return set(ids["eos_token_id"])
+
+
+def start_token(model: Any) -> int:
+    """Return the token that an encoder-decoder's targets begin with, as generate() takes it. Raises InputError."""
+    own = model.generation_config
+    places = (own.decoder_start_token_id, model.config.decoder_start_token_id, own.bos_token_id)
+    found = next((token for token in places if token is not None), None)
+    if type(found) is not int or not 0 <= found < model.get_input_embeddings().weight.shape[0]:
+        raise InputError(
+            f"generation_config: decoder_start_token_id: expected a token of the vocabulary, got {shorten(found)}"
+        )
+    return found
 
 
 @contextmanager

@@ -207,5 +207,6 @@ class IIETSeq2SeqDecoder(LayerStack, IIETSeq2SeqPreTrainedModel):
         if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
             got = type(past_key_values).__name__
             raise ValueError(f"{CACHE}: expected an EncoderDecoderCache, got a {got}")
-        own = past_key_values and past_key_values.self_attention_cache
+        # Not by its truth: an empty one is false.
+        own = None if past_key_values is None else past_key_values.self_attention_cache
         return super().make_mask(inputs_embeds, attention_mask, own, position_ids)

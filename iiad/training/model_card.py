@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from iiad.artefacts import layer_name
+
 if TYPE_CHECKING:
     from .run_record import RunRecord
 
@@ -89,18 +91,11 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
 
 def _plan(config: Any, record: RunRecord) -> str:
     """Draw the plan a layer a line, and name the command that writes the page."""
-    encoder, rows = config.num_encoder_layers if config.is_encoder_decoder else 0, []
-    for t, r in enumerate(config.iterations):
-        name = (
-            f"layer {t + 1}"
-            if not encoder
-            else f"encoder {t + 1}"
-            if t < encoder
-            else f"decoder {t + 1 - encoder}"
-        )
-        rows.append(
-            f"{name:12} {'#' * r}{'.' * (config.max_num_iterations - r)}  {r} of {config.max_num_iterations}"
-        )
+    encoder, most = getattr(config, "num_encoder_layers", 0), config.max_num_iterations
+    rows = [
+        f"{layer_name(t, encoder):12} {'#' * r}{'.' * (most - r)}  {r} of {most}"
+        for t, r in enumerate(config.iterations)
+    ]
     given = [str(record.settings[name]) for name in ("teacher", "plan") if record.settings.get(name)]
     return _PLAN.format(rows="\n".join(rows), folders=shlex.join([*given, "FOLDER"]))
 

@@ -7,10 +7,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 from iiad import InputError
 from iiad.data import load_tokenizer
 from iiad.generation.drafts import Draft
+from iiad.generation.guards import start_token
 from iiad.generation.prompting import read_prompts
 from iiad.generation.searching import Search
 from iiad.generation.text import generate_text, generate_texts, load_generator
-from tests.helpers import refused, stir
+from tests.helpers import make_seq2seq, refused, stir
 
 PROMPTS = ["def push(self", "import", "for name in names:\n    print(name)", "class A:", "return x"]
 BEAMS = {"max_new_tokens": 6, "num_beams": 3}
@@ -180,3 +181,12 @@ def test_the_command_makes_targets_under_a_plan(pair_folders, iiad, tmp_path):
     code, out, err = iiad("generate", pair_folders.teacher, "--draft", "self", "--max-new-tokens", 4)
     assert (code, out) == (2, "")
     assert "draft: expected causal models, got an encoder-decoder, iiet_seq2seq" in err
+
+
+def test_a_start_token_is_found_or_named():
+    model = make_seq2seq()
+    model.generation_config.decoder_start_token_id = None
+    assert start_token(model) == model.config.decoder_start_token_id == 0
+    model.generation_config.decoder_start_token_id = 9999
+    with refused("generation_config: decoder_start_token_id: expected a token of the vocabulary, got 9999"):
+        start_token(model)
