@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from iiad import lazy_names
 
 if TYPE_CHECKING:
+    from .beam_targets import capture_beams
     from .drafts import Draft
     from .speculation import speculate
     from .text import Generation, generate_text, generate_texts, load_drafted_generator, load_generator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Draft",
     "Generation",
+    "capture_beams",
     "generate_text",
     "generate_texts",
     "load_drafted_generator",
@@ -24,6 +26,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "beam_targets": ["capture_beams"],
         "drafts": ["Draft"],
         "speculation": ["speculate"],
         "text": ["Generation", "generate_text", "generate_texts", "load_drafted_generator", "load_generator"],

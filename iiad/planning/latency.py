@@ -163,11 +163,7 @@ class LatencyTable(Artefact):
         return PhaseLatency.of(
             self.prefill.fixed_seconds + num_steps * self.decode.fixed_seconds,
             [[a + num_steps * b for a, b in zip(*layer, strict=True)] for layer in zip(*rows, strict=True)],
-            [
-                (a.num_iterations, a.measured_seconds + num_steps * b.measured_seconds)
-                for a, b in checks
-                if a.num_iterations == b.num_iterations
-            ],
+            [(a.num_iterations, a.measured_seconds + num_steps * b.measured_seconds) for a, b in checks],
         )
 
     @field_validator("model")
@@ -184,6 +180,11 @@ class LatencyTable(Artefact):
                 raise ValueError(
                     f"{name}: expected {wanted} numbers in the layers, for 0 to R_t iterations, got {found}"
                 )
+        of_prefill, of_decode = (
+            [check.num_iterations for check in phase.checks] for phase in (self.prefill, self.decode)
+        )
+        if self.settings.target_tokens is not None and of_prefill != of_decode:
+            raise ValueError(f"decode.checks: expected the plans of prefill, {of_prefill}, got {of_decode}")
         return self
 
 
@@ -198,6 +199,10 @@ def check_latency(table: LatencyTable, teacher: ModelIdentity, **wanted: str | i
             f"{table.model.name} ({table.model.fingerprint[:12]}), of other weights or configuration"
         )
     most = table.model.num_iterations
+    for name in ("num_layers", "num_encoder_layers"):
+        if getattr(teacher, name) != getattr(table.model, name):
+            expected = f"a table with {name} {getattr(teacher, name)}"
+            raise InputError(f"latency: expected {expected}, got {getattr(table.model, name)}")
     for layer, (r, highest) in enumerate(zip(teacher.num_iterations, most, strict=True)):
         if r > highest:
             expected = f"0 to {r} iterations of {teacher.layer_name(layer)}, as {teacher.name} runs"

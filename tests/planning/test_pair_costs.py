@@ -140,3 +140,15 @@ def test_a_sentence_of_millions_of_tokens_is_counted_at_once():
         cost_of(MODEL, PLAN, 8, target_tokens=count).sentence_flops for count in (2**23, 2**23 + 1, 2**24)
     )
     assert few < more < many
+
+
+def test_a_table_whose_phases_or_halves_do_not_fit_is_refused():
+    table = make_pair_table(8, 4)
+    others = table.model_dump()
+    others["decode"]["checks"] *= 2
+    with pytest.raises(ValueError, match=r"decode\.checks: expected the plans of prefill"):
+        LatencyTable.model_validate(others)
+    with refused("latency: expected a table with num_encoder_layers 2, got 3"):
+        check_latency(table, MODEL.model_copy(update={"num_encoder_layers": 2}))
+    with refused("latency: expected a table with num_layers 4, got 5"):
+        check_latency(table, MODEL.model_copy(update={"num_layers": 4, "num_iterations": [2] * 4}))
