@@ -41,14 +41,11 @@ def count_flops(
     if not encoder:
         prefill = decoder.flops(context, context * (context + 1) // 2) + head
         return Flops(prefill, decoder.flops(1, context + 1) + head)
-    n, e, d = shape.num_attention_heads, shape.head_dim, shape.hidden_size
-    _, keys_and_values = shape.evaluation_flops(context, 0)
-    # Queries and their output, and the source's scores and values: at every evaluation. Its keys and values: once.
-    cross = decoder.num_evaluations * (4 * n * e * d + 4 * n * e * context)
-    source = encoder[0].flops(context, context * context) + decoder.num_layers * keys_and_values
+    each, once = shape.cross_flops(1, context)
+    source = encoder[0].flops(context, context * context) + decoder.num_layers * once
 
     def step(seen: int) -> int:
-        return decoder.flops(1, seen + 1) + cross + head
+        return decoder.flops(1, seen + 1) + decoder.num_evaluations * each + head
 
     prefill = source + step(0)
     # step is linear in what is seen: the sum of steps 1 to T - 1.
