@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -107,12 +107,13 @@ def capture(
 
     if beam is not None:
         refuse_options(context, "with --beam", *_OF_SIGNALS)
-    elif hidden_layers is None:
-        refuse_options(context, "without --hidden-layers", "compression")
-    if beam is None:
+    else:
         refuse_options(context, "without --beam", "length_penalty", "max_new_tokens")
+        if hidden_layers is None:
+            refuse_options(context, "without --hidden-layers", "compression")
     limits = pair_limits(context, max_source_tokens, max_target_tokens, cut_sources)
     claim_outputs([teacher], all_data(data), folders={"output": output})
+    common: dict[str, Any] = {"limits": limits, "batch_size": batch_size, "device": device, "resume": resume}
     if beam is not None:
         from iiad.generation.beam_targets import capture_beams
         from iiad.reporting.signal_tables import beams_line
@@ -124,11 +125,8 @@ def capture(
             num_beams=beam,
             length_penalty=length_penalty,
             max_new_tokens=max_new_tokens,
-            limits=limits,
-            batch_size=batch_size,
-            device=device,
             dtype="bfloat16" if bf16 else None,
-            resume=resume,
+            **common,
         )
         print_result(pairs, lambda width: f"{output}: {beams_line(pairs)}")
         return
@@ -145,15 +143,12 @@ def capture(
         block_size=block_size,
         hidden_layers=_layers(hidden_layers),
         compression=compression,
-        batch_size=batch_size,
         max_tokens=max_tokens,
         dtype="bfloat16" if bf16 else "float32",
         text_field=text_field,
-        resume=resume,
-        device=device,
         blocks_per_shard=blocks_per_shard,
         check_teacher=check_teacher,
-        limits=limits,
+        **common,
     )
     line = f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s"
     print_result(record, lambda width: line)

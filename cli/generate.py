@@ -114,14 +114,7 @@ def generate(
     beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty}
     check_sampling(**sampling)
     Search(**beams, chooser=Chooser(temperature))
-    if temperature == 0:
-        refuse_options(context, "without a --temperature above 0", "seed")
-    if num_beams > 1:
-        refuse_options(context, "with --num-beams", "stream", "draft")
-    if prompts is None:
-        refuse_options(context, "without --prompts", "batch_size")
-    else:
-        refuse_options(context, "with --prompts", "prompt", "prompt_file", "temperature", "stream", "draft")
+    _refuse_others(context, temperature, num_beams, prompts)
     text = read_prompt(prompt, prompt_file)
     lines = None if prompts is None else read_prompts(prompts)
     require_cache_policy([model], cache_policy)
@@ -138,11 +131,9 @@ def generate(
     )
     if lines is not None:
         options = {"max_new_tokens": max_new_tokens, **beams, "batch_size": batch_size}
-        generation = generate_texts(loaded, tokenizer, lines, **options)
-        print_result(
-            generation, lambda width: "\n".join(" ".join(each.split("\n")) for each in generation.texts)
-        )
-        print_status(_describe_speed(generation))
+        made = generate_texts(loaded, tokenizer, lines, **options)
+        print_result(made, lambda width: "\n".join(" ".join(each.split("\n")) for each in made.texts))
+        print_status(_describe_speed(made))
         return
     if stream is None:
         stream = sys.stdout.isatty() and num_samples == num_beams == 1
@@ -162,6 +153,18 @@ def generate(
     for found in (generation.speculation, generation.choice):
         if found is not None:
             print_status(str(found))
+
+
+def _refuse_others(context: typer.Context, temperature: float, num_beams: int, prompts: Path | None) -> None:
+    """Raise InputError for options that do not apply beside these."""
+    if temperature == 0:
+        refuse_options(context, "without a --temperature above 0", "seed")
+    if num_beams > 1:
+        refuse_options(context, "with --num-beams", "stream", "draft")
+    if prompts is None:
+        refuse_options(context, "without --prompts", "batch_size")
+    else:
+        refuse_options(context, "with --prompts", "prompt", "prompt_file", "temperature", "stream", "draft")
 
 
 def _describe_speed(generation: Any) -> str:

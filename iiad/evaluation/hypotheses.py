@@ -17,7 +17,7 @@ from iiad.files import atomic_file
 from iiad.progress import progress
 
 from .quality_artefact import EvaluationResult, EvaluationSettings, TextSettings
-from .text_metrics import require_metrics, score_texts
+from .text_metrics import require_metrics, require_several, score_texts
 
 __all__ = ["Hypotheses", "Texts"]
 
@@ -54,12 +54,13 @@ class Hypotheses:
     ) -> None:
         """sources: of the pairs, of which those of these numbers (n,) are used. positions: the fewest of a model.
 
-        Raises InputError for a value out of range.
+        Raises InputError for a value out of range, and for fewer than two pairs.
         """
         from iiad.data import PAIR, read_rows
         from iiad.generation.searching import Search
 
         self.texts = texts
+        require_several(len(numbers))
         limit = min(_MAX_NEW_TOKENS, positions - 1) if texts.max_new_tokens is None else texts.max_new_tokens
         self.search = Search(limit, texts.num_beams, texts.length_penalty)
         used = set(numbers.tolist())

@@ -16,7 +16,7 @@ from iiad.errors import InputError, one_line
 
 from .quality_artefact import TextMetric
 
-__all__ = ["TEXT_METRICS", "TextMetrics", "require_metrics", "score_texts"]
+__all__ = ["TEXT_METRICS", "TextMetrics", "require_metrics", "require_several", "score_texts"]
 
 TEXT_METRICS = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 """Metrics by name, and the module that computes each."""
@@ -54,6 +54,12 @@ def require_metrics(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def require_several(num_texts: int) -> None:
+    """Raise InputError for fewer texts than have an interval."""
+    if num_texts < 2:
+        raise InputError(f"metrics: expected at least 2 texts for an interval, got {num_texts}")
+
+
 def score_texts(
     systems: Sequence[Sequence[str]], references: Sequence[str], metrics: Sequence[str]
 ) -> TextMetrics:
@@ -68,8 +74,7 @@ def score_texts(
     Raises InputError for fewer than two texts, and as `require_metrics`.
     """
     names = require_metrics(metrics)
-    if len(references) < 2:
-        raise InputError(f"metrics: expected at least 2 texts for an interval, got {len(references)}")
+    require_several(len(references))
     assert all(len(texts) == len(references) for texts in systems)
     found = TextMetrics({}, [{} for _ in systems])
     for name in names:

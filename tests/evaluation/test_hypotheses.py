@@ -104,6 +104,10 @@ def test_an_encoder_decoder_has_no_tasks(pair_folders, data):
             "{translator} --data {pairs} --cut-sources",
             "--cut-sources: expected none without --max-source-tokens, got True",
         ),
+        (
+            "{translator} --data {pairs} --metrics bleu --max-tokens 2",
+            "metrics: expected at least 2 texts for an interval, got 1",
+        ),
         ("{teacher} --data {text} --hypotheses x", "--hypotheses: expected none without --metrics, got x"),
         (
             "{translator} --data {pairs} --metrics bleu --num-beams 1 --length-penalty 2",
