@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         read_limits,
         require_cache_policy,
         require_kind,
+        require_one_kind,
         require_size,
     )
     from .loading import (
@@ -50,13 +51,15 @@ __all__ = [
     "require_cache_policy",
     "require_finite",
     "require_kind",
+    "require_one_kind",
     "require_size",
     "require_whole",
     "save_checkpoint",
 ]
 
 _CONFIGS = """
-auto_class build_empty load_config read_limits require_cache_policy require_kind require_size
+auto_class build_empty load_config read_limits require_cache_policy require_kind require_one_kind
+require_size
 """.split()
 
 __getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})

@@ -32,6 +32,7 @@ __all__ = [
     "require_cache_policy",
     "require_fitting",
     "require_kind",
+    "require_one_kind",
     "require_size",
 ]
 
@@ -95,6 +96,13 @@ def require_kind(model: str | Path, config: Any, kind: str | None) -> None:
     found = "pair" if config.is_encoder_decoder else "causal"
     if kind not in (None, found):
         raise InputError(f"{model}: expected {KINDS[kind]}, got {KINDS[found]} ({config.model_type})")
+
+
+def require_one_kind(models: Sequence[str | Path]) -> None:
+    """Raise InputError for a model of another kind than the first."""
+    configs = [load_config(model) for model in models]
+    for model, config in zip(models, configs, strict=True):
+        require_kind(model, config, "pair" if configs[0].is_encoder_decoder else "causal")
 
 
 def auto_class(config: Any) -> Any:

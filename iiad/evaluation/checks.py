@@ -12,7 +12,13 @@ import torch
 import transformers
 
 from iiad.artefacts import ModelIdentity
-from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
+from iiad.checkpoints import (
+    choose_device,
+    choose_dtype,
+    label_models,
+    load_identified,
+    require_one_kind,
+)
 from iiad.errors import InputError, one_line, require_least, require_seed
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning import Plan, check_plan
@@ -79,7 +85,9 @@ def check_model(
     if plan is not None and teacher is None:
         raise InputError("plan: expected a teacher with it, got none")
     plan = read_plan(plan)
-    for name in [model] if teacher is None else [model, teacher]:
+    models = [model] if teacher is None else [model, teacher]
+    require_one_kind(models)
+    for name in models:
         require_positions(name, prompt_tokens, new_tokens)
     settings = CheckSettings(
         prompt_tokens=prompt_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from iiad.checkpoints import choose_device, choose_dtype, label_models, load_config, require_kind
+from iiad.checkpoints import choose_device, choose_dtype, label_models, require_one_kind
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained, weight_bytes
@@ -106,10 +106,8 @@ def bench_models(
     budget = read_plan(plan)
     kinds = check_kinds(quantize, device, dtype)
     scores = Evaluation.load(evaluation) if isinstance(evaluation, str | Path) else evaluation
-    configs = [load_config(model) for model in models]
-    kind = "pair" if configs[0].is_encoder_decoder else "causal"
-    for model, config in zip(models, configs, strict=True):
-        require_kind(model, config, kind)
+    require_one_kind(models)
+    for model in models:
         require_positions(model, max(grid["prompt_tokens"]), new_tokens)
     if compiled:
         require_compiler(device)

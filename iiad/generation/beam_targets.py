@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from iiad.artefacts import Count, DataIdentity, Journal, Record
-from iiad.checkpoints import choose_device, choose_dtype, load_config, load_identified, require_kind
+from iiad.checkpoints import (
+    choose_device,
+    choose_dtype,
+    load_config,
+    load_identified,
+    read_limits,
+    require_kind,
+)
 from iiad.data import (
     PAIR,
     PairCorpus,
@@ -83,7 +90,7 @@ def capture_beams(
     dtype = choose_dtype(dtype, device)
     config = load_config(teacher_folder)
     require_kind(teacher_folder, config, "pair")
-    positions = config.max_position_embeddings
+    positions, _ = read_limits(teacher_folder)
     most = min(MOST_NEW_TOKENS, positions - 1) if max_new_tokens is None else max_new_tokens
     search = Search(most, num_beams, length_penalty)
     limits = limits or PairLimits()

@@ -41,7 +41,8 @@ def end_tokens(model: Any) -> set[int]:
 def start_token(model: Any) -> int:
     """Return the token that an encoder-decoder's targets begin with, as generate() takes it. Raises InputError."""
     own = model.generation_config
-    places = (own.decoder_start_token_id, model.config.decoder_start_token_id, own.bos_token_id)
+    given = getattr(model.config, "decoder_start_token_id", None)  # T5 has it only where it is given
+    places = (own.decoder_start_token_id, given, own.bos_token_id)
     found = next((token for token in places if token is not None), None)
     if type(found) is not int or not 0 <= found < model.get_input_embeddings().weight.shape[0]:
         raise InputError(

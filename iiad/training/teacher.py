@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
-from iiad.checkpoints import load_identified
+from iiad.checkpoints import load_identified, read_limits
 from iiad.data import (
     PAIR,
     FileSource,
@@ -230,6 +230,7 @@ def _start_model(section: ModelSection, tokenizer: Any) -> tuple[PreTrainedModel
     """Make or load the model to begin with, in float32; return it and the hash of one that was loaded."""
     if section.path is None:
         return build_model(section, tokenizer), {}
+    read_limits(section.path)  # which blocks and batches are cut by
     model, identity = load_identified(
         section.path, "cpu", "float32", cast=True, num_iterations=section.num_iterations, kind=None
     )

@@ -9,7 +9,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from iiad.checkpoints import load_model, save_checkpoint
 from iiad.data import PairLimits, load_tokenizer
-from iiad.evaluation import Bench, Evaluation, Texts, bench_models, evaluate_models
+from iiad.evaluation import Bench, Evaluation, Texts, bench_models, check_model, evaluate_models
 from iiad.evaluation.timing import random_prompts, time_model
 from iiad.planning.costs import phase_evaluations, predicted_speedups
 from iiad.reporting.bench_tables import bench_table
@@ -170,6 +170,8 @@ def test_more_tokens_than_positions_are_refused_for_each_half(pair_folders):
 def test_mixed_kinds_of_models_are_refused(folders, pair_folders):
     with refused("teacher: expected an encoder-decoder, got a causal language model (iiet)"):
         bench_models([pair_folders.teacher, folders.teacher], **QUICK)
+    with refused("translator: expected a causal language model, got an encoder-decoder (iiet_seq2seq)"):
+        check_model(folders.student, teacher=pair_folders.teacher)
 
 
 def test_a_bart_is_evaluated_in_bfloat16_and_timed(pair_folders, tmp_path):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from iiad.errors import Unfinished
+from iiad.generation import capture_beams
 from iiad.training import RunRecord, TrainRecipe, load_recipe, train
 from iiad.training.phases import TwoPhases
 from iiad.training.teacher import build_model
@@ -131,6 +132,19 @@ def test_a_causal_model_takes_no_pairs(pair_fields, tmp_path):
         del fields["model"][name]
     with refused("data.train: expected text or labelled rows, for a causal model (iiet), got pairs"):
         train(TrainRecipe.model_validate(fields), tmp_path / "run")
+
+
+def test_a_model_that_names_no_positions_is_refused(pair_fields, pair_folders, tmp_path):
+    config = T5Config(vocab_size=320, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, eos_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    fields = {**pair_fields(), "model": {"path": str(tmp_path / "t5")}}
+    fields["tokenizer"] = {"path": str(pair_folders.teacher)}
+    del fields["training"]["iterations_start"]
+    message = "t5: config.json: max_position_embeddings: expected a number from 1, got None"
+    with refused(message):
+        train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    with refused(message):
+        capture_beams(tmp_path / "t5", [str(pair_folders.pairs)], tmp_path / "beams", num_beams=2)
 
 
 def test_limits_leave_out_pairs_and_make_another_run(finished, pair_fields, tmp_path, capsys):
