@@ -30,6 +30,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "copy_companions",
+    "count_layers",
     "identify_model",
     "label_models",
     "load_identified",
@@ -238,7 +239,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
     try:
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        num_layers, num_encoder_layers = _count_layers(config)
+        num_layers, num_encoder_layers = count_layers(config)
         shape = None
         if getattr(config, "intermediate_size", None) is not None:
             shape = ModelShape(
@@ -270,8 +271,8 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
         ) from error
 
 
-def _count_layers(config: Any) -> tuple[int, int]:
-    """Number of layers, and of those that are an encoder's."""
+def count_layers(config: Any) -> tuple[int, int]:
+    """Return the number of layers, and of those that are an encoder's; config: of a model of any kind."""
     if isinstance(config, IIETConfig):
         return len(config.iterations), getattr(config, "num_encoder_layers", 0)
     if not config.is_encoder_decoder:

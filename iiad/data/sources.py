@@ -244,7 +244,7 @@ def stdlib_files(split: str) -> list[tuple[Path, str]]:
     Raises InputError for an unknown split, and where this Python has no source files (embedded or zipped).
     """
     if split not in SPLITS:
-        raise InputError(f"inputs: expected stdlib:train or stdlib:validation, got split {split!r}")
+        raise InputError(f"inputs: expected split train or validation, as in stdlib:train, got {split!r}")
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, folders, names in os.walk(root):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from iiad.artefacts import layer_name
+from iiad.checkpoints import auto_class, count_layers
 
 if TYPE_CHECKING:
     from .run_record import RunRecord
@@ -63,13 +64,12 @@ With `import iiad.models` before, `trust_remote_code` is not needed.
 def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any]) -> str:
     """Return Markdown on what the model is, what it is made from, what it scores and how to load it."""
     config = model.config
-    evaluations = getattr(config, "num_evaluations", config.num_hidden_layers)
-    pairs = config.is_encoder_decoder
-    layers = f"{config.num_encoder_layers} + " if pairs else ""
+    pairs, (num_layers, before) = config.is_encoder_decoder, count_layers(config)
+    layers = f"{before} + {num_layers - before}" if pairs else num_layers
     facts = [
-        f"layers: {layers}{getattr(config, 'num_layers', evaluations)}, width {config.hidden_size}, "
-        f"vocabulary {config.vocab_size}, {model.num_parameters():,} parameters",
-        f"block evaluations per token: {evaluations}",
+        f"layers: {layers}, width {config.hidden_size}, vocabulary {config.vocab_size}, "
+        f"{model.num_parameters():,} parameters",
+        f"block evaluations per token: {getattr(config, 'num_evaluations', num_layers)}",
     ]
     if hasattr(config, "iterations"):
         facts.append(f"iterations per layer (the plan): {config.iterations}")
@@ -78,7 +78,7 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
     return _CARD.format(
         model_type=config.model_type,
         pipeline="text2text-generation" if pairs else "text-generation",
-        auto="AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM",
+        auto=auto_class(config).__name__,
         command=record.command,
         facts="\n".join(f"- {fact}" for fact in facts),
         plan=_plan(config, record) if hasattr(config, "iterations") else "",

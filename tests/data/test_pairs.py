@@ -276,7 +276,7 @@ def test_docstrings_of_the_standard_library_are_split_by_file():
         assert docstring
         assert "\n" not in docstring
         assert code.startswith(("def ", "class ", "async ", "@"))
-    with refused("expected stdlib:train or stdlib:validation, got split 'test'"):
+    with refused("expected split train or validation, as in stdlib:train, got 'test'"):
         resolve_inputs(["docstrings:test"])
 
 

@@ -54,7 +54,7 @@ def test_patterns_recurse_and_are_sorted_names_like_patterns_are_found_and_tilde
         ("x.csv.gz", ["ends in", "x.csv.gz"]),
         ("pipe.txt", ["a regular file", "pipe.txt"]),
         ("empty", ["ends in", "got none in empty"]),
-        ("stdlib:test", ["stdlib:train or stdlib:validation, got split 'test'"]),
+        ("stdlib:test", ["split train or validation, as in stdlib:train, got 'test'"]),
     ],
 )
 def test_an_input_that_cannot_be_resolved_is_named_in_one_line(folder, monkeypatch, item, words):
@@ -99,7 +99,7 @@ def test_inputs_are_a_list_and_splits_are_known():
     for inputs in ([], "data.txt"):
         with refused("inputs: expected a list"):
             resolve_inputs(inputs)
-    with refused("got split 'dev'"):
+    with refused("got 'dev'"):
         resolve_inputs(["stdlib"], split="dev")
 
 

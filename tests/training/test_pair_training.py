@@ -3,7 +3,14 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from iiad.errors import Unfinished
 from iiad.generation import capture_beams
@@ -132,6 +139,21 @@ def test_a_causal_model_takes_no_pairs(pair_fields, tmp_path):
         del fields["model"][name]
     with refused("data.train: expected text or labelled rows, for a causal model (iiet), got pairs"):
         train(TrainRecipe.model_validate(fields), tmp_path / "run")
+
+
+def test_training_goes_on_from_a_foreign_encoder_decoder(pair_fields, pair_folders, tmp_path):
+    config = BartConfig(
+        vocab_size=320, d_model=8, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
+    fields = {**pair_fields(max_steps=1), "model": {"path": str(tmp_path / "bart")}}
+    fields["tokenizer"] = {"path": str(pair_folders.teacher)}
+    del fields["training"]["iterations_start"]
+    train(TrainRecipe.model_validate(fields), tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "layers: 1 + 2, width 8" in card
+    assert "block evaluations per token: 3" in card
 
 
 def test_a_model_that_names_no_positions_is_refused(pair_fields, pair_folders, tmp_path):
