@@ -19,7 +19,7 @@ from iiad.planning import Plan, Targets, baseline_plans, plan_by_target
 from iiad.progress import print_status
 from iiad.training.estimates import USUAL_VOCABULARY, training_flops
 from iiad.training.recipe_files import find_recipe
-from iiad.training.recipes import TrainRecipe
+from iiad.training.recipes import TrainRecipe, require_inputs
 
 from .definition import Study
 from .jobs import Job, Step, run_jobs
@@ -43,9 +43,11 @@ def conduct_study(
     """Run what is not finished of a study in output_dir; write and return study.json.
 
     num_processes: runs at a time, of one thread each. show: called with profile and plans as they are made.
-    Raises InputError for a folder that holds another study, or one that is not to be resumed, and Unfinished after
-    SIGTERM. Runs that fail are listed in the result; the others go on.
+    Raises InputError for data that is not here, and for a folder that holds another study or is not to be resumed,
+    and Unfinished after SIGTERM. Runs that fail are listed in the result; the others go on.
     """
+    for arm in study.arms:
+        require_inputs(study.recipe_of(arm))
     folder = Path(output_dir)
     with lock_folder(folder):
         claim_folder(folder, study, resume)
@@ -136,7 +138,9 @@ class Conduct:
         name = name or f"{arm}{'' if rate is None else f'-lr{rate:g}'}-seed{seed}"
         settings = self.study.settings_of(arm, seed, rate)
         if plan is not None:
-            settings.append(f"model.num_iterations={plan}")
+            split = self.study.recipe_of(arm).model.num_encoder_layers or 0
+            settings.append(f"model.num_iterations={plan[split:]}")
+            settings += [f"model.num_encoder_iterations={plan[:split]}"] if split else []
         run = self.folder / "runs" / name
         train = ["train", _recipe(self.study.train), *_set(settings), "--output-dir", str(run), "--resume"]
         texts = self.study.texts is not None and not tuning

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue
 
 from iiad.errors import InputError
 from iiad.evaluation.text_metrics import require_metrics
+from iiad.training.estimates import evaluations_per_layer
 from iiad.training.problems import Conflicts, Section, find_problems
 from iiad.training.recipe_files import change_fields, find_recipe, read_yaml
 from iiad.training.recipes import DistillRecipe, TrainRecipe, load_recipe
@@ -162,7 +163,6 @@ def load_study(name: str | Path, changes: Sequence[str] = ()) -> Study:
     if study.students is not None:
         study.lesson()
         name = study.students.teacher
-        model = study.recipe_of(name).model
-        if model.solver == "transformer" or model.num_iterations == 0:
+        if max(evaluations_per_layer(study.recipe_of(name).model)) == 1:
             raise InputError(f"{path}: students.teacher: expected an arm with iterations, got {name}")
     return study

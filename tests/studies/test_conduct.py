@@ -13,7 +13,7 @@ from cli.study import write_study_page
 from iiad.evaluation import Evaluation
 from iiad.reporting.study_pictures import draw_study
 from iiad.reporting.study_tables import study_table
-from iiad.studies.conduct import conduct_study
+from iiad.studies.conduct import Conduct, conduct_study
 from iiad.studies.definition import load_study
 from iiad.studies.estimates import estimate_runs
 from iiad.studies.study_artefact import StudyResult
@@ -84,6 +84,12 @@ def pair_study(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
     data = {f"data.{split}": [str(tmp_path / "pairs.jsonl")] for split in ("train", "validation")}
     return load_study(write(tmp_path, **{**PAIRS, "settings": {**PAIRS["settings"], **data}}))
+
+
+def test_an_encoder_decoder_is_trained_from_scratch_under_both_halves_of_a_plan(pair_study, tmp_path):
+    job = Conduct(pair_study, tmp_path, 1, print).training_job("r1", 0, None, [2, 1])
+    given = job.steps[0].arguments
+    assert {"model.num_encoder_iterations=[2]", "model.num_iterations=[1]"} <= set(given)
 
 
 def test_arms_of_encoder_decoders_are_estimated(pair_study):
@@ -176,3 +182,10 @@ def test_a_study_that_is_killed_goes_on_to_the_same_table(how, tmp_path):
         time.sleep(5)
     conduct_study(load_study(path), tmp_path / "killed", resume=True, num_processes=2)
     assert as_table(tmp_path / "killed" / "study.json") == as_table(tmp_path / "whole" / "study.json")
+
+
+def test_a_study_whose_data_is_not_here_is_refused_before_any_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused("data.train: no file pairs-train.jsonl here"):
+        conduct_study(load_study("translation"), tmp_path / "study")
+    assert not (tmp_path / "study").exists()

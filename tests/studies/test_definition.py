@@ -112,3 +112,14 @@ def test_texts_are_made_of_the_models_that_are_compared_and_not_for_a_learning_r
     assert wanted in " ".join(final.arguments)
     assert "--metrics" not in tuning.arguments
     assert tuning.output != final.output
+
+
+def test_iterations_of_the_encoder_alone_make_a_teacher(tmp_path):
+    fields = yaml.safe_load(find_study("translation").read_text())
+    fields["students"]["teacher"], path = "encoder-r3", tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    assert load_study(path).students.teacher == "encoder-r3"
+    fields["students"]["teacher"] = "r0"
+    path.write_text(yaml.safe_dump(fields))
+    with refused("students.teacher: expected an arm with iterations, got r0"):
+        load_study(path)
