@@ -19,7 +19,10 @@ __all__ = ["load_report", "show"]
 
 def show(
     paths: Annotated[
-        list[Path], typer.Argument(help="JSON files that iiad wrote; folders of runs, models or signals.")
+        list[Path],
+        typer.Argument(
+            help="JSON files that iiad wrote; folders of runs, models, signals, beams or studies."
+        ),
     ],
     details: Details = False,
 ) -> None:
@@ -37,7 +40,7 @@ def show(
 
 
 def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
-    """Read the state of a run, model or signals; return it and its report. Raises InputError for another folder."""
+    """Read what a folder holds; return it and its report. Raises InputError for a folder that is none of iiad's."""
     from iiad.checkpoints.summary import summarize_model
     from iiad.distillation.signal_record import JOURNAL, read_record
     from iiad.distillation.signal_record import RECORD as SIGNALS
@@ -64,7 +67,8 @@ def load_folder(folder: Path) -> tuple[Any, Callable[[int], RenderableType]]:
     if (folder / "config.json").exists():
         model = summarize_model(folder)
         return model, lambda width: describe_model(model)
-    raise InputError(f"{folder}: expected a folder with {RECORD}, config.json or {SIGNALS}, got none of them")
+    known = f"{RECORD}, config.json, {SIGNALS}, study.json or {BEAMS}"
+    raise InputError(f"{folder}: expected a folder with {known}, got none of them")
 
 
 def load_report(path: Path, details: bool = False) -> tuple[Any, Callable[[int], RenderableType]]:

@@ -107,7 +107,7 @@ def new_cache(
 
 def reads_sources(model: Any) -> bool:
     """Return whether the model is an encoder-decoder."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
+    return bool(model.config.is_encoder_decoder)
 
 
 def _held_bytes(cache: Any) -> int:
@@ -158,7 +158,7 @@ def require_positions(model: str | Path, prompt_tokens: int, new_tokens: int) ->
     """
     limit, _ = read_limits(model)
     where = f"the max_position_embeddings of {model}"
-    if not getattr(load_config(model), "is_encoder_decoder", False):
+    if not load_config(model).is_encoder_decoder:
         if prompt_tokens + new_tokens > limit:
             raise InputError(
                 f"prompt_tokens + new_tokens: expected at most {limit}, {where}, got {prompt_tokens} + {new_tokens}"

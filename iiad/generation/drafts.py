@@ -163,7 +163,7 @@ def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:
 
 
 def _require_causal(model: Any) -> None:
-    if getattr(model.config, "is_encoder_decoder", False):
+    if model.config.is_encoder_decoder:
         raise InputError(f"draft: expected causal models, got an encoder-decoder, {model.config.model_type}")
 
 

@@ -125,8 +125,7 @@ class _Reading(Prompting):
 
 def prompting(model: Any, tokenizer: Any) -> Prompting:
     """Return what the model's kind takes as a prompt."""
-    reads = getattr(model.config, "is_encoder_decoder", False)
-    return (_Reading if reads else _Continuing)(model, tokenizer)
+    return (_Reading if model.config.is_encoder_decoder else _Continuing)(model, tokenizer)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | Path | None) -> str:

@@ -172,7 +172,7 @@ def test_signals_show_whether_they_are_whole(iiad, signals, capsys):
 def test_other_folders_are_refused_and_nothing_is_left_in_them(iiad, tmp_path):
     code, out, err = iiad("show", tmp_path)
     assert (code, out) == (2, "")
-    assert "expected a folder with run.json, config.json or signals.json, got none of them" in err
+    assert "config.json, signals.json, study.json or beams.json, got none of them" in err
     assert not list(tmp_path.iterdir())
 
 
