@@ -403,9 +403,8 @@ def test_every_auto_class_is_told_whether_code_is_trusted():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
-            if node.func.attr in ("from_pretrained", "from_config") and ast.unparse(node.func).startswith(
-                "Auto"
-            ):
+            called = ast.unparse(node.func).startswith(("Auto", "auto_class"))
+            if node.func.attr in ("from_pretrained", "from_config") and called:
                 calls += 1
                 if "trust_remote_code" not in [keyword.arg for keyword in node.keywords]:
                     silent.append(f"{path.name}:{node.lineno}")
