@@ -174,7 +174,7 @@ def parts_of(renderable: Any) -> list[Part]:
 
 
 def _table(table: Table, title: str) -> Grid:
-    headings = [" ".join(str(column.header).split()) for column in table.columns]
+    headings = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
     columns = [list(islice(column.cells, MOST_ROWS)) for column in table.columns]
     rows = [[_rich_cell(cell, n) for n, cell in enumerate(row)] for row in zip(*columns, strict=True)]
     return Grid(str(table.title or title), headings, rows, hidden=max(0, table.row_count - MOST_ROWS))
