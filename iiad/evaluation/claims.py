@@ -80,7 +80,7 @@ class Subject:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What its kind of model is given."""
+        """Inputs of its kind of model."""
         return choose_inputs(self)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What the claims give a model of either kind: sequences, or sources and the sequences that they are decoded to.
+"""Inputs of a checked model: sequences or, for an encoder-decoder, sources and the sequences decoded from them.
 
 Legend: B sequences, T tokens of one, S tokens of its source, P prompt tokens.
 """

@@ -21,7 +21,7 @@ __all__ = ["Prompting", "prompting", "read_prompt", "read_prompts"]
 
 
 class Prompting(ABC):
-    """What a kind of model takes as a prompt, and which of its tokens are the text."""
+    """Turn prompts into the tokens that one kind of model takes, and find the text among those that it makes."""
 
     pads_left: bool
     takes_special_tokens: bool  # those that the tokenizer puts around a text by itself

@@ -22,7 +22,7 @@ __all__ = ["Search", "decode", "search_all", "search_batch"]
 
 @dataclass(frozen=True)
 class Search:
-    """How texts are looked for.
+    """Settings of decoding: length, beams and sampling.
 
     max_new_tokens: the most tokens to add. num_beams: 1 is no beams. length_penalty: beams are compared by their log
     likelihood over length ** length_penalty; default: 1. chooser: greedy or sampling. num_samples: N.

@@ -19,7 +19,7 @@ from .metrics import asked_positions
 __all__ = ["IteratedModel", "counted_positions", "prepare_batch", "require_iterations"]
 
 IteratedModel = IIETForCausalLM | IIETForConditionalGeneration
-"""What can be profiled: PCformers are of these classes, too."""
+"""Models that can be profiled: PCformers are of these classes, too."""
 
 
 def require_iterations(model: Any) -> None:

@@ -258,7 +258,7 @@ class StackPass:
         return solved
 
     def _context(self, hidden_states: Tensor, source: Tensor | None) -> dict[str, Any]:
-        """What layers need beside states: masks and angles, and the source, of n * B sequences (n * B, T, D)."""
+        """Return masks, angles and the source for hidden_states (n * B, T, D): n versions of the B sequences."""
         n = len(hidden_states) // len(self.states[0])
         # Without padding all sequences have the same mask and angles: one's are broadcast over any number of them.
         sample = hidden_states[:1] if self.padding is None else hidden_states

@@ -1,4 +1,4 @@
-"""What all iterated models share: their base class, and a stack of iterated layers.
+"""The base class of all iterated models, and a stack of iterated layers.
 
 Legend: B batch, T tokens, D model width, L layers of a stack.
 """
@@ -144,7 +144,7 @@ class LayerStack(IIETPreTrainedModel):
     """L iterated layers one after another, their predictor, their history and the final norm."""
 
     is_causal = True
-    """Whether a position attends to itself and earlier ones alone."""
+    """True: a position attends to itself and earlier ones alone."""
 
     def build(self, layers: Iterable[IterativeLayer], padding_idx: int | None = None) -> None:
         """Make the table of embeddings, the predictor, the final norm and the cache slots around these layers.
