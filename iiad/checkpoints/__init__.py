@@ -17,17 +17,15 @@ if TYPE_CHECKING:
         require_one_kind,
         require_size,
     )
+    from .identity import count_layers, identify_model, model_fingerprint
     from .loading import (
         DTYPES,
         choose_device,
         choose_dtype,
         copy_companions,
-        count_layers,
-        identify_model,
         label_models,
         load_identified,
         load_model,
-        model_fingerprint,
         read_weights,
         require_finite,
         require_whole,
@@ -64,4 +62,6 @@ auto_class build_empty load_config read_limits require_cache_policy require_kind
 require_size
 """.split()
 
-__getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS})
+_IDENTITY = "count_layers identify_model model_fingerprint".split()
+
+__getattr__ = lazy_names(__name__, {"loading": __all__, "configs": _CONFIGS, "identity": _IDENTITY})

@@ -1,8 +1,7 @@
-"""Models of folders and hub names: load, check, identify, save; devices and precisions to load them in."""
+"""Models of folders and hub names: load, check, save; devices and precisions to load them in."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,32 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiad.artefacts import ModelIdentity, ModelShape
-from iiad.errors import InputError, one_line
+from iiad.artefacts import ModelIdentity
+from iiad.errors import InputError
 from iiad.files import atomic_folder, read_json, write_text
 from iiad.folders import explain_loading, find_folder, has_trust, weight_files, weight_shapes
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.models import IIETConfig
 
 from .configs import auto_class, load_config, require_fitting, require_kind
+from .identity import identify_model
 
 __all__ = [
     "DTYPES",
     "choose_device",
     "choose_dtype",
     "copy_companions",
-    "count_layers",
-    "identify_model",
     "label_models",
     "load_identified",
     "load_model",
-    "model_fingerprint",
     "read_weights",
     "require_finite",
     "require_whole",
@@ -48,12 +44,6 @@ _COMPANIONS = """
 generation_config.json tokenizer*.json tokenizer.model* special_tokens_map.json added_tokens.json chat_template.*
 vocab.json vocab.txt merges.txt README.md LICENSE* NOTICE* USE_POLICY*
 """.split()
-
-_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations")
-
-# Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
-# profile of that time still knows its model.
-_LATER_FIELDS = {"attention_output_bias": None, "qk_norm": False, "cache_policy": "exact"}
 
 
 def choose_device(device: str | None) -> str:
@@ -207,78 +197,6 @@ def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise InputError(f"{where}: tensor {name} holds NaN or infinity")
-
-
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 of a model's configuration and weights: what a profile or plan is bound to.
-
-    The plan that the model happens to run is left out: a truncated teacher is still that teacher.
-    """
-    digest = hashlib.sha256()
-    config = model.config.to_diff_dict()
-    for name in (*_PLAN_FIELDS, "transformers_version", "auto_map", "architectures", "dtype", "use_cache"):
-        config.pop(name, None)
-    for name, absent in _LATER_FIELDS.items():
-        if name in config and config[name] == absent:
-            del config[name]
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
-    """Describe a loaded model: its weights, its plan, and the sizes that its cost follows from.
-
-    Works for language models whose attention has keys and values; one without iterations (a Llama, say) has 0 in
-    each layer, and one whose block is not gated like Llama's has no shape. Raises InputError for others.
-    """
-    config: Any = model.config
-    iterated = isinstance(config, IIETConfig)
-    try:
-        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        num_layers, num_encoder_layers = count_layers(config)
-        shape = None
-        if getattr(config, "intermediate_size", None) is not None:
-            shape = ModelShape(
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_attention_heads=config.num_attention_heads,
-                num_key_value_heads=num_heads,
-                head_dim=head_dim,
-                vocab_size=config.vocab_size,
-                history=iterated and config.history,
-                relaxation=iterated and config.relaxation,
-            )
-        return ModelIdentity(
-            name=str(name),
-            fingerprint=model_fingerprint(model),
-            model_type=config.model_type,
-            num_layers=num_layers,
-            num_encoder_layers=num_encoder_layers,
-            num_iterations=config.iterations if iterated else [0] * num_layers,
-            num_start_evaluations=config.num_start_evaluations if iterated else 1,
-            cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
-            cache_policy=config.cache_policy if iterated else "exact",
-            shape=shape,
-        )
-    except (AttributeError, TypeError, ValidationError) as error:
-        got = f"a {config.model_type}: {one_line(error)}"
-        raise InputError(
-            f"{name}: expected a configuration with heads, layers and sizes, got {got}"
-        ) from error
-
-
-def count_layers(config: Any) -> tuple[int, int]:
-    """Return the number of layers, and of those that are an encoder's; config: of a model of any kind."""
-    if isinstance(config, IIETConfig):
-        return len(config.iterations), getattr(config, "num_encoder_layers", 0)
-    if not config.is_encoder_decoder:
-        return config.num_hidden_layers, 0
-    encoder = getattr(config, "encoder_layers", None) or config.num_hidden_layers
-    return encoder + (getattr(config, "decoder_layers", None) or config.num_decoder_layers), encoder
 
 
 def label_models(models: Sequence[str | Path]) -> list[str]:
