@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,6 @@ def evaluate_models(
         InputError: a model, a file, a task, a value or the plan cannot be used, or memory runs out. All that can be
             known without loading a model is checked first.
     """
-    labels = label_models(models)
     if not data and tasks is None:
         raise InputError("data: expected a text or tasks, got neither")
     require_least(1, block_size=block_size, batch_size=batch_size)
@@ -106,52 +105,83 @@ def evaluate_models(
     for model, config in zip(models, configs, strict=True):
         require_kind(model, config, None if tasks is None else "causal")
     task_set = None if tasks is None else TaskSet(tasks)
-    tokenizers = [load_tokenizer(model) for model in models]
     sources = resolve_inputs(data, "validation") if data else []
     options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
-    corpora = [
-        pack_for(config, sources, tokenizer, where=f"{model}: data", **options) if data else None
-        for model, config, tokenizer in zip(models, configs, tokenizers, strict=True)
-    ]
+    readers = _make_readers(models, configs, sources, options)
     positions = {str(model): read_limits(model)[0] for model in models} if data else {}
     settings = EvaluationSettings(
-        block_size=_choose_block(positions, block_size, corpora[0]) if data else None,
+        block_size=_choose_block(positions, block_size, readers[0].corpus) if data else None,
         batch_size=batch_size,
         max_tokens=max_tokens,
         dtype=dtype,
         device=device,
     )
+    corpora = [reader.corpus for reader in readers if reader.corpus is not None]
     for corpus in corpora:  # checks the values; reads nothing yet
-        if corpus is not None:
-            _windows(corpus, settings)
+        _windows(corpus, settings)
     hypotheses = None if texts is None else _prepare_texts(texts, sources, corpora, max_tokens, positions)
-    results: list[EvaluationResult] = []
-    num_rows = len(models) + (budget is not None) + len(kinds)
-    for model, label, tokenizer, corpus in zip(models, labels, tokenizers, corpora, strict=True):
-        loaded, identity = load_identified(model, device, dtype, cast=False, kind=None)
-        first = not results
-        for name, runs, runner, kind in _runners(
-            loaded, label, identity, budget if first else None, kinds if first else (), dtype
-        ):
-            share = 1 / (num_rows - len(results))
-            found = {} if corpus is None else _score_text(name, runner, corpus, settings, share)
-            if task_set is not None:
-                found["tasks"] = task_set.run(runner, tokenizer, name, settings, share)
-            if hypotheses is not None:
-                hypotheses.add(runner, tokenizer, corpus, name, settings, share)
-            result = _describe(name, runs, kind, found)
-            results.append(_compare(result, results[0] if results else result))
-        del loaded, runner
+    results = _measure(readers, budget, kinds, settings, task_set, hypotheses)
     if task_set is not None:
         settings = settings.model_copy(update=task_set.describe())
     if hypotheses is not None:
         of_texts, results = hypotheses.score(results)
         settings = settings.model_copy(update={"texts": of_texts})
-    return Evaluation(
-        settings=settings,
-        data=_identify_data([corpus for corpus in corpora if corpus is not None], max_tokens),
-        results=results,
-    )
+    return Evaluation(settings=settings, data=_identify_data(corpora, max_tokens), results=results)
+
+
+class _Reader(NamedTuple):
+    """A model to evaluate and the text as its tokenizer reads it; corpus: None without a text."""
+
+    model: str | Path
+    label: str
+    tokenizer: Any
+    corpus: AnyCorpus | None
+
+
+def _make_readers(
+    models: Sequence[str | Path],
+    configs: Sequence[Any],
+    sources: Sequence[AnySource],
+    options: Mapping[str, Any],
+) -> list[_Reader]:
+    """Tokenize the sources for each model. options: of `pack_for`."""
+    readers = []
+    for model, label, config in zip(models, label_models(models), configs, strict=True):
+        tokenizer = load_tokenizer(model)
+        corpus = pack_for(config, sources, tokenizer, where=f"{model}: data", **options) if sources else None
+        readers.append(_Reader(model, label, tokenizer, corpus))
+    return readers
+
+
+def _measure(
+    readers: Sequence[_Reader],
+    plan: Plan | None,
+    kinds: Sequence[str],
+    settings: EvaluationSettings,
+    task_set: TaskSet | None,
+    hypotheses: Hypotheses | None,
+) -> list[EvaluationResult]:
+    """Load and measure one model after another; the first also under the plan and in each kind of quantization."""
+    results: list[EvaluationResult] = []
+    num_rows = len(readers) + (plan is not None) + len(kinds)
+    for reader in readers:
+        loaded, identity = load_identified(
+            reader.model, settings.device, settings.dtype, cast=False, kind=None
+        )
+        extra = () if results else kinds
+        for name, runs, runner, kind in _runners(
+            loaded, reader.label, identity, None if results else plan, extra, settings.dtype
+        ):
+            share = 1 / (num_rows - len(results))
+            found = {} if reader.corpus is None else _score_text(name, runner, reader.corpus, settings, share)
+            if task_set is not None:
+                found["tasks"] = task_set.run(runner, reader.tokenizer, name, settings, share)
+            if hypotheses is not None:
+                hypotheses.add(runner, reader.tokenizer, reader.corpus, name, settings, share)
+            result = _describe(name, runs, kind, found)
+            results.append(_compare(result, results[0] if results else result))
+        del loaded, runner
+    return results
 
 
 def _windows(corpus: AnyCorpus, settings: EvaluationSettings) -> Iterable[Window]:
