@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from iiad.errors import InputError, require_utf8
 
-from .tasks import Task, parse_task
+from .task_base import Task
+from .tasks import parse_task
 
 __all__ = [
     "EMBEDDED",

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from iiad.artefacts import MOST_ITERATIONS
 from iiad.data import PairLimits, parse_task
-from iiad.data.tasks import Task
+from iiad.data.task_base import Task
 from iiad.errors import InputError
 
 from .problems import Conflicts, Section, described
