@@ -62,6 +62,14 @@ def plan(
     curve: Annotated[
         bool, _by("Show every best trade of evaluations for predicted loss.", "--curve")
     ] = False,
+    extrapolate: Annotated[
+        bool,
+        _by(
+            "Extrapolate the layers' stops by the profile's least squares: no training, no evaluation. "
+            "Always of a profile that was measured so.",
+            "--extrapolate",
+        ),
+    ] = False,
     metric: Annotated[str, _by("Metric of the profile to plan by.")] = "kl",
     min_iterations: Annotated[
         int | None, _within("Fewest of every layer; all where the teacher has fewer.")
@@ -162,6 +170,7 @@ def plan(
 
         require_pictures(plot)
     measured = Profile.load(profile)
+    extrapolate = extrapolate or measured.settings.extrapolate
     if source_tokens is not None:
         refuse_options(command, "beside --source-tokens", "context")
         if not measured.model.num_encoder_layers:
@@ -185,6 +194,8 @@ def plan(
     made = None
     if threshold is not None or targets or not curve:
         made = planning.make_plan(measured, threshold, targets, metric, normalize, bounds, table)
+        if extrapolate:
+            made = made.extrapolated(measured)
         if output is None:
             raise InputError("output: expected a file for the plan, got none; --curve alone needs none")
     else:
@@ -208,7 +219,13 @@ def plan(
             split_data(data or []),
             measured,
             metric,
-            planning.candidates(measured, curves, made.num_iterations if made else None, seed=seed),
+            planning.candidates(
+                measured,
+                curves,
+                made.num_iterations if made else None,
+                seed=seed,
+                extrapolate=extrapolate,
+            ),
             text_field=text_field,
             max_tokens=max_tokens,
             device=device,

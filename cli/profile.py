@@ -79,6 +79,13 @@ def profile(
             "Default: 1.5 times the logits and states of a batch."
         ),
     ] = None,
+    extrapolate: Annotated[
+        bool,
+        typer.Option(
+            "--extrapolate",
+            help="Score each stop extrapolated: an iteration's influence is what cannot be. As many evaluations.",
+        ),
+    ] = False,
     device: Device = None,
     dtype: Dtype = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for pictures of the scores (PNG, SVG).")] = None,
@@ -118,6 +125,7 @@ def profile(
         max_tokens=max_tokens,
         seed=seed,
         memory=None if memory_gib is None else int(memory_gib * 2**30),
+        extrapolate=extrapolate,
         device=device,
         dtype=dtype,
         limits=limits,

@@ -32,6 +32,7 @@ __all__ = [
     "MOST_ITERATIONS",
     "Amount",
     "Artefact",
+    "Coefficient",
     "Count",
     "DataIdentity",
     "Fields",
@@ -48,6 +49,7 @@ __all__ = [
     "layer_name",
     "list_differences",
     "require_iterations_to_plan",
+    "without_empty",
 ]
 
 
@@ -58,6 +60,8 @@ Iterations = Annotated[int, Field(ge=0, le=MOST_ITERATIONS)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 """A number whose squares and sums are finite, too."""
 Amount = Annotated[float, Field(ge=0, le=1e100)]
+Coefficient = Annotated[float, Field(gt=-1000, lt=1000)]
+"""Of an extrapolation, see `iiad.models.IIETConfig`."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,6 +78,11 @@ class Record(BaseModel):
     """A frozen record: unknown fields, NaN and infinity are refused; in a file, values of another type, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def without_empty(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Drop fields that say nothing, so that hashes of older artefacts, which lack them, stand."""
+    return {name: value for name, value in fields.items() if value or name not in names}
 
 
 class ModelShape(Record):
@@ -125,6 +134,9 @@ class ModelIdentity(Record):
         default="exact", description="a cache slot for each evaluation, or one for each layer"
     )
     shape: ModelShape | None = Field(default=None, description="null where a configuration does not say")
+    extrapolation: list[Coefficient] | None = Field(
+        default=None, description="b_t of each layer at its stop; not written where there is none"
+    )
 
     @model_validator(mode="after")
     def _require_decoder(self) -> Self:
@@ -136,9 +148,7 @@ class ModelIdentity(Record):
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        if not fields.get("num_encoder_layers"):  # so that hashes of older artefacts, which lack it, stand
-            fields.pop("num_encoder_layers", None)
-        return fields
+        return without_empty(fields, "num_encoder_layers", "extrapolation")
 
     def layer_name(self, layer: int) -> str:
         """Name a layer, counted from 0 over all, for people: "layer 3" or, of a pair model, "decoder 1"."""
@@ -147,6 +157,11 @@ class ModelIdentity(Record):
     def layer_labels(self) -> list[str]:
         """Return the layers' labels below the heading "layer": "3" or, of a pair model, "decoder 1"."""
         return [self.layer_name(t).removeprefix("layer ") for t in range(len(self.num_iterations))]
+
+    @property
+    def coefficients(self) -> list[float]:
+        """b_t of each layer, 0 where it is not extrapolated."""
+        return self.extrapolation or [0.0] * len(self.num_iterations)
 
     @property
     def num_evaluations(self) -> int:

@@ -23,7 +23,8 @@ from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, ModelShape
 from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.data import train_tokenizer
 from iiad.errors import InputError
-from iiad.influence.profile import BatchRecord, FixedPoint, Profile, ProfileSettings
+from iiad.influence.convergence import FixedPoint
+from iiad.influence.profile import BatchRecord, Profile, ProfileSettings
 from iiad.models import (
     IIETConfig,
     IIETForCausalLM,
@@ -93,10 +94,13 @@ def make_pcformer_seq2seq(**fields: object) -> PCformerForConditionalGeneration:
 
 
 UNEVEN = {"num_encoder_iterations": [0, 2, 1], "num_iterations": [2, 0], "max_num_iterations": 3}
+STOPS = [[9], [9, 0.3], [-0.2, 9], [0, 0.1], []]
+"""Extrapolation of that plan's layers; the 9 are of stops that it does not have."""
 PAIR_VARIANTS = {
     "history": lambda: make_seq2seq(**UNEVEN),
     "plain": lambda: make_seq2seq(**UNEVEN, history=False, shared_embeddings=False),
     "relaxed": lambda: make_seq2seq(**UNEVEN, history=False, relaxation=True, tie_word_embeddings=False),
+    "extrapolated": lambda: make_seq2seq(**UNEVEN, history=False, extrapolation=STOPS),
     "shared": lambda: make_seq2seq(**UNEVEN, cache_policy="shared"),
     "pcformer-rk2": lambda: make_pcformer_seq2seq(**UNEVEN),
     "pcformer-rk4-fixed": lambda: make_pcformer_seq2seq(predictor_order=4, coefficients="fixed"),
@@ -123,6 +127,9 @@ VARIANTS = {
     "relaxed": lambda: make_iiet(num_iterations=[1, 2, 0], history=False, relaxation=True),
     "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
     "plain-shared": lambda: make_iiet(num_iterations=[1, 0, 2], history=False, cache_policy="shared"),
+    "extrapolated": lambda: make_iiet(
+        num_iterations=[0, 2, 1], max_num_iterations=3, extrapolation=[[9, 9], [9, 0.7], [1.5]]
+    ),
     "untied": lambda: make_iiet(num_iterations=1, tie_word_embeddings=False),
     "pcformer-rk2": lambda: make_pcformer(),
     "pcformer-shared": lambda: make_pcformer(cache_policy="shared"),

@@ -17,7 +17,7 @@ from iiad.models import IIETConfig
 
 __all__ = ["count_layers", "identify_model", "model_fingerprint"]
 
-_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations")
+_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations", "extrapolation")
 
 # Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
 # profile of that time still knows its model.
@@ -55,7 +55,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         num_layers, num_encoder_layers = count_layers(config)
-        shape = None
+        coefficients, shape = config.stop_extrapolation if iterated else [], None
         if getattr(config, "intermediate_size", None) is not None:
             shape = ModelShape(
                 hidden_size=config.hidden_size,
@@ -78,6 +78,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
             cache_bytes_per_slot=2 * num_heads * head_dim * model.dtype.itemsize,
             cache_policy=config.cache_policy if iterated else "exact",
             shape=shape,
+            extrapolation=coefficients if any(coefficients) else None,
         )
     except (AttributeError, TypeError, ValidationError) as error:
         got = f"a {config.model_type}: {one_line(error)}"

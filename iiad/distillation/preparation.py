@@ -53,8 +53,8 @@ class Distillation:
         self.corpora = Corpora(recipe, self.tokenizer, self.teacher_config)
         self.stored = self._open_signals()
         set_seed(recipe.training.seed)
-        num_iterations = None if plan is None else plan.num_iterations
-        self.student = make_student(teacher_folder, num_iterations, recipe.student, device)
+        budget = (None, None) if plan is None else (plan.num_iterations, plan.coefficients)
+        self.student = make_student(teacher_folder, budget[0], recipe.student, device, budget[1])
         freeze_unused(self.student)
         for model in (self.teacher, self.student):
             set_attention(model, recipe.training)

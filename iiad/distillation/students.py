@@ -52,9 +52,15 @@ def require_change(teacher: Any, plan: Plan | None, section: StudentSection) -> 
 
 
 def make_student(
-    teacher_folder: str | Path, num_iterations: Sequence[int] | None, section: StudentSection, device: str
+    teacher_folder: str | Path,
+    num_iterations: Sequence[int] | None,
+    section: StudentSection,
+    device: str,
+    extrapolation: Sequence[float] | None = None,
 ) -> PreTrainedModel:
-    """Make the student in float32 on its device. num_iterations: its plan; None: the teacher's.
+    """Make the student in float32 on its device.
+
+    num_iterations: its plan, and extrapolation: b_t of each layer there; None: the teacher's.
 
     Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape or with
     another tokenizer.
@@ -62,7 +68,7 @@ def make_student(
     student = load_model(teacher_folder, dtype=torch.float32, device=device, kind=None)
     before = list(student.config.iterations)
     if num_iterations is not None:
-        student.set_num_iterations(num_iterations)
+        student.set_num_iterations(num_iterations, extrapolation)
     if section.cache_policy is not None:
         student.set_cache_policy(section.cache_policy)
     if section.predictor_stages is not None:

@@ -41,10 +41,11 @@ class Row:
 
     def under_plan(self) -> Any:
         """Return the model after setting the row's plan."""
-        plan = self.identity.num_iterations
-        # Setting the same plan again would have a compiled model compiled again.
-        if hasattr(self.model, "set_num_iterations") and self.model.config.iterations != plan:
-            self.model.set_num_iterations(plan)
+        if hasattr(self.model, "set_num_iterations"):
+            plan, config = (self.identity.num_iterations, self.identity.coefficients), self.model.config
+            # Setting the same plan again would have a compiled model compiled again.
+            if (config.iterations, config.stop_extrapolation) != plan:
+                self.model.set_num_iterations(*plan)
         return self.model
 
     def prompts(self, batch_size: int, num_tokens: int, seed: int) -> Tensor:

@@ -173,14 +173,16 @@ def worst(figures: Iterable[float]) -> float:
 
 
 @contextmanager
-def running_plan(model: Any, num_iterations: list[int]) -> Iterator[None]:
+def running_plan(
+    model: Any, num_iterations: list[int], extrapolation: list[float] | None = None
+) -> Iterator[None]:
     """Let a model run another plan in the block, and its own after it."""
-    before = list(model.config.iterations)
-    model.set_num_iterations(num_iterations)
+    before = {name: getattr(model.config, name) for name in (*model.config.plan_fields, "extrapolation")}
+    model.set_num_iterations(num_iterations, extrapolation)
     try:
         yield
     finally:
-        model.set_num_iterations(before)
+        model.reconfigure(**before)
 
 
 def realign(model: Any) -> Any:

@@ -42,7 +42,7 @@ _CIRCUMSTANCES = {
 # Fields that may differ between a student and its teacher.
 _STUDENTS_OWN = {
     # What makes a student cheaper.
-    *("num_iterations", "num_encoder_iterations", "cache_policy", "predictor_stages"),
+    *("num_iterations", "num_encoder_iterations", "extrapolation", "cache_policy", "predictor_stages"),
     *("attention_dropout", "initializer_range"),  # of training alone
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache"),  # of generation
 }
@@ -137,23 +137,26 @@ def loaded_at_own_plan(subject: Subject) -> float:
 
 def teacher_at_plan(subject: Subject, full: bool) -> float:
     """Load the teacher at the plan, against the teacher set to it; full: then set back, against the full plan."""
-    teacher, plan = _teacher(subject), list((subject.plan or subject.identity).num_iterations)
-    again = teacher.load_again(**teacher.model.config.split_plan(plan))
+    teacher, runs = _teacher(subject), subject.plan or subject.identity
+    plan = (list(runs.num_iterations), runs.coefficients)
+    again = teacher.load_again(**teacher.model.config.split_plan(*plan))
     if full:
         again.set_num_iterations(teacher.identity.num_iterations)
         return teacher.compare(teacher.forward(again))
-    with running_plan(teacher.model, plan):
+    with running_plan(teacher.model, *plan):
         return teacher.compare(teacher.forward(again), teacher.forward())
 
 
 def runs_plan(subject: Subject) -> float:
-    """Count layers with another number of iterations than the plan file says."""
+    """Count layers with another number of iterations, or another extrapolation, than the plan file says."""
     if subject.plan is None:
         raise Skipped("no plan given")
     own, wanted = subject.identity.num_iterations, subject.plan.num_iterations
     if len(own) != len(wanted):
         raise ValueError(f"plan: expected {len(wanted)} layers, got {len(own)}")
-    return sum(r != budget for r, budget in zip(own, wanted, strict=True))
+    coefficients = zip(subject.identity.coefficients, subject.plan.coefficients, strict=True)
+    different = [r != budget for r, budget in zip(own, wanted, strict=True)]
+    return sum(other or a != b for other, (a, b) in zip(different, coefficients, strict=True))
 
 
 def fits_teacher(subject: Subject) -> float:

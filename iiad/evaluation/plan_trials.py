@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,28 +33,34 @@ def measure_truncations(
     plans: Sequence[Sequence[int]],
     advance: Callable[[float], None] | None = None,
     origins: Sequence[int] | None = None,
+    extrapolations: Sequence[Sequence[float] | None] | None = None,
 ) -> tuple[float, list[dict[str, float | None]]]:
     """Run plans and compare their outputs with the full model's.
 
     batches: as for `profile_batch`, as blocks of text, rows or pairs give them.
-    plans: r_t for each layer; equal plans are run once. origins: the data set of each batch, for the standard errors;
+    plans: r_t for each layer; equal plans are run once. extrapolations: for each plan b_t of its layers; None: what
+        the model has for these stops. origins: the data set of each batch, for the standard errors;
         default: all of one.
     Returns the full model's loss and for each plan `kl`, the mean over all tokens of KL(full || truncated), `loss`,
     the mean growth of the NLL of the predicted ones, in nats, and the standard errors `kl_error` and `loss_error`
     (None for one batch). The model keeps its own plan. Raises InputError for no batches and for NaN or infinity.
     """
-    own = list(model.config.iterations)
-    different = list(dict.fromkeys(tuple(plan) for plan in plans))
+    fields = {name: getattr(model.config, name) for name in (*model.config.plan_fields, "extrapolation")}
+    coefficients = [None if b is None else tuple(b) for b in extrapolations or [None] * len(plans)]
+    cuts = list(zip(map(tuple, plans), coefficients, strict=True))
+    different = list(dict.fromkeys(cuts))
     records, weights = [], []
     try:
         for number, batch in enumerate(batches, 1):
             where = f"batch {number}"
             batch = prepare_batch(model, batch, where)
-            full = FullOutput(model.lm_head, _final_states(model, own, batch), batch, where)
-            found = [
-                full.harms(_final_states(model, plan, batch)[None], f"{where}: plan {list(plan)}")
-                for plan in different
-            ]
+            model.reconfigure(**fields)
+            full = FullOutput(model.lm_head, _final_states(model, batch), batch, where)
+            found = []
+            for plan, b in different:
+                model.reconfigure(**fields)
+                model.set_num_iterations(plan, b)
+                found.append(full.harms(_final_states(model, batch)[None], f"{where}: plan {list(plan)}"))
             # Shaped as a profile's scores: metric -> for each plan one number.
             records.append(
                 {name: [harm[name] for harm in found] for name in ("kl", "loss")} | {"full": [[full.loss]]}
@@ -62,21 +69,20 @@ def measure_truncations(
             if advance is not None:
                 advance(weights[-1])
     finally:
-        model.set_num_iterations(own)
+        model.reconfigure(**fields)
     if not records:
         raise InputError("batches: expected at least one, got none")
     means, errors = average(records, weights, origins)
-    of_plan: dict[tuple[int, ...], dict[str, float | None]] = {}
-    for k, plan in enumerate(different):
-        of_plan[plan] = {name: means[name][k][0] for name in ("kl", "loss")}
+    of_cut: dict[Any, dict[str, float | None]] = {}
+    for k, cut in enumerate(different):
+        of_cut[cut] = {name: means[name][k][0] for name in ("kl", "loss")}
         for name in ("kl", "loss"):
-            of_plan[plan][f"{name}_error"] = errors[name][k][0] if len(weights) > 1 else None
-    return means["full"][0][0], [of_plan[tuple(plan)] for plan in plans]
+            of_cut[cut][f"{name}_error"] = errors[name][k][0] if len(weights) > 1 else None
+    return means["full"][0][0], [of_cut[cut] for cut in cuts]
 
 
-def _final_states(model: IteratedModel, plan: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-    """Final states (B, T, D), after the norm, under a plan, which the model keeps."""
-    model.set_num_iterations(plan)
+def _final_states(model: IteratedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Final states (B, T, D), after the norm."""
     states: Tensor = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
     return states
 
@@ -129,7 +135,7 @@ def verify_plans(
     batches = (batch for _, batch in numbered_batches(sets, settings.batch_size))
     origins = [k for k, part in enumerate(sets) for _ in range(0, len(part.indices), settings.batch_size)]
     num_tokens = sum(part.identity.num_tokens for part in sets)
-    num_plans = len({tuple(plan.num_iterations) for plan in plans})
+    num_plans = len({(*plan.num_iterations, *(plan.extrapolation or ())) for plan in plans})
     print_status(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
     where = f"verifying {label_models([model])[0]} on {device}"
     size = (settings.batch_size, settings.block_size)
@@ -139,11 +145,13 @@ def verify_plans(
         memory_explained(where, teacher, *size, cached=False, remedies=remedies),
     ):
         budgets = [plan.num_iterations for plan in plans]
-        loss, measured = measure_truncations(teacher, batches, budgets, advance, origins)
+        loss, measured = measure_truncations(
+            teacher, batches, budgets, advance, origins, [plan.extrapolation for plan in plans]
+        )
     return Verification(
         model=identity,
         data=[part.identity for part in sets],
-        settings=VerificationSettings(**settings.model_dump(), device=device),
+        settings=VerificationSettings(**settings.model_dump(exclude={"extrapolate"}), device=device),
         metric=metric,
         profile_fingerprint=profile.fingerprint,
         loss=loss,

@@ -227,10 +227,10 @@ def _runners(
     """Yield each row of one model: label, identity under its plan, the model to run before the next, quantization."""
     for name, runs in identify_rows(label, identity, plan):
         if runs.num_iterations != identity.num_iterations:
-            loaded.set_num_iterations(runs.num_iterations)
+            loaded.set_num_iterations(runs.num_iterations, runs.coefficients)
         yield name, runs, loaded, None
     if plan is not None and kinds:
-        loaded.set_num_iterations(identity.num_iterations)
+        loaded.set_num_iterations(identity.num_iterations, identity.coefficients)
     for kind in kinds:
         yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype]), kind
 

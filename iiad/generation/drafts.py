@@ -54,17 +54,21 @@ class Draft:
     plans: Sequence[Sequence[int]] = ()
 
 
-def self_draft(teacher: Any, num_iterations: Sequence[int] | int = 0) -> Any:
+def self_draft(
+    teacher: Any, num_iterations: Sequence[int] | int = 0, extrapolation: Sequence[float] | None = None
+) -> Any:
     """Make a second model on the teacher's own parameters, under a smaller plan (ours).
 
     Parameters and buffers are the teacher's tensors: no memory, and what changes one changes the other. Modules and
     configuration are copied, so that the teacher's own plan stays as it is. num_iterations: r_t for each layer, or
-    one number for all. Raises InputError for a teacher without iterations, or a plan that it cannot run.
+    one number for all. extrapolation: b_t of each layer there. Raises InputError for a teacher without iterations, or
+    a plan that it cannot run.
     """
     _require_iterations(teacher)
     draft = copy_sharing_tensors(teacher)
     try:
-        draft.set_num_iterations(num_iterations if isinstance(num_iterations, int) else list(num_iterations))
+        budget = num_iterations if isinstance(num_iterations, int) else list(num_iterations)
+        draft.set_num_iterations(budget, extrapolation)
     except ValueError as error:
         raise InputError(f"draft plan: {one_line(error)}") from None
     return draft
@@ -134,9 +138,10 @@ def load_draft(
         return Draft(self_draft(teacher), length, candidate_plans(teacher))
     if draft != "self":
         return Draft(load_identified(draft, str(teacher.device), dtype, cast=True)[0], length)
-    if plan is not None:
-        check_plan(plan, identity)
-    return Draft(self_draft(teacher, plan.num_iterations if plan else 0), length)
+    if plan is None:
+        return Draft(self_draft(teacher), length)
+    check_plan(plan, identity)
+    return Draft(self_draft(teacher, plan.num_iterations, plan.coefficients), length)
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:

@@ -237,7 +237,7 @@ def load_drafted_generator(
     tokenizer, made = load_tokenizer(model), None
     if plan is not None:
         check_plan(plan, identity)
-        loaded.set_num_iterations(plan.num_iterations)
+        loaded.set_num_iterations(plan.num_iterations, plan.coefficients)
     if draft is not None:
         made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
     return loaded, tokenizer, made

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from iiad import lazy_names
 
+from .convergence import FixedPoint
 from .diagnostics import agreements
-from .profile import METRICS, BatchRecord, FixedPoint, Profile, ProfileSettings
+from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 
 if TYPE_CHECKING:
     from .measurement import measure_influence

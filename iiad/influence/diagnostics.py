@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .profile import FixedPoint, Profile, flatten
+from .convergence import FixedPoint
+from .profile import Profile, flatten
 
 __all__ = [
     "Agreement",

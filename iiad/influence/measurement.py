@@ -80,6 +80,7 @@ def measure_influence(
     device: str | None = None,
     dtype: str | None = None,
     memory: int | None = None,
+    extrapolate: bool = False,
     cache_dir: str | Path | None = None,
     limits: PairLimits | None = None,
     output: str | Path | None = None,
@@ -98,7 +99,8 @@ def measure_influence(
     seed: of the draw.
     device: default: CUDA where there is one, else the CPU.
     dtype: of the weights, "float32" or "bfloat16"; default: float32 on the CPU, bfloat16 elsewhere.
-    memory: bytes that may be taken beside the weights; see `profile_batch`. cache_dir: for tokenized text.
+    memory: bytes that may be taken beside the weights; see `profile_batch`. extrapolate: score stops extrapolated,
+        likewise. cache_dir: for tokenized text.
     limits: of pairs: leave out longer ones, or cut their sources.
     output: file for the profile and, until it is finished, beside it one for the finished batches.
         Default: nothing is written.
@@ -116,7 +118,12 @@ def measure_influence(
     if not 2 <= block_size <= context:
         raise InputError(f"block_size: expected 2 to {context}, the model's context, got {block_size}")
     settings = ProfileSettings(
-        block_size=block_size, batch_size=batch_size, max_tokens=max_tokens, seed=seed, dtype=dtype
+        block_size=block_size,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        seed=seed,
+        dtype=dtype,
+        extrapolate=extrapolate,
     )
     for names in as_data_sets(data):
         resolve_inputs(names, "train")  # a missing file is found before a model is loaded
@@ -134,7 +141,7 @@ def measure_influence(
         journal = None if output is None else _open_journal(output, identity, identities, settings, chosen)
         if journal is not None and not resume:
             journal.remove()
-        records = _measure(teacher, identity, sets, chosen, batch_size, memory, journal)
+        records = _measure(teacher, identity, sets, chosen, settings, memory, journal)
         profile = Profile.of(records, identity, identities, settings)
         if output is not None and journal is not None:
             profile.save(output)
@@ -147,11 +154,12 @@ def _measure(
     identity: ModelIdentity,
     sets: Sequence[CalibrationSet],
     metrics: Sequence[str],
-    batch_size: int,
+    settings: ProfileSettings,
     memory: int | None,
     journal: Journal[BatchRecord] | None,
 ) -> list[BatchRecord]:
     """Return the records of all batches of all sets; those in the journal are not measured again."""
+    batch_size = settings.batch_size
     records = _read_finished(journal, identity, sets, metrics, batch_size) if journal is not None else []
     if journal is not None:
         journal.start(records)  # without a last line that was cut off
@@ -175,6 +183,7 @@ def _measure(
                 teacher,
                 batch,
                 metrics,
+                extrapolate=settings.extrapolate,
                 data=number,
                 memory=memory,
                 where=f"batch {index + 1}",
@@ -206,7 +215,7 @@ def _require_small(
 ) -> None:
     """Raise InputError for a profile that would be larger than what is read as an artefact."""
     steps = sum(identity.num_iterations) + identity.num_layers * (identity.num_start_evaluations - 1)
-    size = len(_batch_sizes(sets, batch_size)) * steps * (len(metrics) + 3) * BYTES_PER_NUMBER
+    size = len(_batch_sizes(sets, batch_size)) * steps * (len(metrics) + 6) * BYTES_PER_NUMBER
     if size > MOST_JSON_BYTES:
         raise InputError(
             f"batch_size: expected larger batches, or a lower max_tokens: a profile of about {format_size(size)} "

@@ -17,9 +17,18 @@ from torch.nn import functional as F
 from iiad.data import output_labels
 from iiad.errors import InputError
 
-from .profile import FixedPoint
+from .convergence import FixedPoint, StopSums
 
-__all__ = ["ITERATE_METRICS", "FullOutput", "asked_positions", "cosine", "fixed_point", "relative_l2", "wide"]
+__all__ = [
+    "ITERATE_METRICS",
+    "FullOutput",
+    "asked_positions",
+    "cosine",
+    "fixed_point",
+    "relative_l2",
+    "stop_sums",
+    "wide",
+]
 
 NUM_CHUNKS = 16
 """Parts of a batch's tokens in which logits are compared: their probabilities, differences and terms stay small."""
@@ -63,6 +72,16 @@ def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
         contractions.append(_ratio(lengths[1].mean(), lengths[0].mean()).item())
         turns.append(F.cosine_similarity(earlier, later, dim=-1, eps=1e-30).mean(dtype=torch.float64).item())
     return FixedPoint(residuals=residuals, contractions=contractions, turns=turns)
+
+
+def stop_sums(iterates: Sequence[Tensor]) -> StopSums:
+    """Mean over tokens what the least squares of `StopSums` need of z(0), ..., z(r), each (N, D) or (B, T, D)."""
+    found: dict[str, list[float]] = {name: [] for name in StopSums.model_fields}
+    for before, stop in list(pairwise(iterates))[:-1]:
+        step, gap = wide(stop) - wide(before), wide(iterates[-1]) - wide(stop)
+        for name, product in (("products", gap * step), ("steps", step * step), ("gaps", gap * gap)):
+            found[name].append(product.sum(-1).mean(dtype=torch.float64).item())
+    return StopSums(**found)
 
 
 class FullOutput:

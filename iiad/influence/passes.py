@@ -13,6 +13,7 @@ import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from iiad.artefacts import layer_name
 from iiad.data import stack_inputs
+from iiad.models.solvers import extrapolate
 
 from .batches import IteratedModel
 
@@ -36,6 +38,14 @@ class SolvedLayer:
 
     iterates: list[Tensor]
     stages: list[Tensor]
+
+    def extrapolated(self, coefficients: Sequence[float]) -> SolvedLayer:
+        """The layer with its stops extrapolated; coefficients: b at the stops 1, 2, ..., r - 1 at most."""
+        stops = [
+            extrapolate([before, stop], b)[-1]
+            for (before, stop), b in zip(pairwise(self.iterates), coefficients, strict=False)
+        ]
+        return SolvedLayer([self.iterates[0], *stops, *self.iterates[len(stops) + 1 :]], self.stages)
 
     @property
     def chains(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from iiad.artefacts import (
     Artefact,
@@ -21,23 +28,29 @@ from iiad.artefacts import (
     Record,
     Size,
     require_iterations_to_plan,
+    without_empty,
 )
 from iiad.errors import InputError, shorten
+
+from .convergence import (
+    FixedPoint,
+    Scores,
+    StopSums,
+    by_name,
+    require_fixed_points,
+    require_lengths,
+    require_sums,
+)
 
 __all__ = [
     "METRICS",
     "BatchRecord",
-    "FixedPoint",
     "Metric",
     "Profile",
     "ProfileSettings",
-    "Scores",
     "average",
     "flatten",
 ]
-
-Scores = list[list[Number]]
-"""For each layer a number for each of its iterations (or of its predictor's stages)."""
 
 METRICS: dict[str, str] = {
     "kl": (
@@ -80,20 +93,14 @@ class ProfileSettings(Record):
     )
     seed: Count = Field(description="of the sample of blocks")
     dtype: str = Field(description="of the weights and activations, as torch names it")
-
-
-class FixedPoint(Record):
-    """Convergence of one layer's iterates z(0), ..., z(r) on the data."""
-
-    residuals: list[Number] = Field(
-        description="r numbers: |z(i) - z(i-1)| / |z(i-1)| for i = 1, ..., r, mean over tokens"
+    extrapolate: bool = Field(
+        default=False,
+        description="each stop is extrapolated, with the batch's own b; not written where false",
     )
-    contractions: list[Number] = Field(
-        description="r - 1 numbers: |z(i+1) - z(i)| / |z(i) - z(i-1)|, each a mean over tokens; below 1 it contracts"
-    )
-    turns: list[Number] = Field(
-        description="r - 1 numbers: cosine between z(i+1) - z(i) and z(i) - z(i-1), mean over tokens; -1: back"
-    )
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "extrapolate")
 
 
 class BatchRecord(Record):
@@ -107,6 +114,11 @@ class BatchRecord(Record):
         default={}, description="metric -> for each layer a score of its predictor's 2nd, 3rd, ... stage"
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer")
+    extrapolation: list[StopSums] = Field(default=[], description="one a layer; not in older profiles")
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "extrapolation")
 
     def require_fit(
         self,
@@ -128,7 +140,9 @@ class BatchRecord(Record):
             _require_fit(
                 f"{where}stages", self.stages, [num_stages] * len(plan), metrics if num_stages else ()
             )
-        _require_fixed_points(f"{where}fixed_point", self.fixed_point, plan)
+        require_fixed_points(f"{where}fixed_point", self.fixed_point, plan)
+        if self.extrapolation or whole:
+            require_sums(f"{where}extrapolation", self.extrapolation, plan)
 
 
 class Profile(Artefact):
@@ -158,6 +172,9 @@ class Profile(Artefact):
         default=None, description="standard errors of `stages`, over the batches"
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer; means over tokens")
+    extrapolation: list[StopSums] = Field(
+        default=[], description="one a layer; means over tokens; not in older profiles"
+    )
     batches: list[BatchRecord] = Field(min_length=1, description="what all the means above are means of")
 
     @classmethod
@@ -173,7 +190,8 @@ class Profile(Artefact):
         origins = [batch.data for batch in batches]
         scores, errors = average([batch.scores for batch in batches], weights, origins)
         stages, stage_errors = average([batch.stages for batch in batches], weights, origins)
-        fixed_points, _ = average([_by_name(batch.fixed_point) for batch in batches], weights)
+        fixed_points, _ = average([by_name(FixedPoint, batch.fixed_point) for batch in batches], weights)
+        sums, _ = average([by_name(StopSums, batch.extrapolation) for batch in batches], weights)
         several = len(batches) > 1
         return cls(
             model=model,
@@ -188,8 +206,35 @@ class Profile(Artefact):
                 FixedPoint(**dict(zip(fixed_points, layer, strict=True)))
                 for layer in zip(*fixed_points.values(), strict=True)
             ],
+            extrapolation=[
+                StopSums(**dict(zip(sums, layer, strict=True))) for layer in zip(*sums.values(), strict=True)
+            ],
             batches=list(batches),
         )
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "extrapolation")
+
+    def coefficients(self, num_iterations: Sequence[int]) -> list[float]:
+        """b_t for each layer where it stops at r_t; in full its own, and 0 without iterations.
+
+        Raises InputError for a profile that was measured without.
+        """
+        if not self.extrapolation:
+            raise InputError(
+                "profile: expected one that holds `extrapolation`, got an older one; measure again"
+            )
+        return [
+            whole if r == most else sums.coefficients[r - 1] if r else 0.0
+            for r, most, sums, whole in zip(
+                num_iterations,
+                self.model.num_iterations,
+                self.extrapolation,
+                self.model.coefficients,
+                strict=True,
+            )
+        ]
 
     @property
     def num_tokens(self) -> int:
@@ -213,7 +258,9 @@ class Profile(Artefact):
         plan, errors = self.model.num_iterations, self.standard_errors
         _require_fit("scores", self.scores, plan)
         _require_fit("stages", self.stages, [self.model.num_start_evaluations - 1] * len(plan))
-        _require_fixed_points("fixed_point", self.fixed_point, plan)
+        require_fixed_points("fixed_point", self.fixed_point, plan)
+        if self.extrapolation:
+            require_sums("extrapolation", self.extrapolation, plan)
         if errors is not None:
             _require_fit("standard_errors", errors, plan, self.scores)
             least = min(min(flatten(scores)) for scores in errors.values())
@@ -281,17 +328,6 @@ def _standard_error(weights: Sequence[float], values: Sequence[float], sets: Seq
     return math.sqrt(variance)
 
 
-def _by_name(layers: Sequence[FixedPoint]) -> dict[str, Scores]:
-    return {name: [getattr(layer, name) for layer in layers] for name in FixedPoint.model_fields}
-
-
-def _require_fixed_points(field: str, layers: Sequence[FixedPoint], plan: Sequence[int]) -> None:
-    """Raise ValueError unless there is one for each layer, with a number for each of its iterations."""
-    residuals, *others = _by_name(layers).items()
-    _require_lengths(field, dict([residuals]), plan)
-    _require_lengths(field, dict(others), [max(r - 1, 0) for r in plan])
-
-
 def _require_fit(
     field: str,
     values: Mapping[str, Scores],
@@ -303,11 +339,4 @@ def _require_fit(
     if set(values) - set(expected) or (metrics is not None and set(metrics) - set(values)):
         names = [", ".join(sorted(each)) for each in (expected, values)]
         raise ValueError(f"{field}: expected metrics of {names[0]}, got {names[1]}")
-    _require_lengths(field, values, lengths)
-
-
-def _require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:
-    for name, layers in values.items():
-        found = [len(layer) for layer in layers]
-        if found != list(lengths):
-            raise ValueError(f"{field}.{name}: expected {list(lengths)} numbers in the layers, got {found}")
+    require_lengths(field, values, lengths)

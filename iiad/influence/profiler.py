@@ -19,7 +19,7 @@ from iiad.errors import InputError
 from iiad.memory import is_out_of_memory
 
 from .batches import IteratedModel, counted_positions, prepare_batch, require_iterations
-from .metrics import ITERATE_METRICS, FullOutput, fixed_point, wide
+from .metrics import ITERATE_METRICS, FullOutput, fixed_point, stop_sums, wide
 from .passes import FullPass
 from .profile import METRICS, BatchRecord
 
@@ -50,6 +50,7 @@ def profile_batch(
     batch: Tensor | Mapping[str, Tensor],
     metrics: Sequence[str] = tuple(METRICS),
     *,
+    extrapolate: bool = False,
     data: int = 0,
     memory: int | None = None,
     where: str = "the batch",
@@ -69,6 +70,8 @@ def profile_batch(
         Of pairs: input_ids (B, S) and maybe attention_mask (B, S), 0 at padding; decoder_input_ids and labels (B, T),
         aligned with the outputs. An encoder layer stopped early changes all that follows, in both halves; its own
         scores are means over source tokens.
+    extrapolate: score stops as they are extrapolated with this batch's own coefficients (`StopSums`), so that an
+        iteration's influence is what cannot be extrapolated (ours). It costs no evaluation.
     data: number of the batch's data set, for the record. where: the batch's name in errors.
     memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
         depends on it. Default: 1.5 times what the logits and states of the batch take. Where memory runs out, half
@@ -84,7 +87,8 @@ def profile_batch(
         raise InputError("model: expected evaluation mode, model.eval(), got training mode")
     batch = prepare_batch(model, batch, where)
     counted, num_sequences = counted_positions(model, batch), len(batch["labels"])
-    full, fixed_points = FullPass(model, batch), []
+    full, fixed_points, sums = FullPass(model, batch), [], []
+    coefficients: list[list[float]] = []
     of_full, of_down = _layer_costs(full.num_stages, model.config.iterations, metrics)
     whole = sum(of_full) + sum(of_down)
     steps: Steps = {}
@@ -92,7 +96,11 @@ def profile_batch(
         if not solved.iterates[-1].isfinite().all():
             raise InputError(f"{where}: expected finite states of {full.name(layer)}, got NaN or infinity")
         mask = counted[layer]
-        fixed_points.append(fixed_point([_pick(state, mask) for state in solved.iterates]))
+        picked = [_pick(state, mask) for state in solved.iterates]
+        fixed_points.append(fixed_point(picked))
+        sums.append(stop_sums(picked))
+        coefficients.append(sums[-1].coefficients if extrapolate else [])
+        solved = solved.extrapolated(coefficients[-1])
         for number, chain in enumerate(solved.chains):
             outputs = [_pick(full.output(layer, state), mask) for state in chain]
             for metric in set(ITERATE_METRICS) & set(metrics):
@@ -107,7 +115,7 @@ def profile_batch(
         def score(rows: slice) -> Steps:
             part: Steps = {}
             each = (rows.stop - rows.start) / num_sequences / whole
-            for layer, found in _score_rows(full, output, gradient, rows, metrics, where):
+            for layer, found in _score_rows(full, output, gradient, rows, metrics, where, coefficients):
                 part |= found
                 advance(of_down[layer] * each)
             return part
@@ -126,6 +134,7 @@ def profile_batch(
         scores=scores,
         stages=stages if full.num_stages > 1 else {},
         fixed_point=fixed_points,
+        extrapolation=sums,
     )
 
 
@@ -189,13 +198,17 @@ def _score_rows(
     rows: slice,
     metrics: Sequence[str],
     where: str,
+    coefficients: Sequence[Sequence[float]],
 ) -> Iterator[tuple[int, Steps]]:
-    """Yield for each layer the part of `kl`, `loss` and `taylor` that some of the batch's sequences contribute."""
+    """Yield for each layer the part of `kl`, `loss` and `taylor` that some of the batch's sequences contribute.
+
+    coefficients: of each layer's stops, which they are extrapolated by; none: as they are.
+    """
     part = full.select(rows)
     asked = set(OUTPUT_METRICS) & set(metrics)
     for layer, solved, by_state in part.run_down(None if gradient is None else gradient[rows]):
         steps: Steps = {}
-        for number, chain in enumerate(solved.chains):
+        for number, chain in enumerate(solved.extrapolated(coefficients[layer]).chains):
             stops: dict[str, list[float]] = {metric: [] for metric in asked}
             if asked and len(chain) > 1:
                 at = f"{where}: the model stopped early in {full.name(layer)}"

@@ -37,6 +37,10 @@ class IIETConfig(PreTrainedConfig):
     attention_output_bias: whether o_proj has a bias; None as `attention_bias`, which then is about all four
         projections of the attention, as in Llama. Qwen2: attention_bias true and this false.
     qk_norm: an RMSNorm over each head of the queries and of the keys, before their rotation (Qwen3).
+    extrapolation: None or, for each layer, a list of which number i, from 1, is b where the layer stops at iteration
+        i: it then hands on z(i) + b (z(i) - z(i-1)) (ours, a cut that needs no training). A missing number is 0, and
+        a layer that runs none or all of its iterations has none, so that each plan finds its own and the full one
+        is the teacher.
     cache_policy: "exact", each evaluation attends to keys and values of its own (paper); "shared" (ours), all
         evaluations of a layer attend to those of its first one, in training, prefill and decoding alike, which saves
         the other evaluations' key and value projections and their place in the cache. Weights are trained for one
@@ -91,6 +95,7 @@ class IIETConfig(PreTrainedConfig):
     relaxation: bool = False
     attention_output_bias: bool | None = None
     qk_norm: bool = False
+    extrapolation: list | None = None
     cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -152,14 +157,28 @@ class IIETConfig(PreTrainedConfig):
         r = self.num_iterations
         return [r] * self.num_layers if isinstance(r, int) else r
 
+    @property
+    def stop_extrapolation(self) -> list[float]:
+        """b_t for each of the L layers, at the stop that the plan gives it."""
+        return [self.layer_extrapolation(place) for place in range(len(self.iterations))]
+
+    def layer_extrapolation(self, place: int) -> float:
+        """Return b_t of one layer, by its place in the plan, from 0."""
+        row = self.extrapolation[place] if self.extrapolation else []
+        r = self.iterations[place]
+        return row[r - 1] if 0 < r <= len(row) else 0.0
+
     def _plan_of(self, field: str) -> list[int]:
         r = getattr(self, field)
         return [r] * getattr(self, self.plan_fields[field]) if isinstance(r, int) else r
 
-    def split_plan(self, num_iterations: int | Sequence[int]) -> dict[str, list[int]]:
+    def split_plan(
+        self, num_iterations: int | Sequence[int], extrapolation: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """Return the fields of a plan: r_t for each of the layers, or one number for all.
 
-        Raises ValueError for another number of layers.
+        extrapolation: b_t of each layer at r_t; then also that field, with the coefficients of other stops as they
+        are. Raises ValueError for another number of layers.
         """
         sizes = [getattr(self, num_layers) for num_layers in self.plan_fields.values()]
         plan = [num_iterations] * sum(sizes) if isinstance(num_iterations, int) else list(num_iterations)
@@ -167,7 +186,20 @@ class IIETConfig(PreTrainedConfig):
             accepted = f"an int or a list of {' + '.join(self.plan_fields.values())} ({sum(sizes)})"
             raise ValueError(f"num_iterations: expected {accepted}, got {reprlib.repr(num_iterations)}")
         rest = iter(plan)
-        return {field: list(islice(rest, size)) for field, size in zip(self.plan_fields, sizes, strict=True)}
+        fields: dict[str, Any] = {
+            field: list(islice(rest, size)) for field, size in zip(self.plan_fields, sizes, strict=True)
+        }
+        if extrapolation is not None:
+            fields["extrapolation"] = self._extrapolation_at(plan, extrapolation)
+        return fields
+
+    def _extrapolation_at(self, plan: Sequence[int], found: Sequence[float]) -> list[list[float]] | None:
+        """Return the field with these coefficients, one a layer, at the stops of the plan."""
+        if len(found) != len(plan):
+            raise ValueError(f"extrapolation: expected {len(plan)} numbers, got {len(found)}")
+        rows = self.extrapolation or [[]] * len(plan)
+        table = [_at_stop(row, r, float(b)) for row, r, b in zip(rows, plan, found, strict=True)]
+        return table if any(table) else None
 
     @property
     def num_start_evaluations(self) -> int:
@@ -209,6 +241,13 @@ class IIETConfig(PreTrainedConfig):
             self._require(name, not getattr(self, name, None), "none: a layer attends to all positions")
         self._require("relaxation", not (self.history and self.relaxation), "false with history")
         most = self.max_num_iterations or 0
+        rows, L = self.extrapolation, sum(getattr(self, name) for name in self.plan_fields.values())
+        longest = max(most - 1, 0)
+        accepted = (
+            f"none or, for each of {L} layers, a list of at most {longest} numbers (max_num_iterations - 1)"
+        )
+        fits = rows is None or (len(rows) == L and max(map(len, rows)) <= longest)
+        self._require("extrapolation", fits, accepted)
         for field, name in self.plan_fields.items():
             plan, length = self._plan_of(field), getattr(self, name)
             self._require(field, len(plan) == length, f"an int or a list of {name} ({length})")
@@ -221,3 +260,16 @@ class IIETConfig(PreTrainedConfig):
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""
         if not fits:
             raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field, None))}")
+
+
+def _at_stop(row: Sequence[float], r: int, coefficient: float) -> list[float]:
+    """Return a layer's row with another coefficient at its stop r, without zeros at its end."""
+    if r == 0:
+        if coefficient != 0:
+            raise ValueError(f"extrapolation: expected 0 for a layer without iterations, got {coefficient}")
+        return list(row)
+    changed = [*row, *[0.0] * (r - len(row))]
+    changed[r - 1] = coefficient
+    while changed and changed[-1] == 0:
+        changed.pop()
+    return changed

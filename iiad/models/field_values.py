@@ -46,6 +46,12 @@ def _is_rope(value: Any) -> bool:
     return known and _is_between(theta, 0, 1e12) and value.get("partial_rotary_factor", 1) == 1
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, list) and all(_is_between(number, -1000, 1000) for number in row) for row in value
+    )
+
+
 _SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")
 _SMALL: AcceptedValues = (lambda value: _is_between(value, 0, 1e6), "a number above 0 and below 1,000,000")
 
@@ -72,6 +78,7 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "attention_dropout": (lambda value: _is_between(value, -1, 1) and value >= 0, "a number in [0, 1)"),
     "num_iterations": _one_or_more(0, 1000),
     "max_num_iterations": whole(0, 1000),
+    "extrapolation": (_is_table, "a list of numbers between -1000 and 1000 for each layer"),
     "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
 }
 ACCEPTED |= dict.fromkeys(

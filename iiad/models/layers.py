@@ -222,6 +222,11 @@ class IterativeLayer(GradientCheckpointingLayer):
         """r_t, from the configuration."""
         return self.config.iterations[self.place]
 
+    @property
+    def extrapolation(self) -> float:
+        """b_t at the layer's stop, from the configuration; 0: its state is handed on as it is."""
+        return self.config.layer_extrapolation(self.place)
+
     def evaluate(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> Tensor:
         """base + f_t(point), each (B, T, D). base: default, point, which makes it F_t(point)."""
         middle, start = self.attend(point, base, **kwargs)
@@ -245,6 +250,7 @@ class IterativeLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, list[Tensor]]:
         """x_t and H_0, ..., H_{t-1} (ignored without history) -> x_{t+1} and z(0), ..., z(r_t), each (B, T, D).
 
+        The last state is H_t, extrapolated where the configuration says so.
         num_stages: of the predictor; default, the configuration's. recompute_evaluations: save only the inputs of
         evaluations and compute each again in the backward pass. context: that of `LayerStack.prepare`.
         """
@@ -266,7 +272,7 @@ class IterativeLayer(GradientCheckpointingLayer):
             return self.corrector.start_norm(prediction)
 
         z = predict(hidden_states, step, norm, num_stages or self.config.num_start_evaluations)
-        return self.corrector(z, hidden_states, history, self.num_iterations, step)
+        return self.corrector(z, hidden_states, history, self.num_iterations, step, self.extrapolation)
 
     def output(self, state: Tensor, *history: Tensor) -> Tensor:
         """x_{t+1} where H_t is `state`, after H_0, ..., H_{t-1}, each (B, T, D)."""

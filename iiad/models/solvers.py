@@ -27,6 +27,7 @@ __all__ = [
     "PicardCorrector",
     "RungeKutta",
     "Step",
+    "extrapolate",
     "solve",
     "weighted_sum",
 ]
@@ -48,6 +49,17 @@ def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: in
     for i in range(1, num_iterations + 1):
         iterates.append(update(i, iterates[-1]))
     return iterates
+
+
+def extrapolate(iterates: list[Tensor], coefficient: float) -> list[Tensor]:
+    """Replace the last of z(0), ..., z(r) by z* = z(r) + b (z(r) - z(r-1)), b the coefficient (ours).
+
+    What an iteration that stops early lacks lies close to the direction of its last step. At 0 nothing is computed.
+    """
+    if coefficient == 0:
+        return iterates
+    *earlier, before, last = iterates
+    return [*earlier, before, torch.add(last, last - before, alpha=coefficient)]
 
 
 def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -127,9 +139,15 @@ class MultistepCorrector(nn.Module):
         self.output_weights = nn.Parameter(torch.full((depth + 1,), 1 / (depth + 1)))
 
     def forward(
-        self, z: Tensor, x: Tensor, history: Sequence[Tensor], num_iterations: int = 0, step: Any = None
+        self,
+        z: Tensor,
+        x: Tensor,
+        history: Sequence[Tensor],
+        num_iterations: int = 0,
+        step: Any = None,
+        extrapolation: float = 0.0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """z(0) and H_0, ..., H_{t-1} -> x_{t+1} and z(0), ..., z(num_iterations).
+        """z(0) and H_0, ..., H_{t-1} -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
         x: the layer's input, not used. step: not needed without iterations.
         """
@@ -143,6 +161,7 @@ class MultistepCorrector(nn.Module):
                 return self.update_norm(block(torch.addcmul(before, w[-1], z)))
 
             iterates = solve(lambda i, z: step(rule, z, before), z, num_iterations)
+            iterates = extrapolate(iterates, extrapolation)
         return torch.addcmul(weighted_sum(c, history), c[-1], iterates[-1]), iterates
 
 
@@ -161,9 +180,15 @@ class PicardCorrector(nn.Module):
         self.relaxation = nn.Parameter(torch.zeros(max_num_iterations)) if relaxation else None
 
     def forward(
-        self, z: Tensor, x: Tensor, history: Sequence[Tensor], num_iterations: int = 0, step: Any = None
+        self,
+        z: Tensor,
+        x: Tensor,
+        history: Sequence[Tensor],
+        num_iterations: int = 0,
+        step: Any = None,
+        extrapolation: float = 0.0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """z(0) and the layer's input x -> x_{t+1} and z(0), ..., z(num_iterations).
+        """z(0) and the layer's input x -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
         history: not used. step: not needed without iterations.
         """
@@ -176,7 +201,7 @@ class PicardCorrector(nn.Module):
 
         if num_iterations == 0 and a is not None:
             z = _keep_in_graph(z, a)
-        iterates = solve(update, z, num_iterations)
+        iterates = extrapolate(solve(update, z, num_iterations), extrapolation)
         return iterates[-1], iterates
 
 

@@ -75,15 +75,18 @@ class IIETPreTrainedModel(PreTrainedModel):
         self.config.auto_map = {**known, "AutoModel": f"{module}.{base.__name__}", **others}
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def set_num_iterations(self, num_iterations: int | Sequence[int]) -> None:
+    def set_num_iterations(
+        self, num_iterations: int | Sequence[int], extrapolation: Sequence[float] | None = None
+    ) -> None:
         """Follow another plan from now on: r_t for each layer, or one number for all.
 
-        An encoder-decoder's layers are the encoder's and then the decoder's.
+        An encoder-decoder's layers are the encoder's and then the decoder's. extrapolation: b_t of each layer at its
+        stop r_t, in place of what the configuration has for that stop; default: that.
 
         The weights stay as they are; the configuration changes with the plan, so that a saved model keeps it.
         Raises ValueError for a plan of another length or above the maximum.
         """
-        self.reconfigure(**self.config.split_plan(num_iterations))
+        self.reconfigure(**self.config.split_plan(num_iterations, extrapolation))
 
     def set_cache_policy(self, cache_policy: str) -> None:
         """Let a layer's evaluations have keys and values each of its own ("exact") or of its first one ("shared").

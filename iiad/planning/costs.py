@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
-from iiad.influence.profile import Profile, Scores, average
+from iiad.influence.convergence import Scores
+from iiad.influence.profile import Profile, average
 
 from .flops import count_flops, split_halves, unused_parameters
 from .latency import LatencyTable

@@ -6,9 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from iiad.artefacts import Amount, Artefact, Iterations, ModelIdentity, Number
+from iiad.artefacts import (
+    Amount,
+    Artefact,
+    Coefficient,
+    Iterations,
+    ModelIdentity,
+    Number,
+    check_fields,
+    without_empty,
+)
 from iiad.errors import InputError
 from iiad.influence.profile import Metric, Profile
 
@@ -42,7 +58,7 @@ _PROVENANCE: dict[str, tuple[set[str], set[str]]] = {
 
 
 class Plan(Artefact):
-    """A budget of iterations for each layer of a teacher, and how it came about.
+    """A budget of iterations for each layer of a teacher, how it came about, and how its stops are extrapolated.
 
     Invalid: a budget of another length than the teacher's layers, below 0 or above the teacher's own; a threshold
     plan without its metric, threshold or profile, a target plan without its targets, an explicit plan with any.
@@ -70,6 +86,9 @@ class Plan(Artefact):
     )
     predicted_loss_error: Amount | None = Field(
         default=None, description="its standard error over the profile's batches; null for one batch"
+    )
+    extrapolation: list[Coefficient] | None = Field(
+        default=None, description="b_t of each layer at its budget; null: none; not written then"
     )
     explanation: str | None = Field(default=None, description="how it came about, in one sentence")
     profile_fingerprint: str | None = Field(default=None, description="sha256 of the profile's file")
@@ -99,6 +118,15 @@ class Plan(Artefact):
             **made,
         )
 
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "extrapolation")
+
+    @property
+    def coefficients(self) -> list[float]:
+        """b_t of each layer at its budget: the plan's, else the teacher's own where a layer runs in full, else 0."""
+        return self.extrapolation or _coefficients_at(self.num_iterations, self.teacher)
+
     @property
     def overhead_cut(self) -> float:
         """Iterations dropped / iterations of the teacher, in [0, 1]; 0 for a teacher without iterations."""
@@ -123,12 +151,37 @@ class Plan(Artefact):
         )
         return whole, cost
 
+    def extrapolated(self, profile: Profile) -> Self:
+        """The plan with its stops extrapolated by the profile's least squares.
+
+        Raises InputError for a profile of another teacher, or without what that takes.
+        """
+        check_plan(self, profile.model)
+        found = profile.coefficients(self.num_iterations)
+        return check_fields(type(self), {**self.model_dump(), "extrapolation": found}, "profile")
+
     @field_validator("num_iterations")
     @classmethod
     def _fits_teacher(cls, num_iterations: list[int], info: ValidationInfo) -> list[int]:
         if "teacher" in info.data:  # otherwise reported itself
             _require_fit(num_iterations, info.data["teacher"])
         return num_iterations
+
+    @field_validator("extrapolation")
+    @classmethod
+    def _fits_stops(cls, found: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if found is None or not {"teacher", "num_iterations"} <= info.data.keys():  # reported themselves
+            return found
+        teacher, budget = info.data["teacher"], info.data["num_iterations"]
+        if len(found) != len(budget):
+            raise ValueError(f"expected {len(budget)} numbers, one a layer, got {len(found)}")
+        for layer, (b, own) in enumerate(zip(found, _coefficients_at(budget, teacher), strict=True)):
+            if budget[layer] in (0, teacher.num_iterations[layer]) and b != own:
+                name = (
+                    f"{teacher.layer_name(layer)}, which runs {'all' if budget[layer] else 'no'} iterations"
+                )
+                raise ValueError(f"expected {own:g} for {name}, got {b}")
+        return found
 
     @model_validator(mode="after")
     def _origin_is_complete(self) -> Self:
@@ -167,7 +220,10 @@ def read_plan(plan: Plan | str | Path | None) -> Plan | None:
 def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
     """The same model under the plan. Raises InputError as `check_plan`."""
     check_plan(plan, identity)
-    return identity.model_copy(update={"num_iterations": list(plan.num_iterations)})
+    coefficients = plan.coefficients if any(plan.coefficients) else None
+    return identity.model_copy(
+        update={"num_iterations": list(plan.num_iterations), "extrapolation": coefficients}
+    )
 
 
 def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> list[tuple[str, ModelIdentity]]:
@@ -175,8 +231,18 @@ def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> lis
 
     Raises InputError as `check_plan`.
     """
-    truncated = [] if plan is None else [(f"{label}, truncated", truncated_identity(identity, plan))]
+    truncated = [] if plan is None else [(_label(label, plan), truncated_identity(identity, plan))]
     return [(label, identity), *truncated]
+
+
+def _label(label: str, plan: Plan) -> str:
+    return f"{label}, truncated" + (" and extrapolated" if plan.extrapolation else "")
+
+
+def _coefficients_at(num_iterations: Sequence[int], teacher: ModelIdentity) -> list[float]:
+    """The teacher's own coefficients of the layers that run in full, 0 of the others."""
+    pairs = zip(num_iterations, teacher.num_iterations, teacher.coefficients, strict=True)
+    return [own if r == most else 0.0 for r, most, own in pairs]
 
 
 def _require_fit(num_iterations: Sequence[int], teacher: ModelIdentity) -> None:

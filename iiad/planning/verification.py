@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from iiad.artefacts import (
     Amount,
     Artefact,
+    Coefficient,
     Count,
     DataIdentity,
     Iterations,
@@ -21,6 +22,7 @@ from iiad.artefacts import (
     Record,
     Share,
     Size,
+    without_empty,
 )
 from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Metric, Profile
@@ -45,6 +47,13 @@ class Candidate(Record):
     )
     name: str = Field(description="row label")
     num_iterations: list[Iterations]
+    extrapolation: list[Coefficient] | None = Field(
+        default=None, description="b_t of each layer; null: none; not written then"
+    )
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "extrapolation")
 
 
 class VerifiedPlan(Candidate):
@@ -139,6 +148,7 @@ def candidates(
     num_points: int = 12,
     num_random: int = 5,
     seed: int = 0,
+    extrapolate: bool = False,
 ) -> list[Candidate]:
     """Choose plans that test the predictions, and plans chosen without influence to compare with.
 
@@ -147,7 +157,7 @@ def candidates(
 
     Added are the best plan by each other metric of the profile, of at most as many iterations as the plan, or as the
     middle of the curve where there is none, and baselines of as many, num_random of them random. The teacher is left
-    out.
+    out. extrapolate: every plan has its stops extrapolated, and the plan itself is also run without.
     """
     teacher, ruled = profile.model, {point.num_iterations for point in curves.thresholds}
     others = [point for point in curves.front if point.num_iterations not in ruled]
@@ -170,11 +180,20 @@ def candidates(
             found.append(("metric", f"by {other}", plan.num_iterations))
     for name, baseline in baseline_plans(teacher, sum(middle), num_random, seed, curves.bounds):
         found.append(("baseline", name, baseline))
-    return [
-        Candidate(kind=kind, name=name, num_iterations=list(budget))
+    chosen = [
+        Candidate(
+            kind=kind,
+            name=name,
+            num_iterations=list(budget),
+            extrapolation=profile.coefficients(budget) if extrapolate else None,
+        )
         for kind, name, budget in found
         if list(budget) != teacher.num_iterations
     ]
+    if extrapolate and chosen and chosen[0].kind == "plan":
+        plain = {"kind": "baseline", "name": "plan, not extrapolated", "extrapolation": None}
+        chosen.append(chosen[0].model_copy(update=plain))
+    return chosen
 
 
 def verified(candidate: Candidate, profile: Profile, metric: str, **measured: float | None) -> VerifiedPlan:

@@ -53,11 +53,18 @@ class PlanReport:
         table.add_column("iterations", justify="right")
         if frequencies:
             table.add_column("each kept in")
+        if plan.extrapolation:
+            table.add_column("extrapolated by", justify="right")
         labels, whole = plan.teacher.layer_labels(), plan.teacher.num_iterations
         for t, (r, most) in enumerate(zip(plan.num_iterations, whole, strict=True)):
             marks = Text(kept * r, style="green") + Text(dropped * (most - r), style="dim")
             shares = [" ".join(f"{share:4.0%}" for share in frequencies[t])] if frequencies else []
-            table.add_row(labels[t], marks, f"{r} of {most}", *shares)
+            by = (
+                [f"{plan.extrapolation[t]:+.2f}" if plan.extrapolation[t] else "-"]
+                if plan.extrapolation
+                else []
+            )
+            table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by)
         return table
 
     def _caption(self) -> str:

@@ -9,8 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from iiad.influence.convergence import Scores
 from iiad.influence.diagnostics import Agreement
-from iiad.influence.profile import METRICS, Profile, Scores
+from iiad.influence.profile import METRICS, Profile
 from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.stability import Stability
 from iiad.planning.trust import Trust
@@ -61,6 +62,7 @@ class InfluenceReport:
         if profile.stages:
             note = "a stage's score: the layer's predictor truncated before it, the corrector in full.\n"
             yield Text(note, style="dim")
+        yield from self._extrapolation(labels)
         if self.details:
             yield Text("fixed points: does the iteration settle?", style="italic")
             yield _fixed_points(profile, trust)
@@ -71,6 +73,21 @@ class InfluenceReport:
         if not self.details:
             more = "--details adds the other metrics, fixed points, and rows that say 100 % or +1.00."
             yield Text(more, style="dim")
+
+    def _extrapolation(self, labels: Sequence[str]) -> Iterator[RenderableType]:
+        longest = max((len(layer.gaps) for layer in self.profile.extrapolation), default=0)
+        if not longest:
+            return
+        rows = []
+        for label, layer in zip(labels, self.profile.extrapolation, strict=True):
+            pairs = zip(layer.coefficients, layer.removed, strict=True)
+            cells = [f"{b:+.2f} {format_share(share, 0)}" for b, share in pairs]
+            rows.append([label, *cells, *[""] * (longest - len(cells))])
+        yield Text("extrapolation of a layer's stops: b, share of the error that it removes", style="italic")
+        yield filled_table(["layer", *(f"stop {i}" for i in range(1, longest + 1))], rows)
+        scored = "the scores above are of extrapolated stops" if self.profile.settings.extrapolate else ""
+        note = scored or "`iiad plan --extrapolate` takes it: no training, no evaluation"
+        yield Text(f"the layer hands on z(i) + b (z(i) - z(i-1)) instead of z(i); {note}.\n", style="dim")
 
     def _telling(self, rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
         """Rows that say more than that all is decided or alike; with details all."""

@@ -71,7 +71,7 @@ def test_a_student_passes_every_claim_and_its_table_is_shown_again_from_the_file
 def test_a_fault_is_exit_code_1_with_the_table_and_the_file(iiad, pair, tmp_path, monkeypatch):
     name, output = "another plan and back = itself", tmp_path / "check.json"
 
-    def refuse(self, plan):
+    def refuse(self, *plan):
         raise RuntimeError("no other plan\ntoday")
 
     monkeypatch.setattr(IIETForCausalLM, "set_num_iterations", refuse)

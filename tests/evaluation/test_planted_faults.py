@@ -290,7 +290,7 @@ def test_a_plan_that_cannot_be_taken_back_fails(pair, monkeypatch):
 
 
 def test_a_plan_that_is_not_heeded_when_loading_fails(pair, monkeypatch):
-    monkeypatch.setattr(IIETForCausalLM, "set_num_iterations", lambda self, plan: None)
+    monkeypatch.setattr(IIETForCausalLM, "set_num_iterations", lambda self, *plan: None)
     found = quick_check(pair / "student", teacher=pair / "teacher", plan=pair / "plan.json")
     assert failed(found) == {"full plan = teacher", "teacher loaded = set to the plan"}
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iiad.influence.convergence import FixedPoint
 from iiad.influence.diagnostics import (
     Agreement,
     Diagnosis,
@@ -15,7 +16,6 @@ from iiad.influence.diagnostics import (
     diagnose,
     rank_correlation,
 )
-from iiad.influence.profile import FixedPoint
 from tests.helpers import make_fixed_point, make_profile, refused
 
 CONVERGED = FixedPoint(residuals=[0.3, 0.005, 0.001], contractions=[0.02, 0.2], turns=[0, 0])

@@ -23,6 +23,15 @@ def llama_twin(model, **fields):
     return twin
 
 
+B = [0.0, 1.7, 0.6]
+"""b_t at the stops of the plan below; 9 is of stops that it does not have."""
+AT_STOPS = {
+    "num_iterations": [0, 2, 1],
+    "max_num_iterations": 3,
+    "extrapolation": [[9, 9], [9, B[1]], [B[2], 9]],
+}
+
+
 def naive_layer(model, t, x, history, **context):
     """Layer t (from 0) by the equations of the paper, term by term, with nothing shared or reused."""
     layer = model.model.layers[t]
@@ -33,12 +42,14 @@ def naive_layer(model, t, x, history, **context):
         middle = point + attended
         return middle + layer.mlp(layer.post_attention_layernorm(middle))
 
+    b = B[t] if model.config.extrapolation else 0.0
     if not fields.uses_history:
-        z = F(0, x)
+        before = z = F(0, x)
         for i in range(1, layer.num_iterations + 1):
             step = x + (F(i, z) - z)
             a = 1.0 if fields.relaxation is None else fields.relaxation[i - 1]
-            z = (1 - a) * z + a * step
+            before, z = z, (1 - a) * z + a * step
+        z = z + b * (z - before)
         return z, z
     predictor = model.model.predictor
     if isinstance(predictor, RungeKutta):
@@ -54,10 +65,11 @@ def naive_layer(model, t, x, history, **context):
         z, first = fields.start_norm(x + sum(gj * kj for gj, kj in zip(g, k, strict=True))), n
     else:
         z, first = fields.start_norm(F(0, x)), 1
-    w, c = fields.update_weights, fields.output_weights
+    w, c, before = fields.update_weights, fields.output_weights, z
     for i in range(layer.num_iterations):
         u = sum(w[k] * state for k, state in enumerate(history)) + w[-1] * z
-        z = fields.update_norm(F(first + i, u))
+        before, z = z, fields.update_norm(F(first + i, u))
+    z = z + b * (z - before)
     return sum(c[k] * state for k, state in enumerate(history)) + c[-1] * z, z
 
 
@@ -66,6 +78,10 @@ EQUATIONS = {
     "history-plan": lambda: make_iiet(num_iterations=[0, 3, 1]),
     "plain": lambda: make_iiet(num_iterations=[2, 0, 1], history=False),
     "relaxed": lambda: make_iiet(num_iterations=2, history=False, relaxation=True),
+    "extrapolated": lambda: make_iiet(**AT_STOPS),
+    "plain-extrapolated": lambda: make_iiet(**AT_STOPS, history=False),
+    "relaxed-extrapolated": lambda: make_iiet(**AT_STOPS, history=False, relaxation=True),
+    "rk2-extrapolated": lambda: make_pcformer(**AT_STOPS),
     "rk2-ema": lambda: make_pcformer(),
     "rk2-fixed": lambda: make_pcformer(coefficients="fixed"),
     "rk4-ema": lambda: make_pcformer(predictor_order=4),
