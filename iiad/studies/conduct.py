@@ -15,7 +15,7 @@ from iiad.evaluation.quality_artefact import Evaluation
 from iiad.files import write_text
 from iiad.influence.profile import Profile
 from iiad.outputs import lock_folder
-from iiad.planning import Plan, Targets, baseline_plans, plan_by_target
+from iiad.planning import LatencyTable, Plan, Targets, baseline_plans, plan_by_target
 from iiad.progress import print_status
 from iiad.training.estimates import USUAL_VOCABULARY, training_flops
 from iiad.training.recipe_files import find_recipe
@@ -23,8 +23,8 @@ from iiad.training.recipes import TrainRecipe, require_inputs
 
 from .definition import Study
 from .jobs import Job, Step, run_jobs
-from .results import Model, PlanKind, collect, student_name
-from .study_artefact import StudyResult
+from .results import Model, collect, student_name
+from .study_artefact import PlanKind, StudyResult
 
 __all__ = ["RESULT", "STUDY", "Conduct", "claim_folder", "conduct_study"]
 
@@ -195,7 +195,7 @@ class Conduct:
         return [model for model, job in made if job.is_done]
 
     def profile_job(self, teacher: Model) -> Job:
-        """Profile a teacher on its training data."""
+        """Profile a teacher on its training data and, where a plan needs it, time its layers."""
         section, recipe = self.study.students, self.study.recipe_of(teacher.arm)
         assert section is not None
         output = teacher.run.with_name(f"{teacher.run.name}.profile.json")
@@ -205,8 +205,30 @@ class Conduct:
         options += ["--max-tokens", str(max(sum(lengths), section.calibration_tokens))]
         options += ["--block-size", str(max(lengths))]
         options += ["--data", *recipe.data.train, "--text-field", recipe.data.text_field, "--resume"]
-        step = Step(("profile", str(teacher.run), *options, "--output", str(output)), output)
-        return Job(f"{teacher.run.name}-profile", (step,), 0.1 * cost_of(recipe))
+        steps = [Step(("profile", str(teacher.run), *options, "--output", str(output)), output)]
+        if "latency" in section.baselines:
+            table = _latency_of(teacher)
+            made = lengths[-1] // (
+                3 - len(lengths)
+            )  # all of a target, or half of a block after the other half
+            sizes = [
+                "--prompt-tokens",
+                str(lengths[0] if len(lengths) > 1 else made),
+                "--new-tokens",
+                str(made),
+            ]
+            timing = (
+                "bench",
+                str(teacher.run),
+                "--layers",
+                *sizes,
+                "--dtype",
+                "float32",
+                "--output",
+                str(table),
+            )
+            steps.append(Step(timing, table))
+        return Job(f"{teacher.run.name}-profile", tuple(steps), 0.1 * cost_of(recipe))
 
     def make_plans(self, teacher: Model, profile: Profile) -> Iterator[tuple[float, PlanKind, Path]]:
         """Write the plans of all cuts that are not there; yield each with its cut and kind."""
@@ -221,9 +243,15 @@ class Conduct:
             )
             plans: dict[PlanKind, Plan] = {"influence": by_influence}
             for baseline in section.baselines:
-                budget = drawn["uniform" if baseline == "uniform" else "random 1"]
-                if budget != by_influence.num_iterations:
-                    plans[baseline] = Plan.explicit(budget, profile.model)
+                if baseline == "latency":
+                    plan = _as_fast(
+                        by_influence, profile, section.metric, LatencyTable.load(_latency_of(teacher))
+                    )
+                else:
+                    budget = drawn["uniform" if baseline == "uniform" else "random 1"]
+                    plan = Plan.explicit(budget, profile.model)
+                if plan.num_iterations != by_influence.num_iterations:
+                    plans[baseline] = plan
             for kind, plan in plans.items():
                 path = teacher.run.with_name(f"{student_name(teacher.run.name, cut, kind)}.plan.json")
                 if not path.exists():
@@ -258,6 +286,17 @@ class Conduct:
         if section.from_scratch and kind == "influence":
             job = self.training_job(teacher.arm, teacher.seed, rate, budget, f"{name}-scratch")
             yield model("from scratch", job.steps[0].output, job.steps[1].output), job
+
+
+def _latency_of(teacher: Model) -> Path:
+    return teacher.run.with_name(f"{teacher.run.name}.latency.json")
+
+
+def _as_fast(plan: Plan, profile: Profile, metric: str, table: LatencyTable) -> Plan:
+    """Return the plan of least predicted loss that takes no longer: of a sentence where the table has one."""
+    phase = table.phases[-1]
+    most = 1000 * table.phase(phase).seconds(plan.num_iterations)
+    return plan_by_target(profile, Targets(max_latency_ms=most, phase=phase), metric, latency=table)
 
 
 def _recipe(name: str) -> str:

@@ -36,8 +36,10 @@ class StudentsSection(Section):
     settings: Settings = Field({}, description="its changes")
     metric: Literal["kl", "loss", "taylor", "cosine", "relative_l2"] = "kl"
     calibration_tokens: int = Field(16384, ge=2, le=2**40, description="tokens to profile on")
-    baselines: list[Literal["uniform", "random"]] = Field(
-        [], description="plans of as many iterations to compare with, untrained and distilled"
+    baselines: list[Literal["uniform", "random", "latency"]] = Field(
+        [],
+        description="plans to compare with, untrained and distilled: of as many iterations, or the best of all that "
+        "decode, or treat a sentence, as fast on this machine",
     )
     from_scratch: bool = Field(
         False, description="train models with the plans by influence from scratch, too"

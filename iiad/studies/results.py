@@ -15,12 +15,9 @@ from iiad.training.runs import RunRecord
 
 from .definition import Study
 from .estimation import Estimate, estimate, paired_difference
-from .study_artefact import ArmResult, SeedFigures, StudentResult, StudyResult
+from .study_artefact import ArmResult, PlanKind, SeedFigures, StudentResult, StudyResult
 
 __all__ = ["Model", "answer", "collect", "estimate_texts", "student_name"]
-
-
-PlanKind = Literal["influence", "uniform", "random"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ from iiad.artefacts import Amount, Artefact, Count, Fields, Number, Record, Shar
 
 from .estimation import Estimate
 
-__all__ = ["ArmResult", "SeedFigures", "StudentResult", "StudyResult"]
+__all__ = ["ArmResult", "PlanKind", "SeedFigures", "StudentResult", "StudyResult"]
+
+
+PlanKind = Literal["influence", "uniform", "random", "latency"]
+"""How the plan of a student was found."""
 
 
 class SeedFigures(Record):
@@ -52,7 +56,7 @@ class StudentResult(Record):
     """Models at one cut, one a seed; retained is the accuracy as a share of the teacher's of that seed."""
 
     cut: Share = Field(description="share of the iterations that was to be dropped")
-    plan: Literal["influence", "uniform", "random"]
+    plan: PlanKind
     training: Literal["none", "distilled", "from scratch"]
     overhead_cut: Share = Field(description="mean share that the plans drop")
     evaluations_per_token: Number = Field(description="mean over seeds")

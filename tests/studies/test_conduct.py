@@ -11,13 +11,15 @@ import yaml
 
 from cli.study import write_study_page
 from iiad.evaluation import Evaluation
+from iiad.planning import Plan
 from iiad.reporting.study_pictures import draw_study
 from iiad.reporting.study_tables import study_table
 from iiad.studies.conduct import Conduct, conduct_study
 from iiad.studies.definition import load_study
 from iiad.studies.estimates import estimate_runs
+from iiad.studies.results import Model
 from iiad.studies.study_artefact import StudyResult
-from tests.helpers import printed, refused
+from tests.helpers import make_profile, make_table, printed, refused
 
 SPEC = "states:length=4"
 FIELDS = {
@@ -90,6 +92,28 @@ def test_an_encoder_decoder_is_trained_from_scratch_under_both_halves_of_a_plan(
     job = Conduct(pair_study, tmp_path, 1, print).training_job("r1", 0, None, [2, 1])
     given = job.steps[0].arguments
     assert {"model.num_encoder_iterations=[2]", "model.num_iterations=[1]"} <= set(given)
+
+
+def test_the_plan_by_latency_is_the_best_that_takes_no_longer(tmp_path):
+    study = load_study(write(tmp_path, students={**STUDENTS, "cuts": [0.5], "baselines": ["latency"]}))
+    conduct = Conduct(study, tmp_path, 1, lambda made: None)
+    teacher = Model("r2", 0, tmp_path / "teacher", tmp_path / "teacher.evaluation.json")
+    profile = make_profile({"kl": [[0.5, 0.35], [0.3, 0.1]]}, (2, 2))
+    first_is_slow = [[0.003, 0.006, 0.009], [0.001, 0.002, 0.003]]
+    make_table(profile.model, first_is_slow).save(tmp_path / "teacher.latency.json")
+    plans = {kind: Plan.load(path).num_iterations for _, kind, path in conduct.make_plans(teacher, profile)}
+    assert plans == {"influence": [2, 0], "latency": [1, 2]}
+
+
+def test_layers_are_timed_at_the_lengths_of_the_data_where_a_plan_needs_it(pair_study, tmp_path):
+    students = {"teacher": "r1", "cuts": [0.5], "distill": "docstrings-distill", "baselines": ["latency"]}
+    of_pairs = pair_study.model_validate({**pair_study.model_dump(exclude_unset=True), "students": students})
+    of_text = load_study(write(tmp_path, students={**STUDENTS, "baselines": ["latency"]}))
+    for study, arm, read, made in ((of_pairs, "r1", "20", "10"), (of_text, "r2", "2", "2")):
+        teacher = Model(arm, 0, tmp_path / arm, tmp_path / f"{arm}.evaluation.json")
+        measure, timing = Conduct(study, tmp_path, 1, print).profile_job(teacher).steps
+        assert (measure.arguments[0], timing.arguments[0]) == ("profile", "bench")
+        assert ["--prompt-tokens", read, "--new-tokens", made] == list(timing.arguments)[3:7]
 
 
 def test_arms_of_encoder_decoders_are_estimated(pair_study):
