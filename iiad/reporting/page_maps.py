@@ -75,7 +75,9 @@ def plan_grid(plan: Plan, caption: str) -> Grid:
         for i in range(1, min(whole, most) + 1):
             kept = "kept" if i <= r else "dropped"
             cells.append(Cell(str(i), tip=f"{name}, iteration {i}: {kept}", style=kept))
-        rows.append([*cells, *[Cell("")] * (most - whole), Cell(f"{r} of {whole}", r)])
+        b = plan.coefficients[t]
+        kept = f"{r} of {whole}" + (f", b {b:+.2f}" if b else "")
+        rows.append([*cells, *[Cell("")] * (most - whole), Cell(kept, r)])
     rows.append(_outer_row("norm and head", starts + most))
     headings = ["layer", *["start"] * starts, *map(str, range(1, most + 1)), "kept"]
     return Grid(caption, headings, rows, "plan", len(model.num_iterations) - len(names))

@@ -56,6 +56,7 @@ def test_a_plan_carries_its_coefficients_to_evaluation_and_student(
     options = [word for setting in settings for word in ("--set", setting)]
     code, _, errors = iiad("distill", teacher_folder, path, *data, *options, "--output-dir", student)
     assert code == 0, errors
+    assert "stops extrapolated by: " in (student / "README.md").read_text()
     learnt, tokens = load_model(student), torch.arange(3, 20)[None]
     assert learnt.config.stop_extrapolation == plan.extrapolation
     torch.testing.assert_close(learnt(tokens).logits, model(tokens).logits, rtol=0, atol=1e-4)

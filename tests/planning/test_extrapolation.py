@@ -7,6 +7,7 @@ import pytest
 from iiad.influence.convergence import StopSums
 from iiad.planning import Plan, candidates, plan_by_threshold, trade_off
 from iiad.planning.plan import truncated_identity
+from iiad.reporting.page_maps import plan_grid
 from tests.helpers import load_spoilt, make_profile, printed, refused
 from tests.planning.test_plan_command import PROFILE, report
 
@@ -86,7 +87,9 @@ def test_all_candidates_are_extrapolated_and_the_plan_is_run_without_too():
     assert found[-1].extrapolation is None
 
 
-def test_the_table_of_a_plan_shows_its_coefficients():
+def test_table_and_page_of_a_plan_show_its_coefficients():
+    kept = [row[-1].text for row in plan_grid(make_plan(), "").rows]
+    assert kept == ["", "1 of 2, b +0.50", "0 of 0", "1 of 3, b +1.50", ""]
     text = printed(report(make_plan()))
     assert "extrapolated by" in text
     assert "+1.50" in text
