@@ -108,7 +108,7 @@ def least_squares(columns: Sequence[Tensor], target: Tensor) -> list[float]:
 def fit(solved: Solved) -> dict[str, Correct]:
     """Fit the variants that need one full pass, by name."""
     table: dict[str, dict[tuple[int, int], Any]] = {name: {} for name in ("scalar", "channel", "two", "norm")}
-    for t, (x, z, history) in enumerate(solved):
+    for t, (x, z, _) in enumerate(solved):
         for r in range(len(z) - 1):
             before, gap = z[r - 1] if r else x, z[-1] - z[r]
             step = z[r] - before

@@ -120,6 +120,11 @@ def test_what_does_not_fit_is_refused_by_name(stored):
         ),
         (
             "teacher",
+            record.teacher.model_copy(update={"extrapolation": [0.0, 0.0, 0.5]}),
+            r"teacher.extrapolation: .*, got \[0.0, 0.0, 0.5\]",
+        ),
+        (
+            "teacher",
             record.teacher.model_copy(
                 update={"shape": record.teacher.shape.model_copy(update={"vocab_size": 301})}
             ),
