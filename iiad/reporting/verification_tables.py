@@ -50,12 +50,13 @@ class VerificationReport:
             f"{verification.model.name}, untrained, on {tokens:,} tokens: "
             f"perplexity {perplexity(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
-        sign, shown = "+-" if options.ascii_only else "±", set[tuple[int, ...]]()
+        sign, shown = "+-" if options.ascii_only else "±", set[tuple[float, ...]]()
         for kind, (_, title) in KINDS.items():
             plans = []
             for plan in verification.plans:
-                if plan.kind == kind and (self.details or tuple(plan.num_iterations) not in shown):
-                    shown.add(tuple(plan.num_iterations))
+                same = (*plan.num_iterations, *(plan.extrapolation or ()))
+                if plan.kind == kind and (self.details or same not in shown):
+                    shown.add(same)
                     plans.append(plan)
             if plans:
                 yield Text(title, style="italic")

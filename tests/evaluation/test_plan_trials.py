@@ -181,6 +181,17 @@ def test_the_command_verifies_draws_and_writes(plan_command, world, tmp_path):
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == names
 
 
+def test_extrapolated_plans_are_verified_beside_the_plan_without(plan_command, world, tmp_path):
+    verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 64]
+    outputs = ["--output", tmp_path / "plan.json", "--verification", tmp_path / "v.json"]
+    _, shown, _ = plan_command("--overhead-cut", 0.4, "--pin", "1=1", "--extrapolate", *outputs, *verify)
+    first, *_, last = Verification.load(tmp_path / "v.json").plans
+    assert first.extrapolation == Plan.load(tmp_path / "plan.json").extrapolation
+    assert (last.name, last.num_iterations) == ("plan, not extrapolated", first.num_iterations)
+    assert first.kl != last.kl
+    assert "plan, not extrapolated" in " ".join(shown.split())
+
+
 def test_the_curve_is_verified_without_a_plan(plan_command, world):
     verify = ["--verify", world[0] / "model", "--data", world[0] / "text.txt", "--max-tokens", 64]
     shown = plan_command("--curve", *verify)[1]
