@@ -41,6 +41,10 @@ def check(
             "--compile/--no-compile", help="Check the compiled model too, which takes most of the time."
         ),
     ] = True,
+    served: Annotated[
+        str | None,
+        typer.Option(metavar="PYTHON", help="Interpreter with vLLM, to check that served is generated."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str,
@@ -69,6 +73,7 @@ def check(
         device=device,
         dtype=dtype,
         compile=compile_,
+        served=served,
     )
     if output is not None:
         made.save(output)

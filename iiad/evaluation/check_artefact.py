@@ -24,6 +24,7 @@ class CheckSettings(Record):
         gt=0, description="largest figure that is taken for rounding, in standard deviations of the logits"
     )
     compile: bool = Field(description="whether the compiled model was checked too")
+    engine: str | None = Field(default=None, description="that served the model, with its version")
     torch_version: str
     transformers_version: str
 

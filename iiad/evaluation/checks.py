@@ -28,13 +28,15 @@ from iiad.progress import progress
 from .check_artefact import Check, CheckResult, CheckSettings
 from .claims import NUM_SEQUENCES, Claim, Skipped, Subject, realign
 from .decoding_claims import DECODING
+from .engine import EngineError, engine_version
 from .loading_claims import LOADING
+from .served_claims import SERVED
 from .timing import device_name, require_positions
 from .training_claims import TRAINING
 
 __all__ = ["CLAIMS", "check_model"]
 
-CLAIMS = (*DECODING, *TRAINING, *LOADING)
+CLAIMS = (*DECODING, *TRAINING, *LOADING, *SERVED)
 
 ROUNDING_BOUNDS = {"float32": 1e-4, "bfloat16": 0.25}
 """Largest figures taken for rounding: measured up to 5e-6 and 0.075, with 3 to 24 layers of 1 to 5 evaluations."""
@@ -53,6 +55,7 @@ def check_model(
     device: str | None = "cpu",
     dtype: str | None = "float32",
     compile: bool = True,
+    served: str | Path | None = None,
     claims: Sequence[Claim] = CLAIMS,
 ) -> Check:
     """Check what must hold for any checkpoint, each claim with the figure that decides.
@@ -71,11 +74,12 @@ def check_model(
         dtype: of weights and cache, "float32" or "bfloat16", in which rounding hides small faults; None: float32 on
             the CPU, bfloat16 elsewhere.
         compile: check the compiled model too, which takes a compiler and most of the time.
+        served: interpreter of an environment with vLLM, whose server decodes the saved model, compiled or eager.
         claims: to check; default: all.
 
     Raises:
-        InputError: a model, a value or the plan cannot be used, or memory runs out. All that can be known without
-            loading a model is checked first.
+        InputError: a model, a value or the plan cannot be used, memory runs out, or the engine does not start. All
+            that can be known without loading a model is checked first.
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -85,6 +89,7 @@ def check_model(
     if plan is not None and teacher is None:
         raise InputError("plan: expected a teacher with it, got none")
     plan = read_plan(plan)
+    engine = None if served is None else f"vLLM {engine_version(served)}"
     models = [model] if teacher is None else [model, teacher]
     require_one_kind(models)
     for name in models:
@@ -98,12 +103,13 @@ def check_model(
         device_name=device_name(device),
         rounding_bound=ROUNDING_BOUNDS[dtype],
         compile=compile,
+        engine=engine,
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
     )
     with tempfile.TemporaryDirectory(prefix="iiad-check-") as folder:
         other = None if teacher is None else _load_teacher(teacher, plan, settings, Path(folder))
-        subject = Subject(*_load(model, settings), settings, Path(folder), other, plan)
+        subject = Subject(*_load(model, settings), settings, Path(folder), other, plan, served)
         where = f"{label_models([model])[0]} on {device}"
         # The most sequences that a claim runs at once are those of training.
         size = (2 * NUM_SEQUENCES, prompt_tokens + new_tokens)
@@ -146,6 +152,8 @@ def _check(claim: Claim, subject: Subject) -> CheckResult:
         figure = float(claim.measure(subject))
     except Skipped as reason:
         return CheckResult(**known, outcome="skipped", note=str(reason))
+    except EngineError:  # the environment's fault, or nothing to compare
+        raise
     except Exception as error:  # a fault of the model's, of whatever kind: the claim does not hold
         if is_out_of_memory(error):  # the machine's fault: it says nothing about the model
             raise

@@ -25,11 +25,14 @@ from iiad.folders import find_folder
 from iiad.planning import Plan
 
 from .check_artefact import CheckSettings
+from .engine import Completion, serving
 from .subject_inputs import Inputs, choose_inputs
 
 __all__ = ["Claim", "Skipped", "Subject", "logit_difference", "realign", "running_plan", "worst"]
 
 NUM_SEQUENCES = 2
+NUM_PROMPTS = 8
+"""At most, of an engine."""
 
 LOGITS, GRADIENT = "of logits' std", "of gradient"
 TOKENS, CONTENT, LAYERS, FIELDS = "tokens", "tensors, fields", "layers", "fields"
@@ -69,6 +72,7 @@ class Subject:
         folder: an empty folder for files, removed after the check.
         teacher: the model to compare with, if one was given.
         plan: the plan that the model should run, if one was given.
+        engine: interpreter with vLLM, if one was given.
     """
 
     model: Any
@@ -77,6 +81,7 @@ class Subject:
     folder: Path
     teacher: Subject | None = None
     plan: Plan | None = None
+    engine: str | Path | None = None
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -118,6 +123,18 @@ class Subject:
         """The folder of the model, saved again."""
         self.model.save_pretrained(self.folder / "saved")
         return self.folder / "saved"
+
+    @cached_property
+    def served(self) -> tuple[list[list[int]], list[Completion]]:
+        """Prompts of different lengths and the answers of vLLM, asked for all at once. Raises EngineError."""
+        settings, tokens = self.settings, self.draw_tokens(NUM_PROMPTS, self.settings.seed + 3)
+        lengths = range(settings.prompt_tokens, 0, -max(1, settings.prompt_tokens // NUM_PROMPTS))
+        prompts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=False)]
+        options = ["--skip-tokenizer-init", "--dtype", settings.dtype]
+        options += ["--max-model-len", str(settings.prompt_tokens + settings.new_tokens)]
+        options += [] if settings.compile else ["--enforce-eager"]
+        with serving(self.engine or "python", self.saved, self.folder, *options) as engine:
+            return prompts, engine.complete_all(prompts, settings.new_tokens, len(prompts))
 
     @torch.no_grad()
     def forward(self, model: Any = None) -> Tensor:

@@ -37,10 +37,11 @@ def _head(check: Check) -> str:
     what = f"{model.name} ({model.model_type}, iterations {model.num_iterations})"
     if check.teacher is not None:
         what += f", teacher {check.teacher.name}"
+    engine = f", {settings.engine}" if settings.engine else ""
     return (
         f"{what}\n{settings.prompt_tokens} prompt + {settings.new_tokens} new random tokens, seed "
         f"{settings.seed}, {settings.dtype} on {settings.device} ({settings.device_name}), torch "
-        f"{settings.torch_version}, transformers {settings.transformers_version}"
+        f"{settings.torch_version}, transformers {settings.transformers_version}{engine}"
     )
 
 

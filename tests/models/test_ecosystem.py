@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -121,17 +122,35 @@ def test_slots_are_registered_once_under_a_name_with_their_number_alone(name):
 
 
 @torch.no_grad()
-def test_an_attention_function_may_return_tokens_and_heads_flat(tokens):
-    model = make_iiet(num_iterations=1)
-    wanted = model(tokens[:1]).logits
+@pytest.mark.parametrize("name", ["history", "relaxed", "shared", "pcformer-rk2"])
+def test_an_engine_that_keeps_keys_and_values_by_slot_decodes_what_generate_does(name, tokens):
+    model, prompt, new = VARIANTS[name](), tokens[:1], 4
+    wanted = model.generate(prompt, max_new_tokens=new, do_sample=False, eos_token_id=None)
+    kept = {}
 
-    def flat(*arguments, **kwargs):
-        mixed, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](*arguments, **kwargs)
-        return mixed.flatten(2).flatten(0, 1), weights  # (B * T, N * E)
+    def engine(module, query, key, value, mask, scaling=None, **kwargs):
+        """As vLLM's: finds its cache by the module, ignores the mask and returns (T, N * E)."""
+        assert (mask, len(query)) == (None, 1)
+        old = kept.get(module)
+        if old is not None:
+            key, value = (torch.cat(pair, 2) for pair in zip(old, (key, value), strict=True))
+        kept[module] = key, value
+        late = torch.ones(query.shape[2], key.shape[2]).tril(key.shape[2] - query.shape[2]).bool()
+        mixed = scaled_dot_product_attention(
+            query, key, value, late, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1), None
 
-    ALL_ATTENTION_FUNCTIONS.register("flat", flat)
-    model.config._attn_implementation = "flat"
-    torch.testing.assert_close(model(tokens[:1]).logits, wanted, rtol=0, atol=1e-6)
+    ALL_ATTENTION_FUNCTIONS.register("engine", engine)
+    model.config._attn_implementation = "engine"
+    given, found = prompt, prompt
+    for _ in range(new):
+        positions = torch.arange(found.shape[1] - given.shape[1], found.shape[1])[None]
+        states = model.model(given, position_ids=positions, use_cache=False, return_dict=False)[0]
+        given = model.lm_head(states[:, -1:]).argmax(-1)
+        found = torch.cat([found, given], 1)
+    assert found.tolist() == wanted.tolist()
+    assert len(kept) == model.config.num_hidden_layers
 
 
 @torch.no_grad()
