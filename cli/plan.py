@@ -62,6 +62,14 @@ def plan(
     curve: Annotated[
         bool, _by("Show every best trade of evaluations for predicted loss.", "--curve")
     ] = False,
+    family: Annotated[
+        bool,
+        _by("Write nested plans of several cuts, for `iiad distill --elastic`, instead of one.", "--family"),
+    ] = False,
+    cuts: Annotated[
+        str | None,
+        _by("Of --family: shares of all iterations to drop at least. Default: 0,0.3,0.55,0.75,1."),
+    ] = None,
     extrapolate: Annotated[
         bool,
         _by(
@@ -147,6 +155,8 @@ def plan(
 
     Example:  iiad plan profile.json --overhead-cut 0.55 --pin 1=3 --output plan.json
 
+    Example:  iiad plan profile.json --family --cuts 0,0.3,0.55,0.75,1 --output plans.json
+
     Example:  iiad plan profile.json --curve
 
     Example:  iiad plan profile.json --curve --verify teacher --data valid.jsonl
@@ -159,6 +169,11 @@ def plan(
 
     files = {"output": output, "verification": verification}
     claim_outputs([profile, latency, verify], all_data(data or []), files=files, overwrite=overwrite)
+    if family:
+        limits_of_layers = (min_iterations, max_iterations, pin or [])
+        _plan_family(command, profile, cuts, metric, extrapolate, output, limits_of_layers)
+        return
+    refuse_options(command, "without --family", "cuts")
     if (verify is None) != (data is None):
         raise InputError("verify: expected --verify and --data together, got one of them")
     if verify is None:
@@ -252,3 +267,47 @@ def plan(
     if made is not None:
         report = PlanReport(made, costs, kept, table)
         print_result(made, lambda width: report)
+
+
+_OF_FAMILIES = (
+    "profile family cuts extrapolate metric min_iterations max_iterations pin output overwrite details json quiet"
+).split()
+
+
+def _plan_family(
+    command: typer.Context,
+    profile: Path,
+    cuts: str | None,
+    metric: str,
+    extrapolate: bool,
+    output: Path | None,
+    limits: tuple[int | None, int | None, list[str]],
+) -> None:
+    """Make nested plans, write and print them. limits: fewest and most iterations of a layer, and pins.
+
+    Raises InputError for options of a single plan.
+    """
+    from iiad import planning
+    from iiad.errors import InputError
+    from iiad.influence.profile import Profile
+    from iiad.planning.family import DEFAULT_CUTS
+    from iiad.progress import print_status
+    from iiad.reporting.plan_tables import family_table
+
+    others = [
+        str(parameter.name) for parameter in command.command.params if parameter.name not in _OF_FAMILIES
+    ]
+    refuse_options(command, "with --family", *others)
+    if output is None:
+        raise InputError("output: expected a file for the plans, got none")
+    wanted = DEFAULT_CUTS if cuts is None else planning.read_cuts(cuts)
+    measured = Profile.load(profile)
+    least, most, pins = limits
+    bounds = planning.Bounds(least, most, planning.read_pins(pins, measured.model))
+    extrapolate = extrapolate or measured.settings.extrapolate
+    made = planning.make_family(measured, wanted, metric, bounds, extrapolate)
+    made.save(output)
+    print_status(f"{len(made.plans)} plans written to {output}")
+    if len(made.plans) < len(wanted):
+        print_status(f"{len(wanted) - len(made.plans)} cuts gave a plan that was there already; left out")
+    print_result(made, lambda width: family_table(made))

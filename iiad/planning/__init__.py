@@ -15,6 +15,7 @@ from .curve import (
     threshold_curve,
     trade_off,
 )
+from .family import Family, FamilyPlan, even_family, make_family, read_cuts
 from .latency import LatencyTable, check_latency, load_latency
 from .plan import Plan, check_plan
 from .search import make_plan, plan_by_target
@@ -27,6 +28,8 @@ __all__ = [
     "Bounds",
     "Candidate",
     "CurvePoint",
+    "Family",
+    "FamilyPlan",
     "FrontPoint",
     "LatencyTable",
     "Plan",
@@ -42,9 +45,11 @@ __all__ = [
     "choose_threshold",
     "compute_cut",
     "cost_of",
+    "even_family",
     "find_knee",
     "keep_frequency",
     "load_latency",
+    "make_family",
     "make_plan",
     "measure_stability",
     "normalize_scores",
@@ -53,6 +58,7 @@ __all__ = [
     "plan_by_target",
     "plan_by_threshold",
     "predicted_loss",
+    "read_cuts",
     "read_pins",
     "threshold_budget",
     "threshold_curve",

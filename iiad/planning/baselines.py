@@ -10,7 +10,7 @@ from iiad.errors import InputError
 
 from .targets import Bounds
 
-__all__ = ["baseline_plans"]
+__all__ = ["baseline_plans", "spread_evenly"]
 
 
 def baseline_plans(
@@ -39,7 +39,7 @@ def baseline_plans(
     num_kept -= lowest
     drawn = _random_plans(most, num_kept, num_random, seed)
     plans = [
-        ("uniform", _uniform(most, num_kept)),
+        ("uniform", spread_evenly(most, num_kept)),
         ("last layers first", _fill(most, num_kept)),
         ("first layers first", _fill(most[::-1], num_kept)[::-1]),
         *((f"random {number}", plan) for number, plan in enumerate(drawn, 1)),
@@ -47,7 +47,7 @@ def baseline_plans(
     return [(name, [low + r for low, r in zip(least, plan, strict=True)]) for name, plan in plans]
 
 
-def _uniform(most: Sequence[int], num_kept: int) -> list[int]:
+def spread_evenly(most: Sequence[int], num_kept: int) -> list[int]:
     """Give one iteration to each layer that may have more, in turns from the first layer, until none is left."""
     plan = [0] * len(most)
     while num_kept:

@@ -23,6 +23,7 @@ __all__ = [
     "TradeOff",
     "choose_threshold",
     "find_knee",
+    "front_within",
     "pareto_front",
     "thin",
     "threshold_curve",
@@ -126,8 +127,12 @@ def pareto_front(profile: Profile, metric: str = "kl", bounds: Bounds | None = N
     several such plans the lexicographically first, up to the rounding of sums. Where iterations have scores below
     zero, the teacher itself is none of them. Raises InputError for a metric that the profile does not hold.
     """
+    return front_within(profile, metric, (bounds or Bounds()).limits(profile.model))
+
+
+def front_within(profile: Profile, metric: str, limits: Sequence[tuple[int, int]]) -> list[FrontPoint]:
+    """Compute `pareto_front` with limits of its own, fewest and most, for each layer."""
     scores, teacher = profile.scores_of(metric), profile.model
-    limits = (bounds or Bounds()).limits(teacher)
     # Dynamic programme over layers: total iterations -> least loss so far, and the budgets that have it.
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for losses, (least, most) in zip(dropped_scores(scores), limits, strict=True):

@@ -17,7 +17,7 @@ from iiad.evaluation.quality_artefact import Evaluation
 from iiad.files import read_json
 from iiad.generation.beam_record import BeamRecord
 from iiad.influence.profile import Profile
-from iiad.planning import LatencyTable, Plan, Verification
+from iiad.planning import Family, LatencyTable, Plan, Verification
 from iiad.planning.trust import assess_trust
 from iiad.studies.study_artefact import StudyResult
 
@@ -25,7 +25,7 @@ from .bench_tables import bench_table
 from .check_tables import check_table
 from .evaluation_tables import evaluation_table
 from .latency_tables import latency_table
-from .plan_tables import PlanReport
+from .plan_tables import PlanReport, family_table
 from .profile_tables import InfluenceReport
 from .signal_tables import beams_summary, signals_summary
 from .study_tables import study_table
@@ -36,6 +36,7 @@ __all__ = ["KINDS", "artefact_table", "load_artefact"]
 _TABLES: dict[type[Artefact], Callable[[Any, int, bool], RenderableType]] = {
     Profile: lambda profile, width, details: InfluenceReport(profile, assess_trust(profile), details),
     Plan: lambda plan, width, details: PlanReport(plan, plan.costs()),
+    Family: lambda family, width, details: family_table(family),
     Verification: lambda verification, width, details: VerificationReport(verification, details),
     LatencyTable: lambda table, width, details: latency_table(table, width),
     Evaluation: lambda evaluation, width, details: evaluation_table(evaluation, width),

@@ -11,11 +11,12 @@ from rich.text import Text
 
 from iiad.planning.costs import LOSS_UNITS, PlanCost, count_evaluations, overhead_cut
 from iiad.planning.curve import CurvePoint, FrontPoint, TradeOff, thin
+from iiad.planning.family import Family
 from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.progress import print_status
 
-__all__ = ["CurveReport", "PlanReport", "draw_trade_off"]
+__all__ = ["CurveReport", "PlanReport", "draw_trade_off", "family_table"]
 
 MOST_ROWS = 40
 
@@ -214,6 +215,21 @@ class CurveReport:
         if num_shown < num_rows:
             lines.append(f"Thinned: {num_shown} of {num_rows} rows are shown (--details: all).")
         return "\n".join(lines)
+
+
+def family_table(family: Family) -> Table:
+    """Return the plans of a family: cut, evaluations, predicted loss and the budgets, one a line."""
+    table = Table(title="family: nested plans", title_justify="left")
+    for name in ("plan", "overhead cut", "evaluations", "predicted loss", "iterations per layer"):
+        table.add_column(name, justify="left" if name.startswith(("plan", "iter")) else "right")
+    for each in family.plans:
+        evaluations = count_evaluations(family.teacher, each.num_iterations)
+        loss = "" if each.predicted_loss is None else f"{each.predicted_loss:.3g}"
+        budgets = " ".join(map(str, each.num_iterations))
+        table.add_row(each.name, f"{each.cut:.1%}", str(evaluations), loss, budgets)
+    if family.metric is not None:
+        table.caption = f"Loss: predicted, {LOSS_UNITS[family.metric]}, if the layers add up."
+    return table
 
 
 def draw_trade_off(curves: TradeOff, folder: str | Path) -> list[Path]:

@@ -15,7 +15,7 @@ from iiad.evaluation.bench_artefact import PARTS, Bench, BenchResult, BenchSetti
 from iiad.evaluation.check_artefact import Check, CheckResult, CheckSettings
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, EvaluationSettings
 from iiad.generation.beam_record import BeamRecord
-from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
+from iiad.planning import Bounds, Plan, Targets, make_family, plan_by_target, plan_by_threshold
 from iiad.studies.estimation import Estimate
 from iiad.studies.study_artefact import ArmResult, SeedFigures, StudentResult, StudyResult
 from iiad.training import RunRecord, TrainRecipe
@@ -161,6 +161,7 @@ def make_samples():
         "profile-of-one-batch": make_profile(errors=False),
         "plan": plan_by_threshold(profile, 0.05, normalize="layer"),
         "plan-by-target": plan_by_target(profile, Targets(speedup=1.1), bounds=bounds, latency=table),
+        "family": make_family(profile, [0, 0.5, 1]),
         "latency": table,
         "plan-of-pairs": plan_by_target(
             EQUAL, Targets(speedup=1.1, phase="sentence"), latency=make_pair_table(4, 8)

@@ -50,8 +50,8 @@ def folder(monkeypatch, tmp_path):
         ("[]", "file.json: expected a JSON object, got a list"),
         (
             json.dumps({"kind": "magic"}),
-            "file.json: kind: expected beams, bench, check, evaluation, latency, plan, profile, signals, study, "
-            "verification, got 'magic'",
+            "file.json: kind: expected beams, bench, check, evaluation, family, latency, plan, profile, signals, "
+            "study, verification, got 'magic'",
         ),
         (json.dumps({"kind": "plan"}), "file.json: format_version: expected 1, got None"),
         (json.dumps({"kind": "plan", "format_version": 1}), "file.json: teacher: is missing"),
