@@ -33,6 +33,7 @@ __all__ = [
     "Amount",
     "Artefact",
     "Coefficient",
+    "Coefficients",
     "Count",
     "DataIdentity",
     "Fields",
@@ -62,6 +63,8 @@ Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Amount = Annotated[float, Field(ge=0, le=1e100)]
 Coefficient = Annotated[float, Field(gt=-1000, lt=1000)]
 """Of an extrapolation, see `iiad.models.IIETConfig`."""
+Coefficients = list[Coefficient]
+"""b_1, b_2, ... of one layer at its stop; none: not extrapolated."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -134,8 +137,8 @@ class ModelIdentity(Record):
         default="exact", description="a cache slot for each evaluation, or one for each layer"
     )
     shape: ModelShape | None = Field(default=None, description="null where a configuration does not say")
-    extrapolation: list[Coefficient] | None = Field(
-        default=None, description="b_t of each layer at its stop; not written where there is none"
+    extrapolation: list[Coefficients] | None = Field(
+        default=None, description="coefficients of each layer at its stop; not written where there are none"
     )
 
     @model_validator(mode="after")
@@ -159,9 +162,9 @@ class ModelIdentity(Record):
         return [self.layer_name(t).removeprefix("layer ") for t in range(len(self.num_iterations))]
 
     @property
-    def coefficients(self) -> list[float]:
-        """b_t of each layer, 0 where it is not extrapolated."""
-        return self.extrapolation or [0.0] * len(self.num_iterations)
+    def coefficients(self) -> list[Coefficients]:
+        """Coefficients of each layer at its stop, none where it is not extrapolated."""
+        return self.extrapolation or [[] for _ in self.num_iterations]
 
     @property
     def num_evaluations(self) -> int:

@@ -94,7 +94,7 @@ def make_pcformer_seq2seq(**fields: object) -> PCformerForConditionalGeneration:
 
 
 UNEVEN = {"num_encoder_iterations": [0, 2, 1], "num_iterations": [2, 0], "max_num_iterations": 3}
-STOPS = [[9], [9, 0.3], [-0.2, 9], [0, 0.1], []]
+STOPS = [[[9]], [[9], [0.3, 0.1]], [[-0.2, 0.3]], [[], [0.1]], []]
 """Extrapolation of that plan's layers; the 9 are of stops that it does not have."""
 PAIR_VARIANTS = {
     "history": lambda: make_seq2seq(**UNEVEN),
@@ -128,7 +128,9 @@ VARIANTS = {
     "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
     "plain-shared": lambda: make_iiet(num_iterations=[1, 0, 2], history=False, cache_policy="shared"),
     "extrapolated": lambda: make_iiet(
-        num_iterations=[0, 2, 1], max_num_iterations=3, extrapolation=[[9, 9], [9, 0.7], [1.5]]
+        num_iterations=[0, 2, 1],
+        max_num_iterations=3,
+        extrapolation=[[[9]], [[9], [0.7, 0, 0.2]], [[1.5, -0.3]]],
     ),
     "untied": lambda: make_iiet(num_iterations=1, tie_word_embeddings=False),
     "pcformer-rk2": lambda: make_pcformer(),

@@ -56,11 +56,11 @@ def make_student(
     num_iterations: Sequence[int] | None,
     section: StudentSection,
     device: str,
-    extrapolation: Sequence[float] | None = None,
+    extrapolation: Sequence[Sequence[float]] | None = None,
 ) -> PreTrainedModel:
     """Make the student in float32 on its device.
 
-    num_iterations: its plan, and extrapolation: b_t of each layer there; None: the teacher's.
+    num_iterations: its plan, and extrapolation: coefficients of each layer there; None: the teacher's.
 
     Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape or with
     another tokenizer.

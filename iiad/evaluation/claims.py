@@ -191,7 +191,7 @@ def worst(figures: Iterable[float]) -> float:
 
 @contextmanager
 def running_plan(
-    model: Any, num_iterations: list[int], extrapolation: list[float] | None = None
+    model: Any, num_iterations: list[int], extrapolation: list[list[float]] | None = None
 ) -> Iterator[None]:
     """Let a model run another plan in the block, and its own after it."""
     before = {name: getattr(model.config, name) for name in (*model.config.plan_fields, "extrapolation")}

@@ -33,20 +33,20 @@ def measure_truncations(
     plans: Sequence[Sequence[int]],
     advance: Callable[[float], None] | None = None,
     origins: Sequence[int] | None = None,
-    extrapolations: Sequence[Sequence[float] | None] | None = None,
+    extrapolations: Sequence[Sequence[Sequence[float]] | None] | None = None,
 ) -> tuple[float, list[dict[str, float | None]]]:
     """Run plans and compare their outputs with the full model's.
 
     batches: as for `profile_batch`, as blocks of text, rows or pairs give them.
-    plans: r_t for each layer; equal plans are run once. extrapolations: for each plan b_t of its layers; None: what
-        the model has for these stops. origins: the data set of each batch, for the standard errors;
-        default: all of one.
+    plans: r_t for each layer; equal plans are run once. extrapolations: for each plan the coefficients of its
+        layers; None: what the model has for these stops. origins: the data set of each batch, for the standard
+        errors; default: all of one.
     Returns the full model's loss and for each plan `kl`, the mean over all tokens of KL(full || truncated), `loss`,
     the mean growth of the NLL of the predicted ones, in nats, and the standard errors `kl_error` and `loss_error`
     (None for one batch). The model keeps its own plan. Raises InputError for no batches and for NaN or infinity.
     """
     fields = {name: getattr(model.config, name) for name in (*model.config.plan_fields, "extrapolation")}
-    coefficients = [None if b is None else tuple(b) for b in extrapolations or [None] * len(plans)]
+    coefficients = [found and tuple(map(tuple, found)) for found in extrapolations or [None] * len(plans)]
     cuts = list(zip(map(tuple, plans), coefficients, strict=True))
     different = list(dict.fromkeys(cuts))
     records, weights = [], []
@@ -135,7 +135,7 @@ def verify_plans(
     batches = (batch for _, batch in numbered_batches(sets, settings.batch_size))
     origins = [k for k, part in enumerate(sets) for _ in range(0, len(part.indices), settings.batch_size)]
     num_tokens = sum(part.identity.num_tokens for part in sets)
-    num_plans = len({(*plan.num_iterations, *(plan.extrapolation or ())) for plan in plans})
+    num_plans = len({(*plan.num_iterations, str(plan.extrapolation)) for plan in plans})
     print_status(f"{num_plans} plans on {num_tokens:,} tokens, untrained")
     where = f"verifying {label_models([model])[0]} on {device}"
     size = (settings.batch_size, settings.block_size)

@@ -55,13 +55,15 @@ class Draft:
 
 
 def self_draft(
-    teacher: Any, num_iterations: Sequence[int] | int = 0, extrapolation: Sequence[float] | None = None
+    teacher: Any,
+    num_iterations: Sequence[int] | int = 0,
+    extrapolation: Sequence[Sequence[float]] | None = None,
 ) -> Any:
     """Make a second model on the teacher's own parameters, under a smaller plan (ours).
 
     Parameters and buffers are the teacher's tensors: no memory, and what changes one changes the other. Modules and
     configuration are copied, so that the teacher's own plan stays as it is. num_iterations: r_t for each layer, or
-    one number for all. extrapolation: b_t of each layer there. Raises InputError for a teacher without iterations, or
+    one number for all. extrapolation: of each layer there. Raises InputError for a teacher without iterations, or
     a plan that it cannot run.
     """
     _require_iterations(teacher)

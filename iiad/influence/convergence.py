@@ -5,21 +5,28 @@ Needs neither torch nor transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from pydantic import Field
 
-from iiad.artefacts import Amount, Number, Record
+from iiad.artefacts import Number, Record
 
 __all__ = [
     "FixedPoint",
     "Scores",
-    "StopSums",
+    "StepProducts",
     "by_name",
     "require_fixed_points",
     "require_lengths",
-    "require_sums",
+    "require_products",
 ]
+
+NUM_STEPS = 3
+"""Last steps, at most, that an extrapolation combines."""
+RCOND = 1e-5
+"""Share of the largest singular value below which steps count as one direction."""
 
 Scores = list[list[Number]]
 """For each layer a number for each of its iterations (or of its predictor's stages)."""
@@ -39,26 +46,50 @@ class FixedPoint(Record):
     )
 
 
-class StopSums(Record):
-    """Means over tokens that one layer's extrapolation follows from, at its stops i = 1, ..., r - 1 (ours).
+class StepProducts(Record):
+    """Means over tokens that one layer's extrapolation follows from (ours).
 
-    Where the layer stops at i it hands on z(i) + b (z(i) - z(i-1)); least squares towards z(r) give b.
+    Where the layer stops at i, 0 < i < r, it hands on z(i) + b_1 (z(i) - z(i-1)) + b_2 (z(i-1) - z(i-2)) + ..., with
+    z(-1) its input. Least squares towards z(r), the sum of all steps, take inner products of steps alone.
     """
 
-    products: list[Number] = Field(description="<z(r) - z(i), z(i) - z(i-1)>")
-    steps: list[Amount] = Field(description="|z(i) - z(i-1)|^2")
-    gaps: list[Amount] = Field(description="|z(r) - z(i)|^2, what stopping at i lacks")
+    products: list[Number] = Field(
+        description="<z(j) - z(j-1), z(k) - z(k-1)> for j = 0, ..., r and k = 0, ..., j, one j after another"
+    )
 
     @property
-    def coefficients(self) -> list[float]:
-        """b at each stop: product / step; 0 where nothing moves."""
-        return [p / s if s else 0.0 for p, s in zip(self.products, self.steps, strict=True)]
+    def coefficients(self) -> list[list[float]]:
+        """b_1, b_2, ... of the last steps at each stop 1, ..., r - 1; none where nothing moves."""
+        return [b.tolist() if b.any() else [] for b, _ in self._fits()]
 
     @property
     def removed(self) -> list[float]:
-        """Share of the gap that b takes away, product^2 / (step gap), in [0, 1]; 0 where there is no gap."""
-        found = zip(self.products, self.steps, self.gaps, strict=True)
-        return [p * p / s / g if s and g else 0.0 for p, s, g in found]
+        """Share of |z(r) - z(i)|^2 that the coefficients take away, 0 to 1, at each stop; 0 where that is 0."""
+        return [share for _, share in self._fits()]
+
+    def _fits(self) -> list[tuple[np.ndarray, float]]:
+        gram = _symmetric(self.products)
+        found = []
+        for i in range(1, len(gram) - 1):
+            last = list(range(i, -1, -1))[:NUM_STEPS]  # from the last step back
+            target, gap = gram[i + 1 :, last].sum(0), gram[i + 1 :, i + 1 :].sum()
+            # Steps of length 1, so that what rcond leaves out is what hardly differs from another.
+            lengths = np.sqrt(gram[last, last].clip(0))
+            lengths[lengths == 0] = 1.0
+            scaled = gram[np.ix_(last, last)] / np.outer(lengths, lengths)
+            b = np.linalg.lstsq(scaled, target / lengths, rcond=RCOND)[0] / lengths
+            share = float(b @ target / gap) if gap > 0 else 0.0
+            found.append((b, min(max(share, 0.0), 1.0)))
+        return found
+
+
+def _symmetric(triangle: Sequence[float]) -> np.ndarray:
+    """Return the whole matrix of a lower triangle, row after row, in units of its largest number."""
+    size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
+    matrix = np.zeros((size, size))
+    matrix[np.tril_indices(size)] = triangle
+    matrix = matrix + np.tril(matrix, -1).T
+    return matrix / (np.abs(matrix).max(initial=0.0) or 1.0)
 
 
 def by_name(kind: type[Record], layers: Sequence[Record]) -> dict[str, Scores]:
@@ -73,9 +104,9 @@ def require_fixed_points(field: str, layers: Sequence[FixedPoint], plan: Sequenc
     require_lengths(field, dict(others), [max(r - 1, 0) for r in plan])
 
 
-def require_sums(field: str, layers: Sequence[StopSums], plan: Sequence[int]) -> None:
-    """Raise ValueError unless there is one for each layer, with a number for each of its stops."""
-    require_lengths(field, by_name(StopSums, layers), [max(r - 1, 0) for r in plan])
+def require_products(field: str, layers: Sequence[StepProducts], plan: Sequence[int]) -> None:
+    """Raise ValueError unless there is one for each layer, with a number for each two of its steps."""
+    require_lengths(field, by_name(StepProducts, layers), [(r + 1) * (r + 2) // 2 for r in plan])
 
 
 def require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:

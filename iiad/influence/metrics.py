@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from iiad.data import output_labels
 from iiad.errors import InputError
 
-from .convergence import FixedPoint, StopSums
+from .convergence import FixedPoint, StepProducts
 
 __all__ = [
     "ITERATE_METRICS",
@@ -26,7 +26,7 @@ __all__ = [
     "cosine",
     "fixed_point",
     "relative_l2",
-    "stop_sums",
+    "step_products",
     "wide",
 ]
 
@@ -74,14 +74,11 @@ def fixed_point(iterates: Sequence[Tensor]) -> FixedPoint:
     return FixedPoint(residuals=residuals, contractions=contractions, turns=turns)
 
 
-def stop_sums(iterates: Sequence[Tensor]) -> StopSums:
-    """Mean over tokens what the least squares of `StopSums` need of z(0), ..., z(r), each (N, D) or (B, T, D)."""
-    found: dict[str, list[float]] = {name: [] for name in StopSums.model_fields}
-    for before, stop in list(pairwise(iterates))[:-1]:
-        step, gap = wide(stop) - wide(before), wide(iterates[-1]) - wide(stop)
-        for name, product in (("products", gap * step), ("steps", step * step), ("gaps", gap * gap)):
-            found[name].append(product.sum(-1).mean(dtype=torch.float64).item())
-    return StopSums(**found)
+def step_products(points: Sequence[Tensor]) -> StepProducts:
+    """Inner products of the steps between z(-1), ..., z(r), each (N, D) or (B, T, D), mean over tokens."""
+    steps = [wide(b) - wide(a) for a, b in pairwise(points)]
+    pairs = ((steps[j], steps[k]) for j in range(len(steps)) for k in range(j + 1))
+    return StepProducts(products=[(a * b).sum(-1).mean(dtype=torch.float64).item() for a, b in pairs])
 
 
 class FullOutput:

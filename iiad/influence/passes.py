@@ -13,7 +13,6 @@ import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,20 +31,24 @@ __all__ = ["FullPass", "SolvedLayer", "StackPass"]
 class SolvedLayer:
     """One layer, solved. Both lists hold states (B, T, D) and end with H_t, which both chains lead to.
 
+    input: x_t, (B, T, D).
     iterates: z(0), ..., z(r_t).
     stages: H_t by the first 1, 2, ... stages of the predictor, the corrector in full; empty if it has one stage.
     """
 
+    input: Tensor
     iterates: list[Tensor]
     stages: list[Tensor]
 
-    def extrapolated(self, coefficients: Sequence[float]) -> SolvedLayer:
-        """The layer with its stops extrapolated; coefficients: b at the stops 1, 2, ..., r - 1 at most."""
+    def extrapolated(self, coefficients: Sequence[Sequence[float]]) -> SolvedLayer:
+        """The layer with its stops extrapolated; coefficients: of the stops 1, 2, ..., r - 1 at most."""
         stops = [
-            extrapolate([before, stop], b)[-1]
-            for (before, stop), b in zip(pairwise(self.iterates), coefficients, strict=False)
+            extrapolate(self.iterates[: i + 1], self.input, found)[-1]
+            for i, found in enumerate(coefficients, 1)
         ]
-        return SolvedLayer([self.iterates[0], *stops, *self.iterates[len(stops) + 1 :]], self.stages)
+        return SolvedLayer(
+            self.input, [self.iterates[0], *stops, *self.iterates[len(stops) + 1 :]], self.stages
+        )
 
     @property
     def chains(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -280,9 +283,9 @@ class StackPass:
     def _with_stages(self, layer: int, iterates: list[Tensor]) -> SolvedLayer:
         """The solved layer; each shorter predictor is run."""
         if self.num_stages == 1:
-            return SolvedLayer(iterates, [])
+            return SolvedLayer(self._input(layer), iterates, [])
         shorter = [self._solve(layer, num_stages=j)[1][-1] for j in range(1, self.num_stages)]
-        return SolvedLayer(iterates, [*shorter, iterates[-1]])
+        return SolvedLayer(self._input(layer), iterates, [*shorter, iterates[-1]])
 
     def _place(self, layer: int) -> int:
         """The layer's number in the plan, from 0."""

@@ -21,6 +21,7 @@ from pydantic import (
 
 from iiad.artefacts import (
     Artefact,
+    Coefficients,
     Count,
     DataIdentity,
     ModelIdentity,
@@ -35,11 +36,11 @@ from iiad.errors import InputError, shorten
 from .convergence import (
     FixedPoint,
     Scores,
-    StopSums,
+    StepProducts,
     by_name,
     require_fixed_points,
     require_lengths,
-    require_sums,
+    require_products,
 )
 
 __all__ = [
@@ -95,7 +96,7 @@ class ProfileSettings(Record):
     dtype: str = Field(description="of the weights and activations, as torch names it")
     extrapolate: bool = Field(
         default=False,
-        description="each stop is extrapolated, with the batch's own b; not written where false",
+        description="each stop is extrapolated, with the batch's own coefficients; not written where false",
     )
 
     @model_serializer(mode="wrap")
@@ -114,7 +115,7 @@ class BatchRecord(Record):
         default={}, description="metric -> for each layer a score of its predictor's 2nd, 3rd, ... stage"
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer")
-    extrapolation: list[StopSums] = Field(default=[], description="one a layer; not in older profiles")
+    extrapolation: list[StepProducts] = Field(default=[], description="one a layer; not in older profiles")
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class BatchRecord(Record):
             )
         require_fixed_points(f"{where}fixed_point", self.fixed_point, plan)
         if self.extrapolation or whole:
-            require_sums(f"{where}extrapolation", self.extrapolation, plan)
+            require_products(f"{where}extrapolation", self.extrapolation, plan)
 
 
 class Profile(Artefact):
@@ -172,7 +173,7 @@ class Profile(Artefact):
         default=None, description="standard errors of `stages`, over the batches"
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer; means over tokens")
-    extrapolation: list[StopSums] = Field(
+    extrapolation: list[StepProducts] = Field(
         default=[], description="one a layer; means over tokens; not in older profiles"
     )
     batches: list[BatchRecord] = Field(min_length=1, description="what all the means above are means of")
@@ -191,7 +192,7 @@ class Profile(Artefact):
         scores, errors = average([batch.scores for batch in batches], weights, origins)
         stages, stage_errors = average([batch.stages for batch in batches], weights, origins)
         fixed_points, _ = average([by_name(FixedPoint, batch.fixed_point) for batch in batches], weights)
-        sums, _ = average([by_name(StopSums, batch.extrapolation) for batch in batches], weights)
+        products, _ = average([by_name(StepProducts, batch.extrapolation) for batch in batches], weights)
         several = len(batches) > 1
         return cls(
             model=model,
@@ -207,7 +208,8 @@ class Profile(Artefact):
                 for layer in zip(*fixed_points.values(), strict=True)
             ],
             extrapolation=[
-                StopSums(**dict(zip(sums, layer, strict=True))) for layer in zip(*sums.values(), strict=True)
+                StepProducts(**dict(zip(products, layer, strict=True)))
+                for layer in zip(*products.values(), strict=True)
             ],
             batches=list(batches),
         )
@@ -216,8 +218,8 @@ class Profile(Artefact):
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_empty(write(self), "extrapolation")
 
-    def coefficients(self, num_iterations: Sequence[int]) -> list[float]:
-        """b_t for each layer where it stops at r_t; in full its own, and 0 without iterations.
+    def coefficients(self, num_iterations: Sequence[int]) -> list[Coefficients]:
+        """Coefficients of each layer where it stops at r_t; in full its own, and none without iterations.
 
         Raises InputError for a profile that was measured without.
         """
@@ -226,8 +228,8 @@ class Profile(Artefact):
                 "profile: expected one that holds `extrapolation`, got an older one; measure again"
             )
         return [
-            whole if r == most else sums.coefficients[r - 1] if r else 0.0
-            for r, most, sums, whole in zip(
+            whole if r == most else products.coefficients[r - 1] if r else []
+            for r, most, products, whole in zip(
                 num_iterations,
                 self.model.num_iterations,
                 self.extrapolation,
@@ -260,7 +262,7 @@ class Profile(Artefact):
         _require_fit("stages", self.stages, [self.model.num_start_evaluations - 1] * len(plan))
         require_fixed_points("fixed_point", self.fixed_point, plan)
         if self.extrapolation:
-            require_sums("extrapolation", self.extrapolation, plan)
+            require_products("extrapolation", self.extrapolation, plan)
         if errors is not None:
             _require_fit("standard_errors", errors, plan, self.scores)
             least = min(min(flatten(scores)) for scores in errors.values())

@@ -19,7 +19,7 @@ from iiad.errors import InputError
 from iiad.memory import is_out_of_memory
 
 from .batches import IteratedModel, counted_positions, prepare_batch, require_iterations
-from .metrics import ITERATE_METRICS, FullOutput, fixed_point, stop_sums, wide
+from .metrics import ITERATE_METRICS, FullOutput, fixed_point, step_products, wide
 from .passes import FullPass
 from .profile import METRICS, BatchRecord
 
@@ -70,7 +70,7 @@ def profile_batch(
         Of pairs: input_ids (B, S) and maybe attention_mask (B, S), 0 at padding; decoder_input_ids and labels (B, T),
         aligned with the outputs. An encoder layer stopped early changes all that follows, in both halves; its own
         scores are means over source tokens.
-    extrapolate: score stops as they are extrapolated with this batch's own coefficients (`StopSums`), so that an
+    extrapolate: score stops as they are extrapolated with this batch's own coefficients (`StepProducts`), so that an
         iteration's influence is what cannot be extrapolated (ours). It costs no evaluation.
     data: number of the batch's data set, for the record. where: the batch's name in errors.
     memory: bytes that may be taken beside the weights. It decides how many sequences are run at a time, and no score
@@ -87,8 +87,8 @@ def profile_batch(
         raise InputError("model: expected evaluation mode, model.eval(), got training mode")
     batch = prepare_batch(model, batch, where)
     counted, num_sequences = counted_positions(model, batch), len(batch["labels"])
-    full, fixed_points, sums = FullPass(model, batch), [], []
-    coefficients: list[list[float]] = []
+    full, fixed_points, products = FullPass(model, batch), [], []
+    coefficients: list[list[list[float]]] = []
     of_full, of_down = _layer_costs(full.num_stages, model.config.iterations, metrics)
     whole = sum(of_full) + sum(of_down)
     steps: Steps = {}
@@ -98,8 +98,8 @@ def profile_batch(
         mask = counted[layer]
         picked = [_pick(state, mask) for state in solved.iterates]
         fixed_points.append(fixed_point(picked))
-        sums.append(stop_sums(picked))
-        coefficients.append(sums[-1].coefficients if extrapolate else [])
+        products.append(step_products([_pick(solved.input, mask), *picked]))
+        coefficients.append(products[-1].coefficients if extrapolate else [])
         solved = solved.extrapolated(coefficients[-1])
         for number, chain in enumerate(solved.chains):
             outputs = [_pick(full.output(layer, state), mask) for state in chain]
@@ -134,7 +134,7 @@ def profile_batch(
         scores=scores,
         stages=stages if full.num_stages > 1 else {},
         fixed_point=fixed_points,
-        extrapolation=sums,
+        extrapolation=products,
     )
 
 
@@ -198,7 +198,7 @@ def _score_rows(
     rows: slice,
     metrics: Sequence[str],
     where: str,
-    coefficients: Sequence[Sequence[float]],
+    coefficients: Sequence[Sequence[Sequence[float]]],
 ) -> Iterator[tuple[int, Steps]]:
     """Yield for each layer the part of `kl`, `loss` and `taylor` that some of the batch's sequences contribute.
 

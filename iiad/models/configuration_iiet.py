@@ -37,10 +37,11 @@ class IIETConfig(PreTrainedConfig):
     attention_output_bias: whether o_proj has a bias; None as `attention_bias`, which then is about all four
         projections of the attention, as in Llama. Qwen2: attention_bias true and this false.
     qk_norm: an RMSNorm over each head of the queries and of the keys, before their rotation (Qwen3).
-    extrapolation: None or, for each layer, a list of which number i, from 1, is b where the layer stops at iteration
-        i: it then hands on z(i) + b (z(i) - z(i-1)) (ours, a cut that needs no training). A missing number is 0, and
-        a layer that runs none or all of its iterations has none, so that each plan finds its own and the full one
-        is the teacher.
+    extrapolation: None or, for each layer, a list of which entry i, from 1, is for where the layer stops at iteration
+        i: numbers b_1, b_2, ..., at most i + 1, by which it then hands on z(i) + b_1 (z(i) - z(i-1)) +
+        b_2 (z(i-1) - z(i-2)) + ..., where z(-1) is its input (ours, a cut that needs no training). A missing entry
+        is empty, and a layer that runs none or all of its iterations has none, so that each plan finds its own and
+        the full one is the teacher.
     cache_policy: "exact", each evaluation attends to keys and values of its own (paper); "shared" (ours), all
         evaluations of a layer attend to those of its first one, in training, prefill and decoding alike, which saves
         the other evaluations' key and value projections and their place in the cache. Weights are trained for one
@@ -158,27 +159,27 @@ class IIETConfig(PreTrainedConfig):
         return [r] * self.num_layers if isinstance(r, int) else r
 
     @property
-    def stop_extrapolation(self) -> list[float]:
-        """b_t for each of the L layers, at the stop that the plan gives it."""
+    def stop_extrapolation(self) -> list[list[float]]:
+        """b_1, b_2, ... for each of the L layers, at the stop that the plan gives it."""
         return [self.layer_extrapolation(place) for place in range(len(self.iterations))]
 
-    def layer_extrapolation(self, place: int) -> float:
-        """Return b_t of one layer, by its place in the plan, from 0."""
+    def layer_extrapolation(self, place: int) -> list[float]:
+        """Return b_1, b_2, ... of one layer, by its place in the plan, from 0."""
         row = self.extrapolation[place] if self.extrapolation else []
         r = self.iterations[place]
-        return row[r - 1] if 0 < r <= len(row) else 0.0
+        return row[r - 1] if 0 < r <= len(row) else []
 
     def _plan_of(self, field: str) -> list[int]:
         r = getattr(self, field)
         return [r] * getattr(self, self.plan_fields[field]) if isinstance(r, int) else r
 
     def split_plan(
-        self, num_iterations: int | Sequence[int], extrapolation: Sequence[float] | None = None
+        self, num_iterations: int | Sequence[int], extrapolation: Sequence[Sequence[float]] | None = None
     ) -> dict[str, Any]:
         """Return the fields of a plan: r_t for each of the layers, or one number for all.
 
-        extrapolation: b_t of each layer at r_t; then also that field, with the coefficients of other stops as they
-        are. Raises ValueError for another number of layers.
+        extrapolation: b_1, b_2, ... of each layer at r_t; then also that field, with other stops' as they are.
+        Raises ValueError for another number of layers.
         """
         sizes = [getattr(self, num_layers) for num_layers in self.plan_fields.values()]
         plan = [num_iterations] * sum(sizes) if isinstance(num_iterations, int) else list(num_iterations)
@@ -193,12 +194,14 @@ class IIETConfig(PreTrainedConfig):
             fields["extrapolation"] = self._extrapolation_at(plan, extrapolation)
         return fields
 
-    def _extrapolation_at(self, plan: Sequence[int], found: Sequence[float]) -> list[list[float]] | None:
-        """Return the field with these coefficients, one a layer, at the stops of the plan."""
+    def _extrapolation_at(
+        self, plan: Sequence[int], found: Sequence[Sequence[float]]
+    ) -> list[list[list[float]]] | None:
+        """Return the field with these coefficients, one list a layer, at the stops of the plan."""
         if len(found) != len(plan):
-            raise ValueError(f"extrapolation: expected {len(plan)} numbers, got {len(found)}")
+            raise ValueError(f"extrapolation: expected {len(plan)} lists, got {len(found)}")
         rows = self.extrapolation or [[]] * len(plan)
-        table = [_at_stop(row, r, float(b)) for row, r, b in zip(rows, plan, found, strict=True)]
+        table = [_at_stop(row, r, own) for row, r, own in zip(rows, plan, found, strict=True)]
         return table if any(table) else None
 
     @property
@@ -244,9 +247,14 @@ class IIETConfig(PreTrainedConfig):
         rows, L = self.extrapolation, sum(getattr(self, name) for name in self.plan_fields.values())
         longest = max(most - 1, 0)
         accepted = (
-            f"none or, for each of {L} layers, a list of at most {longest} numbers (max_num_iterations - 1)"
+            f"none or, for each of {L} layers, at most {longest} lists (max_num_iterations - 1), the first of at "
+            "most two numbers, the second of at most three, and so on"
         )
-        fits = rows is None or (len(rows) == L and max(map(len, rows)) <= longest)
+        fits = rows is None or (
+            len(rows) == L
+            and max(map(len, rows)) <= longest
+            and all(len(entry) <= i for row in rows for i, entry in enumerate(row, 2))
+        )
         self._require("extrapolation", fits, accepted)
         for field, name in self.plan_fields.items():
             plan, length = self._plan_of(field), getattr(self, name)
@@ -262,14 +270,16 @@ class IIETConfig(PreTrainedConfig):
             raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field, None))}")
 
 
-def _at_stop(row: Sequence[float], r: int, coefficient: float) -> list[float]:
-    """Return a layer's row with another coefficient at its stop r, without zeros at its end."""
+def _at_stop(row: Sequence[list[float]], r: int, found: Sequence[float]) -> list[list[float]]:
+    """Return a layer's row with other coefficients at its stop r, without empty entries at its end."""
     if r == 0:
-        if coefficient != 0:
-            raise ValueError(f"extrapolation: expected 0 for a layer without iterations, got {coefficient}")
+        if any(found):
+            raise ValueError(
+                f"extrapolation: expected none for a layer without iterations, got {list(found)}"
+            )
         return list(row)
-    changed = [*row, *[0.0] * (r - len(row))]
-    changed[r - 1] = coefficient
-    while changed and changed[-1] == 0:
+    changed = [*row, *[[]] * (r - len(row))]
+    changed[r - 1] = [float(b) for b in found] if any(found) else []
+    while changed and not changed[-1]:
         changed.pop()
     return changed

@@ -47,9 +47,12 @@ def _is_rope(value: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(row, list) and all(_is_between(number, -1000, 1000) for number in row) for row in value
-    )
+    """Accept a list of lists of lists of numbers."""
+    for _ in range(2):
+        if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
+            return False
+        value = [each for part in value for each in part]
+    return all(_is_between(number, -1000, 1000) for number in value)
 
 
 _SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")
@@ -78,7 +81,7 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "attention_dropout": (lambda value: _is_between(value, -1, 1) and value >= 0, "a number in [0, 1)"),
     "num_iterations": _one_or_more(0, 1000),
     "max_num_iterations": whole(0, 1000),
-    "extrapolation": (_is_table, "a list of numbers between -1000 and 1000 for each layer"),
+    "extrapolation": (_is_table, "for each layer a list of lists of numbers between -1000 and 1000"),
     "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
 }
 ACCEPTED |= dict.fromkeys(

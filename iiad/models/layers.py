@@ -223,8 +223,8 @@ class IterativeLayer(GradientCheckpointingLayer):
         return self.config.iterations[self.place]
 
     @property
-    def extrapolation(self) -> float:
-        """b_t at the layer's stop, from the configuration; 0: its state is handed on as it is."""
+    def extrapolation(self) -> list[float]:
+        """b_1, b_2, ... at the layer's stop, from the configuration; none: its state is handed on as it is."""
         return self.config.layer_extrapolation(self.place)
 
     def evaluate(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> Tensor:

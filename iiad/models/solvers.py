@@ -51,15 +51,17 @@ def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: in
     return iterates
 
 
-def extrapolate(iterates: list[Tensor], coefficient: float) -> list[Tensor]:
-    """Replace the last of z(0), ..., z(r) by z* = z(r) + b (z(r) - z(r-1)), b the coefficient (ours).
+def extrapolate(iterates: list[Tensor], x: Tensor, coefficients: Sequence[float]) -> list[Tensor]:
+    """Replace the last of z(0), ..., z(r) by z* = z(r) + b_1 (z(r) - z(r-1)) + b_2 (z(r-1) - z(r-2)) + ... (ours).
 
-    What an iteration that stops early lacks lies close to the direction of its last step. At 0 nothing is computed.
+    What an iteration that stops early lacks lies close to the directions of its last steps. x: the layer's input,
+    which is z(-1). coefficients: b_1, b_2, ..., at most r + 1 of them; none, or zeros, change no bit.
     """
-    if coefficient == 0:
-        return iterates
-    *earlier, before, last = iterates
-    return [*earlier, before, torch.add(last, last - before, alpha=coefficient)]
+    z, points = iterates[-1], [x, *iterates]
+    for k, b in enumerate(coefficients):
+        if b != 0:
+            z = torch.add(z, points[-1 - k] - points[-2 - k], alpha=b)
+    return [*iterates[:-1], z]
 
 
 def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -145,11 +147,11 @@ class MultistepCorrector(nn.Module):
         history: Sequence[Tensor],
         num_iterations: int = 0,
         step: Any = None,
-        extrapolation: float = 0.0,
+        extrapolation: Sequence[float] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """z(0) and H_0, ..., H_{t-1} -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
-        x: the layer's input, not used. step: not needed without iterations.
+        x: the layer's input, see `extrapolate`. step: not needed without iterations.
         """
         w, c = self.update_weights, self.output_weights
         if num_iterations == 0:
@@ -161,7 +163,7 @@ class MultistepCorrector(nn.Module):
                 return self.update_norm(block(torch.addcmul(before, w[-1], z)))
 
             iterates = solve(lambda i, z: step(rule, z, before), z, num_iterations)
-            iterates = extrapolate(iterates, extrapolation)
+            iterates = extrapolate(iterates, x, extrapolation)
         return torch.addcmul(weighted_sum(c, history), c[-1], iterates[-1]), iterates
 
 
@@ -186,7 +188,7 @@ class PicardCorrector(nn.Module):
         history: Sequence[Tensor],
         num_iterations: int = 0,
         step: Any = None,
-        extrapolation: float = 0.0,
+        extrapolation: Sequence[float] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """z(0) and the layer's input x -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
@@ -201,7 +203,7 @@ class PicardCorrector(nn.Module):
 
         if num_iterations == 0 and a is not None:
             z = _keep_in_graph(z, a)
-        iterates = extrapolate(solve(update, z, num_iterations), extrapolation)
+        iterates = extrapolate(solve(update, z, num_iterations), x, extrapolation)
         return iterates[-1], iterates
 
 

@@ -76,12 +76,12 @@ class IIETPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def set_num_iterations(
-        self, num_iterations: int | Sequence[int], extrapolation: Sequence[float] | None = None
+        self, num_iterations: int | Sequence[int], extrapolation: Sequence[Sequence[float]] | None = None
     ) -> None:
         """Follow another plan from now on: r_t for each layer, or one number for all.
 
-        An encoder-decoder's layers are the encoder's and then the decoder's. extrapolation: b_t of each layer at its
-        stop r_t, in place of what the configuration has for that stop; default: that.
+        An encoder-decoder's layers are the encoder's and then the decoder's. extrapolation: b_1, b_2, ... of each
+        layer at its stop r_t, in place of what the configuration has for that stop; default: that.
 
         The weights stay as they are; the configuration changes with the plan, so that a saved model keeps it.
         Raises ValueError for a plan of another length or above the maximum.

@@ -14,7 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from iiad.artefacts import (
     Artefact,
-    Coefficient,
+    Coefficients,
     Iterations,
     ModelIdentity,
     Number,
@@ -58,8 +58,8 @@ class FamilyPlan(Record):
     predicted_loss: Number | None = Field(
         default=None, description="sum of the dropped scores, in the metric's unit; null without a profile"
     )
-    extrapolation: list[Coefficient] | None = Field(
-        default=None, description="b_t of each layer at its budget; not written where there is none"
+    extrapolation: list[Coefficients] | None = Field(
+        default=None, description="coefficients of each layer at its budget; not written where there is none"
     )
 
     @model_serializer(mode="wrap")

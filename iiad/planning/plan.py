@@ -18,7 +18,7 @@ from pydantic import (
 from iiad.artefacts import (
     Amount,
     Artefact,
-    Coefficient,
+    Coefficients,
     Iterations,
     ModelIdentity,
     Number,
@@ -87,8 +87,8 @@ class Plan(Artefact):
     predicted_loss_error: Amount | None = Field(
         default=None, description="its standard error over the profile's batches; null for one batch"
     )
-    extrapolation: list[Coefficient] | None = Field(
-        default=None, description="b_t of each layer at its budget; null: none; not written then"
+    extrapolation: list[Coefficients] | None = Field(
+        default=None, description="coefficients of each layer at its budget; null: none; not written then"
     )
     explanation: str | None = Field(default=None, description="how it came about, in one sentence")
     profile_fingerprint: str | None = Field(default=None, description="sha256 of the profile's file")
@@ -123,8 +123,8 @@ class Plan(Artefact):
         return without_empty(write(self), "extrapolation")
 
     @property
-    def coefficients(self) -> list[float]:
-        """b_t of each layer at its budget: the plan's, else the teacher's own where a layer runs in full, else 0."""
+    def coefficients(self) -> list[Coefficients]:
+        """Of each layer at its budget: the plan's, else the teacher's own where a layer runs in full, else none."""
         return self.extrapolation or _coefficients_at(self.num_iterations, self.teacher)
 
     @property
@@ -169,18 +169,20 @@ class Plan(Artefact):
 
     @field_validator("extrapolation")
     @classmethod
-    def _fits_stops(cls, found: list[float] | None, info: ValidationInfo) -> list[float] | None:
+    def _fits_stops(cls, found: list[Coefficients] | None, info: ValidationInfo) -> list[Coefficients] | None:
         if found is None or not {"teacher", "num_iterations"} <= info.data.keys():  # reported themselves
             return found
         teacher, budget = info.data["teacher"], info.data["num_iterations"]
         if len(found) != len(budget):
-            raise ValueError(f"expected {len(budget)} numbers, one a layer, got {len(found)}")
-        for layer, (b, own) in enumerate(zip(found, _coefficients_at(budget, teacher), strict=True)):
-            if budget[layer] in (0, teacher.num_iterations[layer]) and b != own:
-                name = (
-                    f"{teacher.layer_name(layer)}, which runs {'all' if budget[layer] else 'no'} iterations"
+            raise ValueError(f"expected {len(budget)} lists, one a layer, got {len(found)}")
+        for layer, (own, whole) in enumerate(zip(found, _coefficients_at(budget, teacher), strict=True)):
+            r, name = budget[layer], teacher.layer_name(layer)
+            if r in (0, teacher.num_iterations[layer]) and own != whole:
+                raise ValueError(
+                    f"expected {whole} for {name}, which runs {'all' if r else 'no'} iterations, got {own}"
                 )
-                raise ValueError(f"expected {own:g} for {name}, got {b}")
+            if len(own) > r + 1:
+                raise ValueError(f"expected at most {r + 1} numbers for {name}, one a step, got {len(own)}")
         return found
 
     @model_validator(mode="after")
@@ -239,10 +241,10 @@ def _label(label: str, plan: Plan) -> str:
     return f"{label}, truncated" + (" and extrapolated" if plan.extrapolation else "")
 
 
-def _coefficients_at(num_iterations: Sequence[int], teacher: ModelIdentity) -> list[float]:
-    """The teacher's own coefficients of the layers that run in full, 0 of the others."""
+def _coefficients_at(num_iterations: Sequence[int], teacher: ModelIdentity) -> list[Coefficients]:
+    """The teacher's own coefficients of the layers that run in full, none of the others."""
     pairs = zip(num_iterations, teacher.num_iterations, teacher.coefficients, strict=True)
-    return [own if r == most else 0.0 for r, most, own in pairs]
+    return [own if r == most else [] for r, most, own in pairs]
 
 
 def _require_fit(num_iterations: Sequence[int], teacher: ModelIdentity) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from iiad.artefacts import (
     Amount,
     Artefact,
-    Coefficient,
+    Coefficients,
     Count,
     DataIdentity,
     Iterations,
@@ -47,8 +47,8 @@ class Candidate(Record):
     )
     name: str = Field(description="row label")
     num_iterations: list[Iterations]
-    extrapolation: list[Coefficient] | None = Field(
-        default=None, description="b_t of each layer; null: none; not written then"
+    extrapolation: list[Coefficients] | None = Field(
+        default=None, description="coefficients of each layer; null: none; not written then"
     )
 
     @model_serializer(mode="wrap")

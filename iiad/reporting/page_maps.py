@@ -15,6 +15,7 @@ from .canvas import linear_part
 from .page_colours import NUM_LEVELS
 from .page_parts import MOST_COLUMNS, MOST_ROWS, Cell, Grid
 from .pictures import LABELS, short_number
+from .tables import format_coefficients
 
 __all__ = ["influence_map", "layer_names", "plan_grid"]
 
@@ -76,7 +77,7 @@ def plan_grid(plan: Plan, caption: str) -> Grid:
             kept = "kept" if i <= r else "dropped"
             cells.append(Cell(str(i), tip=f"{name}, iteration {i}: {kept}", style=kept))
         b = plan.coefficients[t]
-        kept = f"{r} of {whole}" + (f", b {b:+.2f}" if b else "")
+        kept = f"{r} of {whole}" + (f", b {format_coefficients(b)}" if b else "")
         rows.append([*cells, *[Cell("")] * (most - whole), Cell(kept, r)])
     rows.append(_outer_row("norm and head", starts + most))
     headings = ["layer", *["start"] * starts, *map(str, range(1, most + 1)), "kept"]

@@ -16,6 +16,8 @@ from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.progress import print_status
 
+from .tables import format_coefficients
+
 __all__ = ["CurveReport", "PlanReport", "draw_trade_off", "family_table"]
 
 MOST_ROWS = 40
@@ -60,11 +62,7 @@ class PlanReport:
         for t, (r, most) in enumerate(zip(plan.num_iterations, whole, strict=True)):
             marks = Text(kept * r, style="green") + Text(dropped * (most - r), style="dim")
             shares = [" ".join(f"{share:4.0%}" for share in frequencies[t])] if frequencies else []
-            by = (
-                [f"{plan.extrapolation[t]:+.2f}" if plan.extrapolation[t] else "-"]
-                if plan.extrapolation
-                else []
-            )
+            by = [format_coefficients(plan.extrapolation[t])] if plan.extrapolation else []
             table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by)
         return table
 

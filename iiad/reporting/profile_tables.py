@@ -16,7 +16,7 @@ from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.stability import Stability
 from iiad.planning.trust import Trust
 
-from .tables import filled_table, format_number, format_share
+from .tables import filled_table, format_coefficients, format_number, format_share
 
 __all__ = ["InfluenceReport", "profile_verdict"]
 
@@ -75,19 +75,23 @@ class InfluenceReport:
             yield Text(more, style="dim")
 
     def _extrapolation(self, labels: Sequence[str]) -> Iterator[RenderableType]:
-        longest = max((len(layer.gaps) for layer in self.profile.extrapolation), default=0)
+        longest = max((len(layer.removed) for layer in self.profile.extrapolation), default=0)
         if not longest:
             return
         rows = []
         for label, layer in zip(labels, self.profile.extrapolation, strict=True):
             pairs = zip(layer.coefficients, layer.removed, strict=True)
-            cells = [f"{b:+.2f} {format_share(share, 0)}" for b, share in pairs]
+            cells = [f"{format_coefficients(b)}, {format_share(share, 0)}" for b, share in pairs]
             rows.append([label, *cells, *[""] * (longest - len(cells))])
-        yield Text("extrapolation of a layer's stops: b, share of the error that it removes", style="italic")
+        yield Text(
+            "extrapolation of a layer's stops: coefficients, share of the error removed", style="italic"
+        )
         yield filled_table(["layer", *(f"stop {i}" for i in range(1, longest + 1))], rows)
         scored = "the scores above are of extrapolated stops" if self.profile.settings.extrapolate else ""
         note = scored or "`iiad plan --extrapolate` takes it: no training, no evaluation"
-        yield Text(f"the layer hands on z(i) + b (z(i) - z(i-1)) instead of z(i); {note}.\n", style="dim")
+        yield Text(
+            f"z(i) + b1 (z(i) - z(i-1)) + b2 (z(i-1) - z(i-2)) + ... stands for z(i); {note}.\n", style="dim"
+        )
 
     def _telling(self, rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
         """Rows that say more than that all is decided or alike; with details all."""

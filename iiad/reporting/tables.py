@@ -9,7 +9,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["filled_table", "format_number", "format_share", "record_tables", "report", "stacked_tables"]
+__all__ = [
+    "filled_table",
+    "format_coefficients",
+    "format_number",
+    "format_share",
+    "record_tables",
+    "report",
+    "stacked_tables",
+]
 
 _GAP = 2
 T = TypeVar("T")
@@ -66,6 +74,11 @@ def filled_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Tabl
 def format_share(share: float | None, digits: int = 1) -> str:
     """Format a share of 1 as a percentage, None as "-"."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def format_coefficients(found: Sequence[float]) -> str:
+    """Format the coefficients of a layer's stop, none as "-"."""
+    return " ".join(f"{b:+.2f}" for b in found) or "-"
 
 
 def format_number(value: float | None, form: str = ".2f") -> str:

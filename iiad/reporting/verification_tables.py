@@ -50,11 +50,11 @@ class VerificationReport:
             f"{verification.model.name}, untrained, on {tokens:,} tokens: "
             f"perplexity {perplexity(verification.loss):.2f} in full; prediction by {verification.metric}\n"
         )
-        sign, shown = "+-" if options.ascii_only else "±", set[tuple[float, ...]]()
+        sign, shown = "+-" if options.ascii_only else "±", set[tuple[object, ...]]()
         for kind, (_, title) in KINDS.items():
             plans = []
             for plan in verification.plans:
-                same = (*plan.num_iterations, *(plan.extrapolation or ()))
+                same = (*plan.num_iterations, str(plan.extrapolation))
                 if plan.kind == kind and (self.details or same not in shown):
                     shown.add(same)
                     plans.append(plan)

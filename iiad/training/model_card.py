@@ -74,7 +74,7 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
     if hasattr(config, "iterations"):
         facts.append(f"iterations per layer (the plan): {config.iterations}")
         b = config.stop_extrapolation
-        facts += [f"stops extrapolated by: {', '.join(f'{each:+.2f}' for each in b)}"] if any(b) else []
+        facts += [f"stops extrapolated by: {b}"] if any(b) else []
     facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
     has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too
     return _CARD.format(

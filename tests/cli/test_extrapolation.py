@@ -75,7 +75,7 @@ def test_coefficients_that_are_no_numbers_are_one_line_and_exit_code_2(
 ):
     _, path = planned()
     fields = json.loads(path.read_text())
-    path.write_text(json.dumps({**fields, "extrapolation": [float("nan"), 0.0]}))
+    path.write_text(json.dumps({**fields, "extrapolation": [[float("nan")], []]}))
     code, _, errors = iiad("evaluate", teacher_folder, "--data", little_text, "--plan", path)
     assert code == 2
     assert len(errors.strip().splitlines()) == 1

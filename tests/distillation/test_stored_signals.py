@@ -120,8 +120,8 @@ def test_what_does_not_fit_is_refused_by_name(stored):
         ),
         (
             "teacher",
-            record.teacher.model_copy(update={"extrapolation": [0.0, 0.0, 0.5]}),
-            r"teacher.extrapolation: .*, got \[0.0, 0.0, 0.5\]",
+            record.teacher.model_copy(update={"extrapolation": [[], [], [0.5]]}),
+            r"teacher.extrapolation: .*, got \[\[\], \[\], \[0.5\]\]",
         ),
         (
             "teacher",

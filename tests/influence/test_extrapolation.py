@@ -9,6 +9,7 @@ import torch
 from iiad.checkpoints import identify_model
 from iiad.evaluation.plan_trials import measure_truncations
 from iiad.influence import METRICS, Profile, ProfileSettings, profile_batch
+from iiad.influence.convergence import StepProducts
 from iiad.influence.passes import FullPass
 from tests.helpers import make_iiet, make_pcformer, make_profile, make_seq2seq, refused
 from tests.influence.test_pairs import make_batch
@@ -48,14 +49,15 @@ def test_coefficients_and_what_they_remove_are_numpys_least_squares(kind, tokens
         mask = asked(kind, model, batch, layer)
         if kind != "pairs":
             mask[:, -1] = False
-        z = [state[mask].numpy().ravel() for state in solved.iterates]
+        z = [state[mask].numpy().ravel() for state in (solved.input, *solved.iterates)]  # from z(-1)
         found, r = record.extrapolation[layer], model.config.iterations[layer]
         assert len(found.coefficients) == max(r - 1, 0)
         for i in range(1, r):
-            step, gap = z[i] - z[i - 1], z[-1] - z[i]
-            (b,), (error,), *_ = np.linalg.lstsq(step[:, None], gap, rcond=None)
-            assert found.coefficients[i - 1] == pytest.approx(b, rel=1e-9)
-            assert found.removed[i - 1] == pytest.approx(1 - error / (gap @ gap), rel=1e-7)
+            steps = np.stack([z[k + 1] - z[k] for k in range(i, i - 3, -1) if k >= 0], 1)
+            gap = z[-1] - z[i + 1]
+            b, (error,), *_ = np.linalg.lstsq(steps, gap, rcond=None)
+            assert found.coefficients[i - 1] == pytest.approx(b.tolist(), rel=1e-6)
+            assert found.removed[i - 1] == pytest.approx(1 - error / (gap @ gap), rel=1e-6)
 
 
 @pytest.mark.usefixtures("norms_in_float64")
@@ -69,7 +71,7 @@ def test_scores_of_extrapolated_stops_are_those_of_the_whole_model_extrapolated_
     stops = [(layer, i) for layer, r in enumerate(own) for i in range(r)]
     plans = [[i if t == layer else r for t, r in enumerate(own)] for layer, i in stops]
     coefficients = [
-        [found.extrapolation[t].coefficients[i - 1] if t == layer and i else 0.0 for t in range(len(own))]
+        [found.extrapolation[t].coefficients[i - 1] if t == layer and i else [] for t in range(len(own))]
         for layer, i in stops
     ]
     _, wanted = measure_truncations(model, [batch], plans, extrapolations=coefficients)
@@ -101,11 +103,28 @@ def test_coefficients_of_several_batches_are_those_of_all_their_tokens(tokens):
     batches = [tokens[:, :9], tokens[:, 3:17]]
     records = [profile_batch(model, batch, ["cosine"]) for batch in batches]
     profile = Profile.of(records, identify_model(model, "model"), [DATA], SETTINGS)
-    z = [[solved.iterates for _, solved in FullPass(model, {"input_ids": batch}).run()] for batch in batches]
-    step, gap = (
-        torch.cat([(part[0][b] - part[0][a]).detach().flatten() for part in z]) for a, b in ((0, 1), (1, 3))
+    parts = [
+        next([solved.input, *solved.iterates] for _, solved in FullPass(model, {"input_ids": batch}).run())
+        for batch in batches
+    ]
+    last, first, gap = (
+        torch.cat([(z[b] - z[a]).detach().flatten() for z in parts]).numpy()
+        for a, b in ((1, 2), (0, 1), (2, 4))
     )
-    assert profile.coefficients([1, 0, 2]) == [pytest.approx(float(step @ gap / (step @ step))), 0, 0]
+    b, *_ = np.linalg.lstsq(np.stack([last, first], 1), gap, rcond=None)
+    assert profile.coefficients([1, 0, 2]) == [pytest.approx(b.tolist(), rel=1e-6), [], []]
+
+
+def test_steps_of_one_direction_share_their_coefficient_instead_of_cancelling():
+    products = [np.array([1.0, 0.5, 0.25])[[j, k]].prod() for j in range(3) for k in range(j + 1)]
+    found = StepProducts(products=products)  # each half as long as the one before
+    assert found.removed == [pytest.approx(1)]
+    assert found.coefficients == [pytest.approx([0.25 / 0.5 / 2, 0.25 / 2])]
+
+
+def test_numbers_of_any_size_give_finite_coefficients():
+    found = StepProducts(products=[1e100, -1e100, 1e-100, 1e100, 0, 1e100])
+    assert np.isfinite([*found.coefficients[0], *found.removed]).all()
 
 
 def test_a_layer_that_does_not_move_has_no_coefficient():
@@ -114,7 +133,7 @@ def test_a_layer_that_does_not_move_has_no_coefficient():
         for layer in model.model.layers:
             layer.corrector.relaxation.zero_()
     record = profile_batch(model, torch.arange(3, 12)[None], extrapolate=True)
-    assert [layer.coefficients for layer in record.extrapolation] == [[0, 0]] * 3
+    assert [layer.coefficients for layer in record.extrapolation] == [[[], []]] * 3
     assert [layer.removed for layer in record.extrapolation] == [[0, 0]] * 3
     assert record.scores["kl"] == [pytest.approx([0, 0, 0], abs=1e-12)] * 3
 
@@ -130,9 +149,9 @@ def test_older_profiles_keep_their_hash_and_have_no_coefficients():
 
 
 def test_a_profile_of_a_model_that_is_extrapolated_keeps_its_coefficients_of_layers_in_full(tokens):
-    model = make_iiet(num_iterations=[2, 0, 2], max_num_iterations=3, extrapolation=[[0, 0.4], [], []])
+    model = make_iiet(num_iterations=[2, 0, 2], max_num_iterations=3, extrapolation=[[[], [0.4]], [], []])
     record = profile_batch(model, tokens, ["cosine"])
     identity = identify_model(model, "model")
-    assert identity.extrapolation == [0.4, 0, 0]
+    assert identity.extrapolation == [[0.4], [], []]
     profile = Profile.of([record], identity, [DATA], ProfileSettings(**SETTINGS.model_dump()))
-    assert profile.coefficients([2, 0, 1]) == [0.4, 0, record.extrapolation[2].coefficients[0]]
+    assert profile.coefficients([2, 0, 1]) == [[0.4], [], record.extrapolation[2].coefficients[0]]

@@ -115,11 +115,27 @@ def test_a_file_cannot_change_what_is_accepted():
         ({"attention_dropout": 1.0}, r"attention_dropout: expected a number in \[0, 1\)"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps: expected a number above 0"),
         ({"num_hidden_layers": 4}, "num_hidden_layers: expected num_layers instead"),
-        ({"extrapolation": [[1.0], []]}, "extrapolation: expected none or, for each of 3 layers, a list of"),
-        ({"extrapolation": [[], [0, 0, 1.0], []]}, r"at most 2 numbers \(max_num_iterations - 1\), got"),
-        ({"extrapolation": [[math.nan], [], []]}, "extrapolation: expected a list of numbers between -1000"),
-        ({"extrapolation": [[math.inf], [], []]}, "extrapolation: expected a list of numbers between -1000"),
-        ({"extrapolation": [1.0, 0.0, 0.0]}, "extrapolation: expected a list of numbers between -1000"),
+        (
+            {"extrapolation": [[[1.0]], []]},
+            "extrapolation: expected none or, for each of 3 layers, at most 2",
+        ),
+        (
+            {"extrapolation": [[], [[], [], [1.0]], []]},
+            r"at most 2 lists \(max_num_iterations - 1\), the first",
+        ),
+        ({"extrapolation": [[[1, 1, 1]], [], []]}, "the first of at most two numbers, the second of at most"),
+        (
+            {"extrapolation": [[[math.nan]], [], []]},
+            "extrapolation: expected for each layer a list of lists of",
+        ),
+        (
+            {"extrapolation": [[[math.inf]], [], []]},
+            "extrapolation: expected for each layer a list of lists of",
+        ),
+        (
+            {"extrapolation": [[1.0], [], []]},
+            "extrapolation: expected for each layer a list of lists of numbers",
+        ),
         ({"num_iteration": 2}, "did you mean num_iterations"),
         ({"historry": False}, "did you mean history"),
     ],

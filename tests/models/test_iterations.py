@@ -23,12 +23,12 @@ def llama_twin(model, **fields):
     return twin
 
 
-B = [0.0, 1.7, 0.6]
-"""b_t at the stops of the plan below; 9 is of stops that it does not have."""
+B = [[], [1.7, -0.5, 0.3], [0.6, 0.2]]
+"""Coefficients at the stops of the plan below; 9 is of stops that it does not have."""
 AT_STOPS = {
     "num_iterations": [0, 2, 1],
     "max_num_iterations": 3,
-    "extrapolation": [[9, 9], [9, B[1]], [B[2], 9]],
+    "extrapolation": [[[9]], [[9], B[1]], [B[2], [9]]],
 }
 
 
@@ -42,14 +42,19 @@ def naive_layer(model, t, x, history, **context):
         middle = point + attended
         return middle + layer.mlp(layer.post_attention_layernorm(middle))
 
-    b = B[t] if model.config.extrapolation else 0.0
+    def stopped(z):
+        """z(-1), ..., z(r) -> what is handed on."""
+        coefficients = B[t] if model.config.extrapolation else []
+        return z[-1] + sum(b * (z[-1 - k] - z[-2 - k]) for k, b in enumerate(coefficients))
+
     if not fields.uses_history:
-        before = z = F(0, x)
+        points = [x, F(0, x)]
         for i in range(1, layer.num_iterations + 1):
+            z = points[-1]
             step = x + (F(i, z) - z)
             a = 1.0 if fields.relaxation is None else fields.relaxation[i - 1]
-            before, z = z, (1 - a) * z + a * step
-        z = z + b * (z - before)
+            points.append((1 - a) * z + a * step)
+        z = stopped(points)
         return z, z
     predictor = model.model.predictor
     if isinstance(predictor, RungeKutta):
@@ -65,11 +70,11 @@ def naive_layer(model, t, x, history, **context):
         z, first = fields.start_norm(x + sum(gj * kj for gj, kj in zip(g, k, strict=True))), n
     else:
         z, first = fields.start_norm(F(0, x)), 1
-    w, c, before = fields.update_weights, fields.output_weights, z
+    w, c, points = fields.update_weights, fields.output_weights, [x, z]
     for i in range(layer.num_iterations):
-        u = sum(w[k] * state for k, state in enumerate(history)) + w[-1] * z
-        before, z = z, fields.update_norm(F(first + i, u))
-    z = z + b * (z - before)
+        u = sum(w[k] * state for k, state in enumerate(history)) + w[-1] * points[-1]
+        points.append(fields.update_norm(F(first + i, u)))
+    z = stopped(points)
     return sum(c[k] * state for k, state in enumerate(history)) + c[-1] * z, z
 
 

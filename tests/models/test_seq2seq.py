@@ -45,7 +45,7 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
         return F.layer_norm(x, (x.shape[-1],), weight, bias, config.layer_norm_eps)
 
     history = [x]
-    for t, (iterations, b) in enumerate(zip(plan, coefficients, strict=True)):
+    for t, iterations in enumerate(plan):
         at = f"layers.{t}"
 
         def block(point, at=at, first=None):
@@ -62,11 +62,12 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
 
         first = x if config.cache_policy == "shared" else None
         if not config.history:
-            before = z = block(x, first=first)
+            points = [x, block(x, first=first)]
             for i in range(iterations):
                 a = w[f"{stack}.{at}.corrector.relaxation"][i] if config.relaxation else 1
-                before, z = z, (1 - a) * z + a * (x + block(z, first=first) - z)
-            z = z + b * (z - before)
+                z = points[-1]
+                points.append((1 - a) * z + a * (x + block(z, first=first) - z))
+            z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
             history.append(z)
             x = z
             continue
@@ -83,12 +84,12 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
             z = x + sum(gj * kj for gj, kj in zip(g, k, strict=True))
         else:
             z = block(x, first=first)
-        before = z = layer_norm(f"{at}.corrector.start_norm", z)
+        points = [x, layer_norm(f"{at}.corrector.start_norm", z)]
         update, output = (w[f"{stack}.{at}.corrector.{part}_weights"] for part in ("update", "output"))
         for _ in range(iterations):
-            mean = sum(update[k] * h for k, h in enumerate(history)) + update[-1] * z
-            before, z = z, layer_norm(f"{at}.corrector.update_norm", block(mean, first=first))
-        z = z + b * (z - before)
+            mean = sum(update[k] * h for k, h in enumerate(history)) + update[-1] * points[-1]
+            points.append(layer_norm(f"{at}.corrector.update_norm", block(mean, first=first)))
+        z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
         x = sum(output[k] * h for k, h in enumerate(history)) + output[-1] * z
         history.append(z)
     return norm("norm", x)
@@ -100,7 +101,7 @@ def naive_logits(w, config, source, mask, target):
     seen = mask[:, None, None].bool()
     encoder, decoder = (w[f"model.{half}.embed_tokens.weight"] for half in ("encoder", "decoder"))
     plan, split = config.iterations, config.num_encoder_layers
-    b = [0, 0.3, -0.2, 0.1, 0] if config.extrapolation else [0] * len(plan)  # of helpers.STOPS
+    b = [[], [0.3, 0.1], [-0.2, 0.3], [0.1], []] if config.extrapolation else [[]] * len(plan)
     everywhere = seen.expand(-1, 1, source.shape[1], -1)
     encoded = naive_stack(w, "model.encoder", config, plan[:split], b[:split], encoder[source], everywhere)
     causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(target), 1, -1, -1)

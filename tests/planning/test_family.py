@@ -122,7 +122,7 @@ def test_plans_that_are_no_family_are_refused_in_one_line(plans, message, tmp_pa
         (("cut", 0.9), "plans.1.cut: expected the plan's 0.6, got 0.9"),
         (("name", "full"), "plans.1.name: expected each once, got full twice"),
         (("name", "../etc"), "plans.1.name: expected"),
-        (("extrapolation", [0.1]), "plans.1: extrapolation: expected 3 numbers"),
+        (("extrapolation", [[0.1]]), "plans.1: extrapolation: expected 3 lists"),
         (("predicted_loss", "x"), "plans.1.predicted_loss: expected"),
     ],
 )
