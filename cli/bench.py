@@ -19,6 +19,7 @@ from .options import (
     refuse_options,
     require_models,
     require_plan,
+    resolve_plan,
 )
 from .output import print_result
 
@@ -35,9 +36,11 @@ def bench(
         ),
     ],
     plan: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="plan.json: add the first model truncated to it; with --layers, check it too.",
+            metavar="FILE|NAME|CUT",
+            help="plan.json, or a plan that an elastic student lists: add the first model truncated to it; with "
+            "--layers, check it too.",
             callback=require_plan,
         ),
     ] = None,
@@ -109,7 +112,12 @@ def bench(
         refuse_options(context, "with --layers", "quantize", "compiled", "evaluation", "plot")
         _require_one({"models": models, **grid})
     require_cache_policy(models, cache_policy)
-    shared: dict[str, Any] = {"plan": plan, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
+    shared: dict[str, Any] = {
+        "plan": resolve_plan(plan, models[0]),
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "seed": seed,
+    }
     shared |= {"device": device, "dtype": dtype}
     if layers:
         table = measure_latency(models[0], **shared, **{name: value for name, (value,) in grid.items()})

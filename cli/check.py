@@ -13,6 +13,7 @@ from .options import (
     claim_outputs,
     require_models,
     require_plan,
+    resolve_plan,
 )
 from .output import print_result
 
@@ -29,8 +30,13 @@ def check(
         typer.Option(help="The model that it was made of, to compare with.", callback=require_models),
     ] = None,
     plan: Annotated[
-        Path | None,
-        typer.Option(help="plan.json for the teacher, which the model should run.", callback=require_plan),
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME|CUT",
+            help="plan.json for the teacher, which the model should run; without --teacher the model runs it. Or a "
+            "plan that an elastic student lists.",
+            callback=require_plan,
+        ),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens of each prompt.")] = 24,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each sequence after its prompt.")] = 16,
@@ -66,7 +72,7 @@ def check(
     made = check_model(
         model,
         teacher=teacher,
-        plan=plan,
+        plan=resolve_plan(plan, teacher or model),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         seed=seed,

@@ -28,6 +28,7 @@ from .options import (
     require_tasks,
     require_text,
     require_text_metrics,
+    resolve_plan,
 )
 from .output import print_result
 
@@ -106,9 +107,11 @@ def evaluate(
         Path | None, typer.Option(help="jsonl to write: source, target and each model's text.")
     ] = None,
     plan: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="plan.json: add the first model truncated to it, untrained.", callback=require_plan
+            metavar="FILE|NAME|CUT",
+            help="plan.json, or a plan that an elastic student lists: add the first model truncated to it.",
+            callback=require_plan,
         ),
     ] = None,
     quantize: Quantize = None,
@@ -157,7 +160,7 @@ def evaluate(
         text,
         tasks=Tasks(names, num_fewshot, limit, named) if names else None,
         texts=Texts(scores, num_beams, length_penalty, max_new_tokens, hypotheses) if scores else None,
-        plan=plan,
+        plan=resolve_plan(plan, models[0]),
         quantize=quantize or [],
         text_field=text_field,
         limits=limits,

@@ -18,6 +18,7 @@ from .options import (
     refuse_options,
     require_models,
     require_plan,
+    resolve_plan,
 )
 from .output import is_json, print_result
 
@@ -62,8 +63,12 @@ def generate(
         ),
     ] = None,
     plan: Annotated[
-        Path | None,
-        typer.Option(help="plan.json: run the model truncated to it.", callback=require_plan),
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME|CUT",
+            help="plan.json, or a plan that an elastic student lists: run the model truncated to it.",
+            callback=require_plan,
+        ),
     ] = None,
     draft: Annotated[
         str | None,
@@ -71,11 +76,17 @@ def generate(
             metavar="FOLDER|self|auto",
             callback=require_models,
             help="Let a model of the same tokenizer propose tokens: faster, same greedy text, same distribution of "
-            "samples. self: the model's own weights without iterations; auto: at a measured plan.",
+            "samples. self: the model's own weights, at an elastic student's smallest plan, else without iterations; "
+            "auto: at a measured plan.",
         ),
     ] = None,
     draft_plan: Annotated[
-        Path | None, typer.Option(help="plan.json for --draft self.", callback=require_plan)
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME|CUT",
+            help="plan.json, or a listed plan, for --draft self.",
+            callback=require_plan,
+        ),
     ] = None,
     draft_length: Annotated[
         int | None, typer.Option(help="Tokens to propose at a time, at most. Default: measured first.")
@@ -123,9 +134,9 @@ def generate(
     loaded, tokenizer, proposer = load_drafted_generator(
         model,
         draft,
-        draft_plan=draft_plan,
+        draft_plan=resolve_plan(draft_plan, model),
         draft_length=draft_length,
-        plan=plan,
+        plan=resolve_plan(plan, model),
         device=device,
         dtype=dtype,
     )

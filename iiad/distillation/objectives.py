@@ -34,8 +34,8 @@ def hidden_layers(section: DistillationSection, num_layers: int) -> list[int]:
 
 
 def needs_signals(section: DistillationSection) -> bool:
-    """Return whether stage distill learns from a teacher."""
-    return bool(section.kl_weight or section.hidden_weight)
+    """Return whether stage distill learns from a teacher other than the student itself."""
+    return section.elastic.teacher == "teacher" and bool(section.kl_weight or section.hidden_weight)
 
 
 class LearnFromTeacher:

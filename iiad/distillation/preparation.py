@@ -11,12 +11,14 @@ from transformers import set_seed
 from iiad.checkpoints import choose_device, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError
-from iiad.planning import Plan, check_plan
+from iiad.planning import Family, Plan, check_plan
 from iiad.training.corpora import Corpora, require_step
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import set_attention
 from iiad.training.scoring import COUNTED_TOKENS, TokenScore, require_knowledge, score_beginning
+from iiad.training.turns import Turns
 
+from .elastic import choose_family, give_plans, make_sandwich
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
 from .students import freeze_unused, make_student, require_change
@@ -28,15 +30,19 @@ __all__ = ["Distillation"]
 class Distillation:
     """A teacher, its student and their text.
 
-    plan: None where the recipe says what changes. teacher_score: on the validation text, once it is measured.
+    budget: None where the recipe says what changes. family: of a student that learns several plans; None for one.
+    teacher_score: on the validation text, once it is measured.
     Raises InputError for a teacher, plan, text or signals that cannot be used or do not belong together.
     """
 
-    def __init__(self, teacher_folder: str | Path, plan: Plan | None, recipe: DistillRecipe):
+    def __init__(self, teacher_folder: str | Path, budget: Plan | Family | None, recipe: DistillRecipe):
         self.recipe, device = recipe, choose_device(None)
         # In float32 whatever is stored: what a small learning rate adds would be rounded away in bfloat16.
         self.teacher, self.identity = load_identified(teacher_folder, device, "float32", cast=True, kind=None)
         self.teacher_config: Any = self.teacher.config
+        self.family = choose_family(budget, recipe.distillation, self.identity)
+        plan = budget if self.family is None else self.family.members[0]
+        assert not isinstance(plan, Family)
         if plan is not None:
             check_plan(plan, self.identity)
         require_change(self.teacher_config, plan, recipe.student)
@@ -53,9 +59,13 @@ class Distillation:
         self.corpora = Corpora(recipe, self.tokenizer, self.teacher_config)
         self.stored = self._open_signals()
         set_seed(recipe.training.seed)
-        budget = (None, None) if plan is None else (plan.num_iterations, plan.coefficients)
-        self.student = make_student(teacher_folder, budget[0], recipe.student, device, budget[1])
+        given = (None, None) if plan is None else (plan.num_iterations, plan.coefficients)
+        self.student = make_student(teacher_folder, given[0], recipe.student, device, given[1])
         freeze_unused(self.student)
+        self.turns = Turns()
+        if self.family is not None:
+            give_plans(self.student, self.family)
+            self.turns = make_sandwich(self.family, recipe.distillation.elastic)
         for model in (self.teacher, self.student):
             set_attention(model, recipe.training)
         self.teacher_score: TokenScore | None = None

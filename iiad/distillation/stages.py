@@ -9,7 +9,8 @@ from typing import Any
 
 from iiad.files import file_sha256
 from iiad.planning.costs import compute_cut
-from iiad.planning.plan import Plan, read_plan
+from iiad.planning.family import read_budget
+from iiad.planning.plan import Plan
 from iiad.progress import print_status
 from iiad.training.batches import tokens_per_step
 from iiad.training.distillation_sections import STAGES
@@ -21,7 +22,9 @@ from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import fit_recipe
 from iiad.training.runs import RunFolder
 from iiad.training.stage import RunContext, Stage
+from iiad.training.turns import Sandwich
 
+from .elastic import describe_plans, elastic_objective, give_plans, report_cost
 from .objectives import LearnFromTeacher, LearnLayers
 from .preparation import Distillation
 from .students import changed_layers, learning_only
@@ -40,7 +43,8 @@ def distill(
 ) -> dict[str, Any]:
     """Distil the teacher into a student of the plan; the finished student lies in output_dir, in float32.
 
-    plan_file: None where student.cache_policy or a PCformer's student.predictor_stages say what changes.
+    plan_file: of a plan or, for an elastic student, of a family; None where the recipe's cuts, student.cache_policy
+    or a PCformer's student.predictor_stages say what changes.
     max_minutes: save and raise Unfinished when they are over. on_step: called before each step of a stage with its
     number, from 1. Under torchrun every process calls this.
     Returns the results that the run's record holds: tokens learnt from, the student's cuts and, with validation text,
@@ -52,11 +56,11 @@ def distill(
     join_processes()
     recipe = fit_recipe(recipe, output_dir)
     training = recipe.training
-    plan = read_plan(plan_file)
+    budget = read_budget(plan_file)
     given = {"teacher": str(teacher_folder), "plan": None if plan_file is None else str(plan_file)}
     with lock_run(output_dir):
         run = RunFolder(output_dir, "distill", recipe, resume, given)
-        work = Distillation(teacher_folder, plan, recipe)
+        work = Distillation(teacher_folder, budget, recipe)
         inputs = {**work.corpora.fingerprints, "teacher": work.identity.fingerprint}
         if plan_file is not None:
             inputs["plan"] = file_sha256(plan_file)
@@ -71,9 +75,11 @@ def distill(
         context = RunContext(
             run.path, run.record.identity, training, work.tokenizer, run.card, score, interruption, on_step
         )
+        if isinstance(work.turns, Sandwich):
+            results |= report_cost(work.turns, work.student.config, training.seed)
         results["tokens"] = _run_stages(work, context) * tokens_per_step(work.corpora.blocks, training)
         work.student.requires_grad_(True)
-        results |= _measure_results(work, plan)
+        results |= _measure_results(work, budget if isinstance(budget, Plan) else None)
         run.finish(work.student, work.tokenizer, results)
         return results
 
@@ -105,6 +111,8 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
             print_status("layerwise: layers are run one by one, not compiled")
     elif name == "distill":
         objective = LearnFromTeacher(teacher, section, work.teacher_config.num_layers)
+    if isinstance(work.turns, Sandwich):
+        objective = elastic_objective(objective, work.turns, section, work.teacher_config.num_layers)
     return Stage(
         name=name,
         folder=folder / f"stage-{number}-{name}",
@@ -112,6 +120,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
         length=getattr(section, name),
         seed=training.seed + number,  # the data in another order than the stage before
         objective=objective,
+        turns=work.turns,
         share=getattr(section, name).max_steps / sum(stage.max_steps for stage in section.stages().values()),
         retain=section.retain,
         teacher=work.teacher_score,
@@ -127,8 +136,13 @@ def _measure_results(work: Distillation, plan: Plan | None) -> dict[str, Any]:
     if plan is not None:
         results["overhead_cut"] = plan.overhead_cut
     if work.corpora.score is not None and work.teacher_score is not None:
-        score = work.corpora.score(work.student, "validation")
+        score_model = work.corpora.score
+        scores = work.turns.score(work.student, lambda model: score_model(model, "validation"))
+        score = next(iter(scores.values()))  # of the largest plan
         results["teacher_validation_nll"] = work.teacher_score.nll
         results["validation_nll"] = score.nll
         results["retained"] = score.retained(work.teacher_score)
+        if work.family is not None:
+            give_plans(work.student, work.family, scores)
+            results["plans"] = describe_plans(work.family, scores, work.teacher_score)
     return results

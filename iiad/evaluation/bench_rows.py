@@ -19,8 +19,7 @@ from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
-from iiad.planning import Plan
-from iiad.planning.plan import identify_rows
+from iiad.planning.plan import OwnPlan, Plan, identify_rows
 from iiad.progress import format_size, print_status
 
 from .activation_memory import peaks_in_turn
@@ -57,7 +56,7 @@ class Row:
 def load_rows(
     models: Sequence[str | Path],
     labels: Sequence[str],
-    plan: Plan | None,
+    plan: Plan | OwnPlan | None,
     kinds: Sequence[str],
     device: str,
     dtype: str,

@@ -21,8 +21,7 @@ from iiad.checkpoints import (
 )
 from iiad.errors import InputError, one_line, require_least, require_seed
 from iiad.memory import is_out_of_memory, memory_explained
-from iiad.planning import Plan, check_plan
-from iiad.planning.plan import read_plan
+from iiad.planning.plan import AnyPlan, Plan, bind_plan, read_plan, truncated_identity
 from iiad.progress import progress
 
 from .check_artefact import Check, CheckResult, CheckSettings
@@ -48,7 +47,7 @@ def check_model(
     model: str | Path,
     *,
     teacher: str | Path | None = None,
-    plan: Plan | str | Path | None = None,
+    plan: AnyPlan | None = None,
     prompt_tokens: int = 24,
     new_tokens: int = 16,
     seed: int = 0,
@@ -66,7 +65,8 @@ def check_model(
     Args:
         model: folder or hub name of any causal language model or encoder-decoder.
         teacher: the model that this one was made of.
-        plan: a plan for the teacher, or its file: the one that the model should run.
+        plan: a plan for the teacher, or its file: the one that the model should run. Without a teacher the model runs
+            it.
         prompt_tokens: random tokens of each prompt.
         new_tokens: tokens of each sequence after its prompt.
         seed: of the tokens.
@@ -86,9 +86,7 @@ def check_model(
     require_least(4, prompt_tokens=prompt_tokens)
     require_least(2, new_tokens=new_tokens)
     require_seed(seed)
-    if plan is not None and teacher is None:
-        raise InputError("plan: expected a teacher with it, got none")
-    plan = read_plan(plan)
+    given = read_plan(plan)
     engine = None if served is None else f"vLLM {engine_version(served)}"
     models = [model] if teacher is None else [model, teacher]
     require_one_kind(models)
@@ -108,8 +106,14 @@ def check_model(
         transformers_version=transformers.__version__,
     )
     with tempfile.TemporaryDirectory(prefix="iiad-check-") as folder:
-        other = None if teacher is None else _load_teacher(teacher, plan, settings, Path(folder))
-        subject = Subject(*_load(model, settings), settings, Path(folder), other, plan, served)
+        other = None if teacher is None else _load_teacher(teacher, settings, Path(folder))
+        loaded, identity = _load(model, settings)
+        budget = None if given is None else bind_plan(given, identity if other is None else other.identity)
+        if budget is not None and other is None:
+            _run_plan(loaded, budget)
+            identity = truncated_identity(identity, budget)
+        of_teacher = None if other is None else budget
+        subject = Subject(loaded, identity, settings, Path(folder), other, of_teacher, served)
         where = f"{label_models([model])[0]} on {device}"
         # The most sequences that a claim runs at once are those of training.
         size = (2 * NUM_SEQUENCES, prompt_tokens + new_tokens)
@@ -124,7 +128,7 @@ def check_model(
     return Check(
         model=subject.identity,
         teacher=None if other is None else other.identity,
-        plan_fingerprint=None if plan is None else plan.fingerprint,
+        plan_fingerprint=None if budget is None else budget.fingerprint,
         settings=settings,
         results=results,
     )
@@ -135,13 +139,16 @@ def _load(model: str | Path, settings: CheckSettings) -> tuple[Any, ModelIdentit
     return realign(loaded), identity
 
 
-def _load_teacher(teacher: str | Path, plan: Plan | None, settings: CheckSettings, folder: Path) -> Subject:
-    """Load it. Raises InputError for a model without iterations, or a plan for another teacher."""
+def _run_plan(model: Any, plan: Plan) -> None:
+    if hasattr(model, "set_num_iterations"):  # a Transformer's plan is its own
+        model.set_num_iterations(plan.num_iterations, plan.coefficients)
+
+
+def _load_teacher(teacher: str | Path, settings: CheckSettings, folder: Path) -> Subject:
+    """Load it. Raises InputError for a model without iterations."""
     loaded, identity = _load(teacher, settings)
     if not hasattr(loaded, "set_num_iterations"):
         raise InputError(f"teacher: expected a model with iterations, got {teacher}, a {identity.model_type}")
-    if plan is not None:
-        check_plan(plan, identity)
     return Subject(loaded, identity, settings, folder)
 
 

@@ -37,9 +37,8 @@ from iiad.errors import InputError, require_least, require_seed
 from iiad.influence.batches import IteratedModel
 from iiad.memory import memory_explained
 from iiad.models import IIETConfig
-from iiad.planning import Plan, check_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
-from iiad.planning.plan import read_plan
+from iiad.planning.plan import AnyPlan, bind_plan, read_plan
 from iiad.progress import progress
 
 from .timing import describe_machine, new_cache, random_prompts, reads_sources, require_positions
@@ -56,7 +55,7 @@ Clock = Callable[[torch.device], float]
 def measure_latency(
     model: str | Path,
     *,
-    plan: Plan | str | Path | None = None,
+    plan: AnyPlan | None = None,
     batch_size: int = 1,
     prompt_tokens: int = 128,
     new_tokens: int = 64,
@@ -107,8 +106,8 @@ def measure_latency(
     loaded, identity = load_identified(model, device, settings.dtype, cast=True, kind=None)
     plans = choose_check_plans(identity.num_iterations)
     if budget is not None:
-        check_plan(budget, identity)
-        plans += [budget.num_iterations] if budget.num_iterations not in plans else []
+        own = bind_plan(budget, identity).num_iterations
+        plans += [own] if own not in plans else []
     where = f"{label_models([model])[0]} on {device}"
     # No smaller plan would help: the table goes up to the model's own.
     remedies = ("a smaller batch", "a shorter context", "bfloat16")

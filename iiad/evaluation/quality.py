@@ -35,9 +35,8 @@ from iiad.data import (
 )
 from iiad.errors import InputError, require_least
 from iiad.memory import memory_explained
-from iiad.planning import Plan
 from iiad.planning.costs import compare_costs
-from iiad.planning.plan import identify_rows, read_plan
+from iiad.planning.plan import AnyPlan, OwnPlan, Plan, identify_rows, read_plan
 from iiad.progress import progress
 from iiad.training.scoring import evaluate_model
 
@@ -56,7 +55,7 @@ def evaluate_models(
     *,
     tasks: Tasks | None = None,
     texts: Texts | None = None,
-    plan: Plan | str | Path | None = None,
+    plan: AnyPlan | None = None,
     quantize: Sequence[str] = (),
     text_field: str = "text",
     limits: PairLimits | None = None,
@@ -155,7 +154,7 @@ def _make_readers(
 
 def _measure(
     readers: Sequence[_Reader],
-    plan: Plan | None,
+    plan: Plan | OwnPlan | None,
     kinds: Sequence[str],
     settings: EvaluationSettings,
     task_set: TaskSet | None,
@@ -222,7 +221,12 @@ def _score_text(
 
 
 def _runners(
-    loaded: Any, label: str, identity: ModelIdentity, plan: Plan | None, kinds: Sequence[str], dtype: str
+    loaded: Any,
+    label: str,
+    identity: ModelIdentity,
+    plan: Plan | OwnPlan | None,
+    kinds: Sequence[str],
+    dtype: str,
 ) -> Iterator[tuple[str, ModelIdentity, Any, str | None]]:
     """Yield each row of one model: label, identity under its plan, the model to run before the next, quantization."""
     for name, runs in identify_rows(label, identity, plan):

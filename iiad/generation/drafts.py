@@ -13,7 +13,7 @@ from iiad.conversion.weights import copy_sharing_tensors
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
 from iiad.models import IIETConfig
-from iiad.planning import Plan, check_plan
+from iiad.planning.plan import OwnPlan, Plan, bind_plan
 
 __all__ = [
     "Draft",
@@ -79,11 +79,14 @@ def self_draft(
 def candidate_plans(teacher: Any) -> list[list[int]]:
     """List plans for a self-draft to try, cheapest first (ours).
 
-    No iterations at all, and one iteration in the first 1, 2, L / 2 and L layers: in the profiles seen, the first
-    layers' first iterations are worth most. At most the teacher's own in any layer, and not the teacher's plan.
+    Those that an elastic teacher was trained for. Of others no iterations at all, and one iteration in the first 1,
+    2, L / 2 and L layers: in the profiles seen, the first layers' first iterations are worth most. At most the
+    teacher's own in any layer, and not the teacher's plan.
     Raises InputError for a teacher without iterations.
     """
     _require_iterations(teacher)
+    if trained := _trained_plans(teacher):
+        return trained
     own = teacher.config.iterations
     plans: list[list[int]] = []
     for first in (0, 1, 2, len(own) // 2, len(own)):
@@ -91,6 +94,13 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
         if plan not in plans and sum(plan) < sum(own):
             plans.append(plan)
     return sorted(plans, key=sum)
+
+
+def _trained_plans(teacher: Any) -> list[list[int]]:
+    """Return the plans that an elastic teacher lists and that are smaller than the one it runs, cheapest first."""
+    own = sum(teacher.config.iterations)
+    listed = [list(plan["num_iterations"]) for plan in getattr(teacher.config, "plans", None) or []]
+    return sorted((plan for plan in listed if sum(plan) < own), key=sum)
 
 
 def check_draft_options(
@@ -124,15 +134,16 @@ def load_draft(
     teacher: Any,
     identity: ModelIdentity,
     *,
-    plan: Plan | None = None,
+    plan: Plan | OwnPlan | None = None,
     length: int | None = None,
     dtype: str = "float32",
 ) -> Draft:
     """Make the draft that `iiad generate --draft` names, for a loaded teacher of that identity.
 
-    draft: "self", the teacher's own weights at `plan`, by default without iterations; "auto", the same at the best
-    of `candidate_plans`; else a model folder or hub name, whose weights are loaded in `dtype`. length: the most
-    tokens to draft at a time; None: measured when generating.
+    draft: "self", the teacher's own weights at `plan`, by default the smallest that they were trained for or, where
+    none is listed, without iterations; "auto", the same at the best of `candidate_plans`; else a model folder or hub
+    name, whose weights are loaded in `dtype`. length: the most tokens to draft at a time; None: measured when
+    generating.
     Raises InputError: a teacher without iterations, a plan for another teacher, a folder that cannot be loaded.
     """
     _require_causal(teacher)
@@ -141,9 +152,9 @@ def load_draft(
     if draft != "self":
         return Draft(load_identified(draft, str(teacher.device), dtype, cast=True)[0], length)
     if plan is None:
-        return Draft(self_draft(teacher), length)
-    check_plan(plan, identity)
-    return Draft(self_draft(teacher, plan.num_iterations, plan.coefficients), length)
+        return Draft(self_draft(teacher, next(iter(_trained_plans(teacher)), 0)), length)
+    found = bind_plan(plan, identity)
+    return Draft(self_draft(teacher, found.num_iterations, found.coefficients), length)
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:

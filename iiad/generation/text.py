@@ -19,8 +19,7 @@ from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
-from iiad.planning import Plan, check_plan
-from iiad.planning.plan import read_plan
+from iiad.planning.plan import AnyPlan, bind_plan, read_plan
 from iiad.progress import progress
 
 from .draft_choice import Choice, choose_draft
@@ -202,7 +201,7 @@ def check_sampling(
 def load_generator(
     model: str | Path,
     *,
-    plan: Plan | str | Path | None = None,
+    plan: AnyPlan | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Any, Any]:
@@ -218,17 +217,18 @@ def load_drafted_generator(
     model: str | Path,
     draft: str | Path | None,
     *,
-    draft_plan: Plan | str | Path | None = None,
+    draft_plan: AnyPlan | None = None,
     draft_length: int | None = None,
-    plan: Plan | str | Path | None = None,
+    plan: AnyPlan | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Any, Any, Draft | None]:
     """Load a model, its tokenizer and a draft for it, all as `load_generator`.
 
     draft: "self", "auto", or a model folder or hub name, see `iiad.generation.drafts.load_draft`; None: no draft.
-    draft_plan: for "self", a plan or its file; default: no iterations. draft_length: the most tokens to draft at a
-    time; default: measured when generating. Raises InputError also for a draft of another vocabulary.
+    draft_plan: for "self", a plan or its file; default: the smallest that the model was trained for, or no
+    iterations. draft_length: the most tokens to draft at a time; default: measured when generating. Raises InputError
+    also for a draft of another vocabulary.
     """
     check_draft_options(model, draft, draft_plan, draft_length)
     plan, draft_plan, device = read_plan(plan), read_plan(draft_plan), choose_device(device)
@@ -236,8 +236,8 @@ def load_drafted_generator(
     loaded, identity = load_identified(model, device, dtype, cast=True, kind=None)
     tokenizer, made = load_tokenizer(model), None
     if plan is not None:
-        check_plan(plan, identity)
-        loaded.set_num_iterations(plan.num_iterations, plan.coefficients)
+        budget = bind_plan(plan, identity)
+        loaded.set_num_iterations(budget.num_iterations, budget.coefficients)
     if draft is not None:
         made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
     return loaded, tokenizer, made

@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .field_values import ACCEPTED, AcceptedValues
 
 __all__ = ["IIETConfig"]
+
+logger = logging.get_logger(__name__)
 
 
 @strict
@@ -42,6 +45,9 @@ class IIETConfig(PreTrainedConfig):
         b_2 (z(i-1) - z(i-2)) + ..., where z(-1) is its input (ours, a cut that needs no training). A missing entry
         is empty, and a layer that runs none or all of its iterations has none, so that each plan finds its own and
         the full one is the teacher.
+    plans: None or the plans that an elastic student was trained for, the largest first: of each its name,
+        num_iterations (for all layers, as in `iterations`) and, where they were measured, nll in nats a token and
+        accuracy. A description, which changes nothing that the model computes.
     cache_policy: "exact", each evaluation attends to keys and values of its own (paper); "shared" (ours), all
         evaluations of a layer attend to those of its first one, in training, prefill and decoding alike, which saves
         the other evaluations' key and value projections and their place in the cache. Weights are trained for one
@@ -97,6 +103,7 @@ class IIETConfig(PreTrainedConfig):
     attention_output_bias: bool | None = None
     qk_norm: bool = False
     extrapolation: list | None = None
+    plans: list | None = None
     cache_policy: str = "exact"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -145,7 +152,19 @@ class IIETConfig(PreTrainedConfig):
         if found != saved:
             accepted = f"{saved!r}, which the weights are for (model.set_cache_policy is for training)"
             raise ValueError(f"cache_policy: expected {accepted}, got {found!r}")
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        made = super().from_dict({**config_dict, **given}, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        if given.keys() & config.plan_fields.keys() and config.plans:
+            config.warn_outside()
+        return made
+
+    def warn_outside(self) -> None:
+        """Say if the plan is none of those that an elastic student was trained for."""
+        names = [plan["name"] for plan in self.plans or [] if plan["num_iterations"] != self.iterations]
+        if len(names) == len(self.plans or []):
+            logger.warning(
+                f"num_iterations: {self.iterations} is none of the trained plans, {', '.join(names)}"
+            )
 
     @property
     def plan_fields(self) -> dict[str, str]:
@@ -256,6 +275,11 @@ class IIETConfig(PreTrainedConfig):
             and all(len(entry) <= i for row in rows for i, entry in enumerate(row, 2))
         )
         self._require("extrapolation", fits, accepted)
+        names = [plan["name"] for plan in self.plans or []]
+        accepted = f"plans of other names and of {L} numbers from 0 to {most} (max_num_iterations)"
+        fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])
+        fits = fits and all(max(plan["num_iterations"]) <= most for plan in self.plans or [])
+        self._require("plans", fits and len(set(names)) == len(names), accepted)
         for field, name in self.plan_fields.items():
             plan, length = self._plan_of(field), getattr(self, name)
             self._require(field, len(plan) == length, f"an int or a list of {name} ({length})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -24,6 +25,7 @@ from iiad.artefacts import (
     without_empty,
 )
 from iiad.errors import InputError, shorten
+from iiad.files import read_json
 from iiad.influence.profile import Metric, Profile
 
 from .baselines import spread_evenly
@@ -39,6 +41,7 @@ __all__ = [
     "FamilyPlan",
     "even_family",
     "make_family",
+    "read_budget",
     "read_cuts",
     "require_nested",
 ]
@@ -106,6 +109,13 @@ class Family(Artefact):
                 raise ValueError(f"plans.{number}.name: expected each once, got {each.name} twice")
         require_nested([each.num_iterations for each in self.plans], self.teacher, names)
         return self
+
+
+def read_budget(plan: Plan | Family | str | Path | None) -> Plan | Family | None:
+    """Read a plan or a family from its file; return either, or None, as it is. Raises InputError for another file."""
+    if isinstance(plan, str | Path) and read_json(plan).get("kind") == "family":
+        return Family.load(plan)
+    return Plan.load(plan) if isinstance(plan, str | Path) else plan
 
 
 def require_nested(plans: Sequence[Sequence[int]], teacher: ModelIdentity, names: Sequence[str]) -> None:

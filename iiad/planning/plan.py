@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -40,7 +41,7 @@ from .costs import (
 from .latency import LatencyTable
 from .targets import Bounds, Targets
 
-__all__ = ["Plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
+__all__ = ["OwnPlan", "Plan", "bind_plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
 
 
 _PROVENANCE: dict[str, tuple[set[str], set[str]]] = {
@@ -201,6 +202,28 @@ class Plan(Artefact):
         return self
 
 
+@dataclass(frozen=True)
+class OwnPlan:
+    """A plan that a model's configuration lists: of `bind_plan`, once the model is loaded.
+
+    extrapolation: coefficients of each layer at the plan's stops, by the configuration.
+    """
+
+    name: str
+    num_iterations: Sequence[int]
+    extrapolation: Sequence[Coefficients]
+
+
+def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
+    """Return the plan of this model. Raises InputError as `check_plan`, and for one that the model cannot run."""
+    if isinstance(plan, Plan):
+        check_plan(plan, identity)
+        return plan
+    made = Plan.explicit(plan.num_iterations, identity)
+    found = [list(layer) for layer in plan.extrapolation]
+    return made.model_copy(update={"extrapolation": found if any(found) else None})
+
+
 def check_plan(plan: Plan, identity: ModelIdentity) -> None:
     """Raise InputError unless the plan was made for this teacher and fits it."""
     if plan.teacher.fingerprint != identity.fingerprint:
@@ -214,9 +237,13 @@ def check_plan(plan: Plan, identity: ModelIdentity) -> None:
         raise InputError(f"plan: num_iterations: {error}") from None
 
 
-def read_plan(plan: Plan | str | Path | None) -> Plan | None:
-    """Read a plan from its file; return a plan or None as it is. Raises InputError as `Plan.load`."""
+def read_plan(plan: AnyPlan | None) -> Plan | OwnPlan | None:
+    """Read a plan from its file; return anything else as it is. Raises InputError as `Plan.load`."""
     return Plan.load(plan) if isinstance(plan, str | Path) else plan
+
+
+AnyPlan = Plan | OwnPlan | str | Path
+"""A plan, one that the model lists, or a plan's file."""
 
 
 def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
@@ -228,16 +255,22 @@ def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
     )
 
 
-def identify_rows(label: str, identity: ModelIdentity, plan: Plan | None) -> list[tuple[str, ModelIdentity]]:
+def identify_rows(
+    label: str, identity: ModelIdentity, plan: Plan | OwnPlan | None
+) -> list[tuple[str, ModelIdentity]]:
     """Rows of one model in a comparison, each a label and the model under a plan: its own and, if given, `plan`.
 
-    Raises InputError as `check_plan`.
+    Raises InputError as `bind_plan`.
     """
-    truncated = [] if plan is None else [(_label(label, plan), truncated_identity(identity, plan))]
-    return [(label, identity), *truncated]
+    rows = [(label, identity)]
+    if plan is not None:
+        rows.append((_label(label, plan), truncated_identity(identity, bind_plan(plan, identity))))
+    return rows
 
 
-def _label(label: str, plan: Plan) -> str:
+def _label(label: str, plan: Plan | OwnPlan) -> str:
+    if isinstance(plan, OwnPlan):
+        return f"{label}, {plan.name}"
     return f"{label}, truncated" + (" and extrapolated" if plan.extrapolation else "")
 
 

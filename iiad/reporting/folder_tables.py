@@ -40,7 +40,8 @@ def describe_run(run: RunStatus) -> str:
     if run.model is not None:
         lines += _model_lines(run.model)
     if run.results:
-        results = (f"{name.replace('_', ' ')} {_number(value)}" for name, value in run.results.items())
+        single = {name: value for name, value in run.results.items() if not isinstance(value, list)}
+        results = (f"{name.replace('_', ' ')} {_number(value)}" for name, value in single.items())
         lines.append(("results", ", ".join(results)))
     return "\n".join(f"  {name:12} {text}" if number else text for number, (name, text) in enumerate(lines))
 
@@ -76,6 +77,8 @@ def _model_lines(model: ModelSummary) -> Iterator[tuple[str, str]]:
         counts, split = [str(r) for r in model.num_iterations], model.num_encoder_layers or 0
         plan = " ".join([*counts[:split], *(["|"] if split else []), *counts[split:]])
         yield "plan", f"{plan} iterations, {model.num_evaluations} block evaluations per token"
+    if model.plans:
+        yield "elastic", f"trained for the plans {', '.join(model.plans)}"
     if model.cache_policy is not None:
         yield "cache", f"{model.cache_policy} policy"
 

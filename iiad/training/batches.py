@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Blocks",
     "blocks_per_step",
+    "derive_seed",
     "micro_batches",
     "seed_step",
     "steps_per_epoch",
@@ -82,7 +83,7 @@ def micro_batches(
     count, here, asked = _batches_per_step(optimization), PartialState(), blocks.num_asked
     epoch, place = divmod(step, steps_per_epoch(blocks, optimization))
     drawn = blocks.draw(
-        _derive_seed("order", seed, epoch),
+        derive_seed("order", seed, epoch),
         optimization.per_device_train_batch_size,
         range(place * count, (place + 1) * count),
     )
@@ -95,8 +96,9 @@ def micro_batches(
 
 def seed_step(seed: int, step: int) -> None:
     """Set torch's random numbers (dropout) for a step; processes draw different ones."""
-    torch.manual_seed(_derive_seed("step", seed, step, PartialState().process_index))
+    torch.manual_seed(derive_seed("step", seed, step, PartialState().process_index))
 
 
-def _derive_seed(*parts: str | int) -> int:
+def derive_seed(*parts: str | int) -> int:
+    """Return a seed that follows from the parts."""
     return random.Random(repr(parts)).getrandbits(63)

@@ -9,7 +9,7 @@ from pydantic import Field
 from .problems import Conflicts, Section
 from .sections import StageSection, Weight
 
-__all__ = ["STAGES", "DistillationSection", "StudentSection"]
+__all__ = ["STAGES", "DistillationSection", "ElasticSection", "StudentSection"]
 
 STAGES = ("layerwise", "distill", "recover")
 """Stages of distillation, in order."""
@@ -37,6 +37,44 @@ class StudentSection(Section):
             yield "start_norm", "start with init other than teacher: update moves the teacher's norms"
 
 
+class ElasticSection(Section):
+    """One student for several nested plans. They are those of `iiad plan --family`, or of `cuts`."""
+
+    cuts: list[float] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="without a profile: shares of iterations to drop, evenly over the layers; null: plans are given, "
+        "or one alone",
+    )
+    num_between: int = Field(
+        1, ge=0, le=62, description="plans between the largest and the smallest to draw in each step"
+    )
+    weights: list[Weight] | None = Field(
+        None, description="how likely each plan between is to be drawn, in their order; default: all alike"
+    )
+    teacher: Literal["teacher", "self"] = Field(
+        "teacher",
+        description="stage distill: who teaches the plans; self: the student's own largest plan, which then learns "
+        "from the text alone, teaches the others",
+    )
+    largest: Literal["stage", "text"] = Field(
+        "stage",
+        description="stage distill: loss of the largest plan: the stage's, or cross-entropy on the text",
+    )
+    loss_weights: list[Weight] | None = Field(
+        None, description="weight of each plan's loss, the largest plan first; default: all 1"
+    )
+
+    def conflicts(self) -> Conflicts:
+        """Cuts that are shares, each once; weights that are not all 0."""
+        cuts = self.cuts or []
+        if not all(0 <= cut <= 1 for cut in cuts) or len(set(cuts)) < len(cuts):
+            yield "cuts", "different shares from 0 to 1"
+        if self.loss_weights is not None and not any(self.loss_weights):
+            yield "loss_weights", "a number above 0 among them"
+
+
 class DistillationSection(Section):
     """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text."""
 
@@ -54,6 +92,7 @@ class DistillationSection(Section):
     layerwise: StageSection = StageSection(max_steps=0)
     distill: StageSection = StageSection()
     recover: StageSection = StageSection()
+    elastic: ElasticSection = ElasticSection()
     signals: str | None = Field(
         None, description="folder written by `iiad capture`; replaces the teacher in stage distill"
     )
@@ -80,6 +119,14 @@ class DistillationSection(Section):
                 "signals",
                 "null where stage distill does not run, or has neither kl_weight nor hidden_weight",
             )
+        if self.elastic.teacher == "self":
+            if self.signals is not None:
+                yield "signals", "null with elastic.teacher self: the student teaches itself"
+            if not (self.kl_weight or self.hidden_weight):
+                yield (
+                    "elastic.teacher",
+                    "teacher, where stage distill has neither kl_weight nor hidden_weight",
+                )
         layers = self.hidden_layers
         if layers and (min(layers) < 0 or max(layers) > 2**12 or len(set(layers)) < len(layers)):
             yield "hidden_layers", "different numbers from 0 on"

@@ -30,6 +30,7 @@ from .optimizing import clip_gradient, gather_optimizer, load_optimizer, make_op
 from .processes import any_process, from_first_process, gather, gather_full, mean_over_processes
 from .stage import RunContext, Stage
 from .stage_log import StageLog
+from .turns import summarize_scores
 
 __all__ = ["run_stage"]
 
@@ -100,7 +101,7 @@ class _StageRun:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",  # the learner's own autocast serves its teacher as well
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps * stage.turns.num_turns,
             log_with=list(settings.report_to) or None,
             project_dir=context.folder / "trackers",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=stage.unused)],
@@ -180,23 +181,11 @@ class _StageRun:
 
     def make_step(self, learning_rate: float) -> float:
         """One optimizer step, skipped if its loss or gradient is NaN or infinite; returns the gradient's norm."""
-        stage, state, settings = self.stage, self.state, self.settings
+        stage, state = self.stage, self.state
         seed_step(stage.seed, state.step)
-        means: dict[str, Tensor] = {}
-        device = self.accelerator.device
-        for batch, weight in micro_batches(stage.blocks, state.step, settings, stage.seed, device):
-            with self.accelerator.accumulate(self.wrapped):
-                if isinstance(self.learner, FSDPModule):
-                    self.learner.set_requires_gradient_sync(self.accelerator.sync_gradients)
-                loss, parts = self.wrapped(batch, stage.objective.signal(batch))
-                # An infinite loss may have a finite gradient: have it tell, since all processes see the gradient.
-                self.accelerator.backward(loss * (weight + 0 * loss.detach()))
-            for name, part in {"loss": loss.detach(), **parts}.items():
-                means[name] = (
-                    means.get(name, 0.0) + weight * part.double() / settings.gradient_accumulation_steps
-                )
+        means = self.add_gradients()
         # The one wait for the device in a step.
-        norm = float(clip_gradient(self.model, settings.max_grad_norm))
+        norm = float(clip_gradient(self.model, self.settings.max_grad_norm))
         if norm < float("inf"):
             state.skipped_in_a_row = 0
             state.window_steps += 1
@@ -206,6 +195,29 @@ class _StageRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
+
+    def add_gradients(self) -> dict[str, Tensor]:
+        """Run the turns of a step over its micro-batches; returns the losses, each a mean over these, turns added."""
+        stage, settings, device = self.stage, self.settings, self.accelerator.device
+        turns, means = stage.turns, dict[str, Tensor]()
+        turns.draw(stage.seed, self.state.step)
+        for batch, weight in micro_batches(stage.blocks, self.state.step, settings, stage.seed, device):
+            signal = stage.objective.signal(batch)
+            for turn in range(turns.num_turns):
+                turns.enter(self.model, turn)
+                with self.accelerator.accumulate(self.wrapped):
+                    if isinstance(self.learner, FSDPModule):
+                        self.learner.set_requires_gradient_sync(self.accelerator.sync_gradients)
+                    loss, parts = self.wrapped(batch, signal)
+                    # An infinite loss may have a finite gradient: have it tell, since all processes see the gradient.
+                    # accelerate divides by the number of passes; turns are added up.
+                    self.accelerator.backward(turns.num_turns * loss * (weight + 0 * loss.detach()))
+                for name, part in {"loss": loss.detach(), **parts}.items():
+                    means[name] = (
+                        means.get(name, 0.0) + weight * part.double() / settings.gradient_accumulation_steps
+                    )
+        turns.leave(self.model)
+        return means
 
     def count_skipped(self, norm: float, learning_rate: float) -> None:
         """Note a skipped step. Raises InputError for too many in a row."""
@@ -246,20 +258,17 @@ class _StageRun:
         if self.context.score is None:
             return False
         with self.average.applied(), unsharded(self.learner):
-            score = self.context.score(self.model)
-        figures = {"eval_loss": score.nll, "eval_accuracy": score.accuracy}
-        retained = None if stage.teacher is None else score.retained(stage.teacher)
-        if retained is not None:
-            figures["retained"] = retained
-            # Together: one process that stopped alone would leave the others waiting for ever.
-            if stage.retain is not None and any_process(retained >= stage.retain):
-                state.stopped = f"retains {100 * retained:.2f} % of the teacher's accuracy"
-                print_status(f"step {state.step}: {state.stopped}; {100 * stage.retain:g} % were asked for")
+            figures = summarize_scores(stage.turns.score(self.model, self.context.score), stage.teacher)
+        loss, retained = figures["eval_loss"], figures.get("retained")
+        # Together: one process that stopped alone would leave the others waiting for ever.
+        if retained is not None and stage.retain is not None and any_process(retained >= stage.retain):
+            state.stopped = f"retains {100 * retained:.2f} % of the teacher's accuracy"
+            print_status(f"step {state.step}: {state.stopped}; {100 * stage.retain:g} % were asked for")
         state.newest |= figures
         self.log.write(state.step, figures, self.model)
         saving |= bool(state.stopped) or (self.settings.eval_steps or 0) >= self.settings.save_steps
-        if saving and score.nll < state.best.get("eval_loss", float("inf")):
-            state.best = {"step": state.step, "eval_loss": score.nll}
+        if saving and loss < state.best.get("eval_loss", float("inf")):
+            state.best = {"step": state.step, "eval_loss": loss}
         return bool(state.stopped) or state.best.get("step") == state.step
 
     def save(self) -> None:

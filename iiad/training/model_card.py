@@ -56,6 +56,15 @@ Iterations of each layer, kept (#) and dropped (.):
 One page of it all, to which profile, evaluation, bench and check can be added:
 `iiad report {folders} --output report.html`
 """
+_FAMILY = """
+Trained for these plans, of which it runs the first until told otherwise (validation figures):
+
+| plan | iterations per layer | nats a token | accuracy |
+| --- | --- | --- | --- |
+{rows}
+
+Another: `from_pretrained(folder, {given})`, or `--plan NAME` of iiad's commands.
+"""
 _REMARK = """
 With `import iiad.models` before, `trust_remote_code` is not needed.
 """
@@ -75,7 +84,8 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         facts.append(f"iterations per layer (the plan): {config.iterations}")
         b = config.stop_extrapolation
         facts += [f"stops extrapolated by: {b}"] if any(b) else []
-    facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in results.items()]
+    shown = {name: value for name, value in results.items() if not isinstance(value, list)}
+    facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in shown.items()]
     has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too
     return _CARD.format(
         model_type=config.model_type,
@@ -83,12 +93,29 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         auto=auto_class(config).__name__,
         command=record.command,
         facts="\n".join(f"- {fact}" for fact in facts),
-        plan=_plan(config, record) if hasattr(config, "iterations") else "",
+        plan=_plan(config, record) + _family(config) if hasattr(config, "iterations") else "",
         trust=", trust_remote_code=True" if has_code else "",
         remark=_REMARK if has_code else "",
         inputs="\n".join(f"- {name}: `{value[:16]}` (sha256)" for name, value in record.inputs.items()),
         settings=json.dumps(record.settings, indent=1),
     )
+
+
+def _family(config: Any) -> str:
+    """List the plans that an elastic student was trained for."""
+    listed = getattr(config, "plans", None) or []
+    rows = [
+        " | ".join(
+            [plan["name"], str(plan["num_iterations"])]
+            + [_figure(plan[name]) if name in plan else "" for name in ("nll", "accuracy")]
+        )
+        for plan in listed
+    ]
+    if not listed:
+        return ""
+    fields = config.split_plan(listed[-1]["num_iterations"])
+    given = ", ".join(f"{name}={value}" for name, value in fields.items())
+    return _FAMILY.format(rows="\n".join(f"| {row} |" for row in rows), given=given)
 
 
 def _plan(config: Any, record: RunRecord) -> str:

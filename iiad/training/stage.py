@@ -16,6 +16,7 @@ from .learner import LanguageModelling, Objective
 from .phases import TwoPhases
 from .scoring import TokenScore
 from .sections import OptimizationSection, StageSection, TrainingSection
+from .turns import Turns
 
 __all__ = ["RunContext", "Stage"]
 
@@ -44,10 +45,10 @@ class Stage:
     """One stage of a run.
 
     folder: for checkpoints. blocks: items with input_ids (T,), all of one length, and what the objective's signals
-    ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout and of the data's order. phases: of
-    the iterations. unused: some parameters get no gradient in some steps, which DDP must be told. work: of its
-    steps, and share: of the run's, to tell the time left. retain: end once this share of the teacher's accuracy is
-    there. teacher: its score on the held-out text.
+    ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout, of the data's order and of what the
+    turns draw. turns: passes over each batch. phases: of the iterations. unused: some parameters get no gradient
+    in some steps, which DDP must be told. work: of its steps, and share: of the run's, to tell the time left. retain:
+    end once this share of the teacher's accuracy is there. teacher: its score on the held-out text.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     length: TrainingSection | StageSection
     seed: int
     objective: Objective = field(default_factory=LanguageModelling)
+    turns: Turns = field(default_factory=Turns)
     phases: TwoPhases | None = None
     unused: bool = False
     work: StageWork = field(default_factory=StageWork)

@@ -75,7 +75,7 @@ CASES = {
     check: [
         *OF_ALL[:2],
         ({"plan": "nowhere.json", "teacher": "teacher"}, "nowhere.json: no such file"),
-        ({"plan": "nowhere.json"}, "plan: expected a teacher with it, got none"),
+        ({"plan": "nowhere.json"}, "nowhere.json: no such file"),
         ({"prompt_tokens": 3}, "prompt_tokens: expected at least 4, got 3"),
         ({"new_tokens": 1}, "new_tokens: expected at least 2, got 1"),
         ({"new_tokens": 500}, POSITIONS),

@@ -22,7 +22,12 @@ def test_planning_imports_neither_torch_nor_the_half_of_influence_that_measures(
     assert not {name for name in names if name.split(".")[0] in ("torch", "transformers", "safetensors")}
     ours = {name for name in names if name.startswith("iiad.")}
     light = {"convergence", "diagnostics", "profile"}  # no torch: tests/models/test_registration.py
-    assert ours == {"iiad.artefacts", "iiad.errors", *(f"iiad.influence.{name}" for name in light)}
+    assert ours == {
+        "iiad.artefacts",
+        "iiad.errors",
+        "iiad.files",
+        *(f"iiad.influence.{name}" for name in light),
+    }
 
 
 def test_loading_a_model_does_not_import_planning():

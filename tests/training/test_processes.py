@@ -203,3 +203,16 @@ def test_two_processes_learn_from_pairs_as_one_does(fsdp, pair_fields, together,
     code, run = together(fields)
     assert code == 0
     assert_same_run(tmp_path / "one", run)
+
+
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_learn_nested_plans_as_one_does(fsdp, one, lesson, together, tmp_path):
+    def fields(**training):
+        made = lesson(**training)
+        made["distillation"] |= {"layerwise": {"max_steps": 0}, "elastic": {"cuts": [0, 0.5, 0.75, 1]}}
+        return made
+
+    distill(one, None, DistillRecipe.model_validate(fields(per_device_train_batch_size=4)), tmp_path / "one")
+    code, run = together(fields(**HALF, fsdp=fsdp), one)
+    assert code == 0
+    assert_same_run(tmp_path / "one", run, "loss", "kl_largest", "kl_smallest")

@@ -1,0 +1,143 @@
+"""Passes over each batch of a step: one of the model as it is, or one for each of several nested plans."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .batches import derive_seed
+from .scoring import TokenScore
+
+__all__ = ["Sandwich", "Turns", "summarize_scores"]
+
+Scores = dict[str, TokenScore]
+"""Of each plan by its name; of a model that has one plan alone, of that under "full"."""
+
+_COUNTED_STEPS = 1000
+"""Steps whose draws are counted for the mean cost of a step."""
+
+
+class Turns:
+    """One pass over each batch, of the model as it is."""
+
+    num_turns = 1
+
+    def draw(self, seed: int, step: int) -> None:
+        """Begin a step, counted from 0: decide what runs in it by seed and step alone."""
+
+    def enter(self, model: Any, turn: int) -> None:
+        """Begin a pass, counted from 0."""
+
+    def leave(self, model: Any) -> None:
+        """End the step's passes: the model is what is saved, shown and scored."""
+
+    def score(self, model: Any, score: Callable[[Any], TokenScore]) -> Scores:
+        """Score what the passes train."""
+        return {"full": score(model)}
+
+
+class NamedPlan(NamedTuple):
+    """A plan and its name."""
+
+    name: str
+    num_iterations: Sequence[int]
+
+
+class Sandwich(Turns):
+    """The largest plan, k drawn from those between and the smallest, each a pass over the same batch (sandwich rule,
+    Yu & Huang 2019, arXiv 1903.05134).
+
+    plans: nested, the largest first; the model runs it between steps. num_between: k; fewer where fewer can be drawn.
+    weights: how likely each plan between is to be drawn, in their order; default: all alike. All processes draw the
+    same plans.
+    """
+
+    def __init__(
+        self, plans: Sequence[NamedPlan], num_between: int = 1, weights: Sequence[float] | None = None
+    ):
+        self.plans = list(plans)
+        between = range(1, len(plans) - 1)
+        weights = [1.0] * len(between) if weights is None else weights
+        self.weights = {number: w for number, w in zip(between, weights, strict=True) if w > 0}
+        self.num_between = min(num_between, len(self.weights))
+        self.num_turns = min(len(plans), 2) + self.num_between
+        self.drawn = self._draw(0, 0)
+        self.turn = 0
+
+    @property
+    def plan(self) -> int:
+        """Number of the plan that runs, from 0, the largest."""
+        return self.drawn[self.turn]
+
+    @property
+    def role(self) -> str:
+        """Part of the plan that runs: largest, between or smallest."""
+        if self.plan in (0, len(self.plans) - 1):
+            return "largest" if self.plan == 0 else "smallest"
+        return "between"
+
+    def draw(self, seed: int, step: int) -> None:
+        """Decide on the plans of a step."""
+        self.drawn = self._draw(seed, step)
+
+    def _draw(self, seed: int, step: int) -> list[int]:
+        numbers = random.Random(derive_seed("plans", seed, step))
+        # The k largest u^(1/w) are a weighted sample without replacement (Efraimidis & Spirakis 2006).
+        keys = {number: math.log(1 - numbers.random()) / w for number, w in self.weights.items()}
+        between = sorted(sorted(keys, key=lambda number: -keys[number])[: self.num_between])
+        return [0, *between, len(self.plans) - 1][: self.num_turns]
+
+    def enter(self, model: Any, turn: int) -> None:
+        """Give the model the plan of a pass. It keeps the largest plan's slots, which are enough without a cache.
+
+        Making new ones would take 10 ms for 24 layers, and have torch.compile begin anew.
+        """
+        self.turn = turn
+        _follow(model.config, self.plans[self.plan].num_iterations)
+
+    def leave(self, model: Any) -> None:
+        """Give the model the largest plan."""
+        self.turn = 0
+        _follow(model.config, self.plans[0].num_iterations)
+
+    def score(self, model: Any, score: Callable[[Any], TokenScore]) -> Scores:
+        """Score the model under each plan."""
+        found = {}
+        for name, plan in self.plans:
+            model.set_num_iterations(plan)
+            found[name] = score(model)
+        model.set_num_iterations(self.plans[0].num_iterations)
+        return found
+
+    def count_evaluations(self, config: Any, seed: int) -> tuple[float, list[int]]:
+        """Count block evaluations of a token in a step's passes, in the mean, and in one pass of each plan alone."""
+        start = config.num_start_evaluations * len(config.iterations)
+        alone = [start + sum(plan) for _, plan in self.plans]
+        steps = [sum(alone[number] for number in self._draw(seed, step)) for step in range(_COUNTED_STEPS)]
+        return sum(steps) / len(steps), alone
+
+
+def _follow(config: Any, plan: Sequence[int]) -> None:
+    for field, value in config.split_plan(plan).items():
+        setattr(config, field, value)
+
+
+def summarize_scores(scores: Scores, teacher: TokenScore | None) -> dict[str, float]:
+    """Return validation figures by name: of several plans the mean loss and accuracy and the least share retained,
+    and those of each.
+    """
+    count = len(scores)
+    figures = {
+        "eval_loss": sum(score.nll for score in scores.values()) / count,
+        "eval_accuracy": sum(score.accuracy for score in scores.values()) / count,
+    }
+    retained = {} if teacher is None else {name: score.retained(teacher) for name, score in scores.items()}
+    known = {name: share for name, share in retained.items() if share is not None}
+    if known:
+        figures["retained"] = min(known.values())
+    if count > 1:
+        figures |= {f"eval_loss_{name}": score.nll for name, score in scores.items()}
+        figures |= {f"retained_{name}": share for name, share in known.items()}
+    return figures
