@@ -77,8 +77,11 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], new_tokens: int, concurrency: int
     ) -> list[Completion]:
         """Complete prompts in order, so many at a time."""
-        with ThreadPoolExecutor(concurrency) as threads:
+        threads = ThreadPoolExecutor(concurrency)
+        try:
             return list(threads.map(lambda prompt: self.complete(prompt, new_tokens), prompts))
+        finally:  # after ^C no answer is waited for, so that the server ends at once
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def complete(self, prompt: Sequence[int], new_tokens: int) -> Completion:
         """Decode so many tokens greedily after a prompt of tokens, past any end of the text. Raises EngineError."""

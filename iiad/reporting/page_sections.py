@@ -254,7 +254,7 @@ def _usage(sources: Sources) -> Section:
     ]
     if not pairs:
         serve = f"python -m vllm.entrypoints.openai.api_server --model {quoted} --trust-remote-code"
-        parts.append(Code(serve, "vLLM's server, through its Transformers backend"))
+        parts.append(Code(serve, "vLLM's server; see docs/serving.md for its environment and options"))
     return Section("use", "Load and serve", parts, "The result is an ordinary Hugging Face model.")
 
 
