@@ -7,14 +7,15 @@ Teachers of one recipe and several seeds. All is fitted on tokens of --data and 
 by a plain profile and by one of extrapolated stops. Printed: growth of the loss in nats, and the share of the plain
 growth that a variant takes away, each as a mean over the teachers with a 95 % interval. Variants:
 
-    scalar      z(r) + b (z(r) - z(r-1)), b by layer and stop: what `iiad plan --extrapolate` does
-    input       the same, and at r = 0 with the layer's input in place of z(-1)
-    norm        the same, and at r = 0 a z(0) + c, a and c by channel
-    channel     b by channel
+    steps       up to three numbers for each layer and stop: what `iiad plan --extrapolate` does
+    last        one number, z(r) + b (z(r) - z(r-1))
     two         two numbers, for the last step and the one before (from r = 2)
+    input       as last, and at r = 0 with the layer's input in place of z(-1)
+    norm        as last, and at r = 0 a z(0) + c, a and c by channel
+    channel     as last, b by channel
     anderson    the mix of z(r) and z(r-1) whose residual is least, by token (Anderson 1965; from r = 1)
-    weights     scalar, and the layer's output weights refitted
-    sequential  scalar, fitted layer after layer with the layers before it cut and extrapolated; of some plans
+    weights     as last, and the layer's output weights refitted
+    sequential  as last, fitted layer after layer with the layers before it cut and extrapolated; of some plans
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from iiad.influence.passes import FullPass
 from iiad.planning import Targets, plan_by_target
 from iiad.studies.estimation import estimate
 
+VARIANTS = "steps last two input norm channel anderson weights sequential".split()
 CUTS = (0.3, 0.55, 0.75, 1.0)
 Solved = list[tuple[Tensor, list[Tensor], list[Tensor]]]
 """For each layer its input, its iterates z(0), ..., z(R) and H_0, ..., H_{t-1}, all (tokens, D)."""
@@ -107,21 +109,21 @@ def least_squares(columns: Sequence[Tensor], target: Tensor) -> list[float]:
 
 def fit(solved: Solved) -> dict[str, Correct]:
     """Fit the variants that need one full pass, by name."""
-    table: dict[str, dict[tuple[int, int], Any]] = {name: {} for name in ("scalar", "channel", "two", "norm")}
+    table: dict[str, dict[tuple[int, int], Any]] = {name: {} for name in ("last", "channel", "two", "norm")}
     for t, (x, z, _) in enumerate(solved):
         for r in range(len(z) - 1):
             before, gap = z[r - 1] if r else x, z[-1] - z[r]
             step = z[r] - before
-            table["scalar"][t, r] = least_squares([step], gap)[0]
+            table["last"][t, r] = least_squares([step], gap)[0]
             table["channel"][t, r] = (gap * step).sum(0) / (step * step).sum(0) if r else None
             if r > 1:
                 table["two"][t, r] = least_squares([step, z[r - 1] - z[r - 2]], gap)
             centred = z[r] - z[r].mean(0)
             a = (centred * (z[-1] - z[-1].mean(0))).sum(0) / (centred * centred).sum(0)
             table["norm"][t, r] = (a, z[-1].mean(0) - a * z[r].mean(0))
-    b = table["scalar"]
+    b = table["last"]
 
-    def scalar(t: int, x: Tensor, z: list[Tensor], history: Any, at_zero: bool = False) -> Any:
+    def last_step(t: int, x: Tensor, z: list[Tensor], history: Any, at_zero: bool = False) -> Any:
         r = len(z) - 1
         if r == 0:
             return (z[0] + b[t, 0] * (z[0] - x), None) if at_zero else (z[0], None)
@@ -129,7 +131,7 @@ def fit(solved: Solved) -> dict[str, Correct]:
 
     def norm(t: int, x: Tensor, z: list[Tensor], history: Any) -> Any:
         a, c = table["norm"][t, 0]
-        return (a * z[0] + c, None) if len(z) == 1 else scalar(t, x, z, history)
+        return (a * z[0] + c, None) if len(z) == 1 else last_step(t, x, z, history)
 
     def channel(t: int, x: Tensor, z: list[Tensor], history: Any) -> Any:
         r = len(z) - 1
@@ -137,7 +139,7 @@ def fit(solved: Solved) -> dict[str, Correct]:
 
     def two(t: int, x: Tensor, z: list[Tensor], history: Any) -> Any:
         if len(z) < 3:
-            return scalar(t, x, z, history)
+            return last_step(t, x, z, history)
         b1, b2 = table["two"][t, len(z) - 1]
         return z[-1] + b1 * (z[-1] - z[-2]) + b2 * (z[-2] - z[-3]), None
 
@@ -150,8 +152,8 @@ def fit(solved: Solved) -> dict[str, Correct]:
         return z[-1] - share.clamp(-2, 2) * (z[-1] - z[-2]), None
 
     return {
-        "scalar": scalar,
-        "input": lambda *given: scalar(*given, at_zero=True),
+        "last": last_step,
+        "input": lambda *given: last_step(*given, at_zero=True),
         "norm": norm,
         "channel": channel,
         "two": two,
@@ -159,8 +161,8 @@ def fit(solved: Solved) -> dict[str, Correct]:
     }
 
 
-def fit_weights(model: Any, solved: Solved, scalar: Correct) -> Correct:
-    """Refit x_{t+1} as a combination of H_0, ..., H_{t-1}, z(r) and z(r-1); H_t is the scalar's."""
+def fit_weights(model: Any, solved: Solved, last_step: Correct) -> Correct:
+    """Refit x_{t+1} as a combination of H_0, ..., H_{t-1}, z(r) and z(r-1); H_t is that of the last step."""
     weights: dict[tuple[int, int], list[float]] = {}
     for t, (_, z, history) in enumerate(solved):
         target = model.base_model.layers[t].output(z[-1], *history)
@@ -168,7 +170,7 @@ def fit_weights(model: Any, solved: Solved, scalar: Correct) -> Correct:
             weights[t, r] = least_squares([*history, z[r], z[r - 1]], target)
 
     def correct(t: int, x: Tensor, z: list[Tensor], history: Any) -> Any:
-        state, _ = scalar(t, x, z, history)
+        state, _ = last_step(t, x, z, history)
         if len(z) == 1:
             return state, None
         terms = zip(weights[t, len(z) - 1], [*history, z[-1], z[-2]], strict=True)
@@ -177,16 +179,18 @@ def fit_weights(model: Any, solved: Solved, scalar: Correct) -> Correct:
     return correct
 
 
-def fit_sequentially(model: Any, batches: Sequence[Any], solved: Solved, plan: Sequence[int]) -> list[float]:
+def fit_sequentially(
+    model: Any, batches: Sequence[Any], solved: Solved, plan: Sequence[int]
+) -> list[list[float]]:
     """Fit b layer after layer, each on iterates that the cut and extrapolated layers before it lead to."""
-    found: list[float] = []
+    found: list[list[float]] = []
     full = list(model.config.iterations)
     for t, r in enumerate(plan):
-        b = 0.0
+        b: list[float] = []
         if 0 < r < full[t]:
-            model.set_num_iterations([*plan[: t + 1], *full[t + 1 :]], [*found, *[0.0] * (len(plan) - t)])
+            model.set_num_iterations([*plan[: t + 1], *full[t + 1 :]], [*found, *[[]] * (len(plan) - t)])
             _, z, _ = solve_all(model, batches)[t]
-            b = least_squares([z[r] - z[r - 1]], solved[t][1][-1] - z[r])[0]
+            b = least_squares([z[r] - z[r - 1]], solved[t][1][-1] - z[r])
         found.append(b)
     model.reconfigure(**model.config.split_plan(full), extrapolation=None)
     return found
@@ -219,20 +223,29 @@ def measure(folder: str, options: Any) -> dict[tuple[str, str], float]:
             name = f"{100 * cut:.0f} %" + (", by extrapolated stops" if extrapolate else "")
             plans[name] = plan_by_target(profile, Targets(overhead_cut=cut)).num_iterations
     print(folder, plans, flush=True)
+    budgets, wanted = list(plans.values()), options.variant or VARIANTS
+    loss, found = measure_truncations(model, held_out, budgets)
+    results = {(name, "plain"): each["loss"] for name, each in zip(plans, found, strict=True)}
+    results["teacher", "loss"] = loss
+    if "steps" in wanted:
+        coefficients = [profile.coefficients(plan) for plan in budgets]
+        _, found = measure_truncations(model, held_out, budgets, extrapolations=coefficients)
+        results |= {(name, "steps"): each["loss"] for name, each in zip(plans, found, strict=True)}
+    if set(wanted) == {"steps"}:
+        return results
     solved = solve_all(model, fit_on)
     variants = fit(solved)
     if model.config.history:
-        variants["weights"] = fit_weights(model, solved, variants["scalar"])
-    loss, found = measure_truncations(model, held_out, list(plans.values()))
-    results = {(name, "plain"): each["loss"] for name, each in zip(plans, found, strict=True)}
-    results["teacher", "loss"] = loss
-    for variant, correct in variants.items():
-        with corrected(model, correct):
-            _, found = measure_truncations(model, held_out, list(plans.values()))
+        variants["weights"] = fit_weights(model, solved, variants["last"])
+    for variant in [name for name in variants if name in wanted]:
+        with corrected(model, variants[variant]):
+            _, found = measure_truncations(model, held_out, budgets)
         results |= {(name, variant): each["loss"] for name, each in zip(plans, found, strict=True)}
+    if "sequential" not in wanted:
+        return results
     chosen = {name: plan for name, plan in plans.items() if name == "r = 1" or name.startswith("55 %")}
-    coefficients = [fit_sequentially(model, fit_on, solved, plan) for plan in chosen.values()]
-    _, found = measure_truncations(model, held_out, list(chosen.values()), extrapolations=coefficients)
+    sequential = [fit_sequentially(model, fit_on, solved, plan) for plan in chosen.values()]
+    _, found = measure_truncations(model, held_out, list(chosen.values()), extrapolations=sequential)
     return results | {(name, "sequential"): each["loss"] for name, each in zip(chosen, found, strict=True)}
 
 
@@ -254,6 +267,7 @@ def main() -> int:
     parser.add_argument("teachers", nargs="+", help="model folders")
     parser.add_argument("--data", required=True)
     parser.add_argument("--held-out", required=True)
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all")
     options = parser.parse_args()
     found = [measure(folder, options) for folder in options.teachers]
     losses = [each.pop(("teacher", "loss")) for each in found]
