@@ -249,6 +249,29 @@ def measure(folder: str, options: Any) -> dict[tuple[str, str], float]:
     return results | {(name, "sequential"): each["loss"] for name, each in zip(chosen, found, strict=True)}
 
 
+@torch.no_grad()
+def print_agreement(folder: str, options: Any) -> None:
+    """Print how often plans, as drafts, have the teacher's most likely token, as they are and extrapolated."""
+    model = load_model(folder, device="cpu").eval()
+    given = {
+        "block_size": options.block_size,
+        "batch_size": options.batch_size,
+        "max_tokens": options.fit_tokens,
+    }
+    profile = measure_influence(folder, [options.data], metrics=["cosine"], device="cpu", **given)
+    batches = _batches(folder, options, options.held_out, "validation", options.tokens)
+    wanted = [model(batch["input_ids"]).logits.argmax(-1) for batch in batches]
+    for text in options.agreement:
+        plan = list(map(int, text.split(",")))
+        shares = []
+        for coefficients in ([[] for _ in plan], profile.coefficients(plan)):
+            model.set_num_iterations(plan, coefficients)
+            found = [model(batch["input_ids"]).logits.argmax(-1) for batch in batches]
+            same = [(a == b).float().flatten() for a, b in zip(found, wanted, strict=True)]
+            shares.append(torch.cat(same).mean().item())
+        print(f"{folder} {plan}: {shares[0]:.1%} as it is, {shares[1]:.1%} extrapolated", flush=True)
+
+
 def _batches(folder: str, options: Any, data: str, split: str, num_tokens: int) -> list[Any]:
     settings = ProfileSettings(
         block_size=options.block_size,
@@ -268,7 +291,14 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--held-out", required=True)
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all")
+    parser.add_argument(
+        "--agreement", action="append", help="a plan, as 2,1,1: how often it drafts the teacher's token"
+    )
     options = parser.parse_args()
+    if options.agreement:
+        for folder in options.teachers:
+            print_agreement(folder, options)
+        return 0
     found = [measure(folder, options) for folder in options.teachers]
     losses = [each.pop(("teacher", "loss")) for each in found]
     print("teachers", " ".join(f"{loss:.4f}" for loss in losses))
