@@ -84,7 +84,6 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
     teacher's own in any layer, and not the teacher's plan.
     Raises InputError for a teacher without iterations.
     """
-    _require_iterations(teacher)
     if trained := _trained_plans(teacher):
         return trained
     own = teacher.config.iterations
@@ -97,7 +96,11 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
 
 
 def _trained_plans(teacher: Any) -> list[list[int]]:
-    """Return the plans that an elastic teacher lists and that are smaller than the one it runs, cheapest first."""
+    """Return the plans that an elastic teacher lists and that are smaller than the one it runs, cheapest first.
+
+    Raises InputError for a teacher without iterations.
+    """
+    _require_iterations(teacher)
     own = sum(teacher.config.iterations)
     listed = [list(plan["num_iterations"]) for plan in getattr(teacher.config, "plans", None) or []]
     return sorted((plan for plan in listed if sum(plan) < own), key=sum)
