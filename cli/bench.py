@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .listed_plans import resolve_plan
 from .options import (
     CachePolicy,
     Device,
@@ -19,7 +20,6 @@ from .options import (
     refuse_options,
     require_models,
     require_plan,
-    resolve_plan,
 )
 from .output import print_result
 

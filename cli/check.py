@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from .listed_plans import resolve_plan
 from .options import (
     Overwrite,
     Seed,
     claim_outputs,
     require_models,
     require_plan,
-    resolve_plan,
 )
 from .output import print_result
 

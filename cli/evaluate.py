@@ -9,6 +9,7 @@ import typer
 
 from iiad.errors import InputError
 
+from .listed_plans import resolve_plan
 from .options import (
     CutSources,
     Device,
@@ -28,7 +29,6 @@ from .options import (
     require_tasks,
     require_text,
     require_text_metrics,
-    resolve_plan,
 )
 from .output import print_result
 

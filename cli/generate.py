@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .listed_plans import resolve_plan
 from .options import (
     CachePolicy,
     Device,
@@ -18,7 +19,6 @@ from .options import (
     refuse_options,
     require_models,
     require_plan,
-    resolve_plan,
 )
 from .output import is_json, print_result
 

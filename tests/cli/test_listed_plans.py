@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from cli.options import resolve_plan
+from cli.listed_plans import resolve_plan
 from iiad.checkpoints import identify_model, load_config, load_model, save_checkpoint
 from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.generation.drafts import candidate_plans, load_draft
