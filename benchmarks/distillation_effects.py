@@ -38,7 +38,7 @@ LOSSES: dict[str, Arm] = {
         ["distillation.hidden_weight=1", "distillation.hidden_loss=cosine"],
     ),
 }
-STORED = "stage 1, stored top-k signals"
+STORED = "stage 1, stored signals"
 
 
 def main() -> None:
@@ -56,11 +56,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--losses", action="store_true", help="other losses of stage 1, too")
-    parser.add_argument("--signals", help="a folder of `iiad capture`, for an arm that learns from it")
+    parser.add_argument(
+        "--signals",
+        nargs="+",
+        default=[],
+        help="folders of `iiad capture`, for an arm each that learns from it",
+    )
+    parser.add_argument("--recipe", default="documentation-distill")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which arms without signals"
+    )
     args = parser.parse_args()
-    arms = {**ARMS, **(LOSSES if args.losses else {})}
-    if args.signals:
-        arms[STORED] = ((0, 1, 0), [f"distillation.signals={args.signals}"])
+    arms = {name: ARMS[name] for name in args.arms} | (LOSSES if args.losses else {})
+    for signals in args.signals:
+        arms[f"{STORED} ({Path(signals).name})"] = ((0, 1, 0), [f"distillation.signals={signals}"])
     runs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     # One step at a learning rate of 1e-30: the truncated teacher as it is.
     runs.append(("no distillation", 0))
@@ -78,7 +87,7 @@ def distil(args: argparse.Namespace, arm: str, plan: Arm, seed: int) -> dict[str
     record = folder / "run.json"
     if not (record.exists() and json.loads(record.read_text())["finished"]):
         command = ["iiad", "distill", args.teacher, *([args.plan] if args.plan else [])]
-        command += ["--recipe", "documentation-distill", "--output-dir", str(folder)]
+        command += ["--recipe", args.recipe, "--output-dir", str(folder)]
         fields = [f"data.train=[{args.data}]", f"data.validation=[{args.validation}]", *settings]
         fields += [f"training.seed={1000 * seed}", f"training.per_device_train_batch_size={args.batch_size}"]
         fields += ["training.save_steps=1000", "training.save_total_limit=1"]

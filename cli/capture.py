@@ -25,7 +25,7 @@ from .output import print_result
 __all__ = ["capture"]
 
 _OF_SIGNALS = """
-top_k temperature hidden_layers compression block_size max_tokens blocks_per_shard text_field check_teacher
+keep top_k temperature hidden_layers compression block_size max_tokens blocks_per_shard text_field check_teacher
 """.split()
 
 
@@ -57,6 +57,10 @@ def capture(
         int | None,
         typer.Option(help="With --beam: most tokens of a target. Default: 128, or the model's positions."),
     ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="top-k, or final-hidden: the last hidden state and, once, the head: all tokens."),
+    ] = "top-k",
     top_k: Annotated[int, typer.Option(help="Tokens whose probability is kept.")] = 64,
     temperature: Annotated[float, typer.Option(help="The logits are divided by it.")] = 1.0,
     hidden_layers: Annotated[
@@ -64,8 +68,13 @@ def capture(
         typer.Option(help="Hidden states to keep, as in 0,6,12: 0 embeddings, L after the final norm."),
     ] = None,
     compression: Annotated[
-        str, typer.Option(help="Of hidden states: int8 (a scale for each token) or bfloat16.")
-    ] = "int8",
+        str | None,
+        typer.Option(
+            "--compression",
+            "--dtype",
+            help="Of hidden states: int8 (a scale for each token) or bf16. Default: int8; of final-hidden bf16.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks run at a time.")] = 8,
     block_size: Annotated[
         int | None,
@@ -93,24 +102,31 @@ def capture(
     """Keep a teacher's signals for a text, for any number of distillations.
 
     For every token: the likeliest tokens with their log-probabilities, the mass
-    of all others and, if asked for, hidden states. The signals are bound to
-    teacher, tokenizer and text by their hashes.
+    of all others and, if asked for, hidden states. With --keep final-hidden: the
+    last hidden state, of which distill makes the exact distribution over all
+    tokens, at any temperature. The signals are bound to teacher, tokenizer and
+    text by their hashes.
 
     With --beam: the teacher's own targets of all sources, as pairs.jsonl
     (sequence-level distillation), which train and distill take as data.
 
     Example:  iiad capture teacher --data texts/*.jsonl --output signals --top-k 64
 
+    Example:  iiad capture teacher --data texts/*.jsonl --output signals --keep final-hidden --dtype bf16
+
     Example:  iiad capture translator --data pairs.jsonl --beam 5 --output beams
     """
     import time
 
+    final = _is_final(keep)
     if beam is not None:
         refuse_options(context, "with --beam", *_OF_SIGNALS)
     else:
         refuse_options(context, "without --beam", "length_penalty", "max_new_tokens")
-        if hidden_layers is None:
-            refuse_options(context, "without --hidden-layers", "compression")
+        if final:
+            refuse_options(context, "with --keep final-hidden", "top_k", "temperature")
+        elif hidden_layers is None:
+            refuse_options(context, "without --hidden-layers or --keep final-hidden", "compression")
     limits = pair_limits(context, max_source_tokens, max_target_tokens, cut_sources)
     claim_outputs([teacher], all_data(data), folders={"output": output})
     common: dict[str, Any] = {"limits": limits, "batch_size": batch_size, "device": device, "resume": resume}
@@ -138,11 +154,11 @@ def capture(
         teacher,
         all_data(data),
         output,
-        top_k=top_k,
+        top_k=None if final else top_k,
         temperature=temperature,
         block_size=block_size,
         hidden_layers=_layers(hidden_layers),
-        compression=compression,
+        compression="bfloat16" if compression == "bf16" else compression,
         max_tokens=max_tokens,
         dtype="bfloat16" if bf16 else "float32",
         text_field=text_field,
@@ -152,6 +168,15 @@ def capture(
     )
     line = f"{output}: {signals_line(record)}, in {time.monotonic() - started:.1f} s"
     print_result(record, lambda width: line)
+
+
+def _is_final(keep: str) -> bool:
+    """Return whether final hidden states are to be kept. Raises InputError for a word that is none of the two."""
+    from iiad.errors import InputError
+
+    if keep not in ("top-k", "final-hidden"):
+        raise InputError(f"keep: expected top-k or final-hidden, got {keep!r}")
+    return keep == "final-hidden"
 
 
 def _layers(text: str | None) -> list[int]:

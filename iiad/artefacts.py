@@ -153,6 +153,11 @@ class ModelIdentity(Record):
         fields: dict[str, Any] = write(self)
         return without_empty(fields, "num_encoder_layers", "extrapolation")
 
+    @property
+    def num_decoder_layers(self) -> int:
+        """Layers of a causal model or of a decoder, whose hidden states are 0, ..., so many."""
+        return self.num_layers - self.num_encoder_layers
+
     def layer_name(self, layer: int) -> str:
         """Name a layer, counted from 0 over all, for people: "layer 3" or, of a pair model, "decoder 1"."""
         return layer_name(layer, self.num_encoder_layers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from iiad.artefacts import DataIdentity, Journal
 from iiad.checkpoints import choose_device, label_models, load_config, load_identified, read_limits
@@ -29,9 +31,10 @@ from iiad.progress import print_status, progress
 from iiad.training.batches import Batch
 from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning
 
-from .capture_checks import require, require_folder, require_layers, require_values
+from .capture_checks import require, require_folder, require_layers, require_plain_head, require_values
 from .signal_encoding import encode_gaps, encode_ids, encode_states
-from .signal_record import JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
+from .signal_record import HEAD, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
+from .stored_head import encode_head
 from .teacher_outputs import BatchSignals, TeacherOutputs
 
 __all__ = ["capture_signals"]
@@ -47,11 +50,11 @@ def capture_signals(
     inputs: Sequence[str],
     output_dir: str | Path,
     *,
-    top_k: int = 64,
+    top_k: int | None = 64,
     temperature: float = 1.0,
     block_size: int | None = None,
     hidden_layers: Sequence[int] = (),
-    compression: str = "int8",
+    compression: str | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
     dtype: str = "float32",
@@ -64,7 +67,7 @@ def capture_signals(
     check_teacher: bool = True,
     limits: PairLimits | None = None,
 ) -> SignalRecord:
-    """Run a teacher over a text; keep its likeliest tokens, the mass of the others and, if asked, hidden states.
+    """Run a teacher over a text; keep its distribution of every next token and, if asked, hidden states.
 
     The blocks are those that `iiad distill` packs of the same text. Batch and chunk size change nothing but the
     rounding of the teacher's arithmetic, and may be others when a capture is resumed.
@@ -74,12 +77,14 @@ def capture_signals(
         inputs: files, patterns, folders or `stdlib`, which here is its training split; pairs for an encoder-decoder,
             of which the signals are the decoder's.
         output_dir: a new folder for signals.json and the shards.
-        top_k: k, tokens whose probability is kept.
-        temperature: the logits are divided by it.
+        top_k: k, tokens whose probability is kept; None: the final hidden state, of which, with the head in
+            head.safetensors, distilling makes the exact distribution.
+        temperature: the logits are divided by it; 1 for final hidden states, which serve any.
         block_size: T, tokens of a block; default: 512, or the model's context where that is less. Of pairs: the most
             of a source and of a target.
         hidden_layers: which of the L + 1 hidden states to keep: 0 the embeddings, L those after the final norm.
-        compression: of hidden states: "bfloat16", or "int8" with a scale for each token.
+        compression: of hidden states: "bfloat16", or "int8" with a scale for each token; default: "int8" with top_k,
+            "bfloat16" without, as a distribution shows int8's rounding.
         batch_size: blocks at a time.
         max_tokens: use only whole blocks of this many tokens, from the start; None: all.
         dtype: of the teacher's arithmetic: "float32", or "bfloat16" for autocast, as in training.
@@ -96,12 +101,16 @@ def capture_signals(
     is to be resumed is of something else; before the first shard nothing but signals.partial.jsonl is written then.
     """
     device = choose_device(device)
+    compression = compression or ("bfloat16" if top_k is None else "int8")
     require_values(dtype, device, temperature, batch_size, blocks_per_shard, hidden_layers, compression)
+    if top_k is None:
+        require("temperature", temperature, temperature == 1, "1, as final hidden states serve any")
     with lock_folder(output_dir):
         folder = require_folder(Path(output_dir), resume, RECORD, JOURNAL, "signals")
         context, vocab_size = read_limits(teacher_folder)
         T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
-        require("top_k", top_k, 1 <= top_k <= vocab_size, f"1 to {vocab_size}, the teacher's vocabulary")
+        fits = top_k is None or 1 <= top_k <= vocab_size
+        require("top_k", top_k, fits, f"1 to {vocab_size}, the teacher's vocabulary")
         require("block_size", T, 2 <= T <= context, f"2 to {context}, the teacher's context")
         require(
             "max_tokens", max_tokens, max_tokens is None or max_tokens >= T, f"at least {T}, a block's tokens"
@@ -115,6 +124,11 @@ def capture_signals(
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
         teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=None)
         require_layers(hidden_layers, identity)
+        head = None
+        if top_k is None:
+            require_plain_head(teacher)
+            hidden_layers = list({*hidden_layers, identity.num_decoder_layers})
+            head = encode_head(teacher)
         record = SignalRecord(
             teacher=identity,
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -125,6 +139,7 @@ def capture_signals(
             num_blocks=num_blocks,
             temperature=temperature,
             dtype=dtype,
+            head=None if head is None else hashlib.sha256(head).hexdigest(),
         )
         outputs = TeacherOutputs(
             teacher, top_k, temperature, record.layout.hidden_layers, dtype, chunk_tokens
@@ -135,7 +150,7 @@ def capture_signals(
             override = "--no-check-teacher" if check_teacher else None
             known = blocks.corpus.targets(COUNTED_TOKENS)
             require_knowledge(score.nll, known, held, vocab_size, "the text", override)
-            return _capture_shards(outputs, blocks, folder, record, batch_size, device)
+            return _capture_shards(outputs, blocks, folder, record, batch_size, head)
 
 
 def _capture_shards(
@@ -144,10 +159,14 @@ def _capture_shards(
     folder: Path,
     record: SignalRecord,
     batch_size: int,
-    device: str,
+    head: bytes | None,
 ) -> SignalRecord:
-    """Capture the shards that are not there, note each once it is on disk, and write the record at last."""
-    for pattern in (f".{JOURNAL}-*", f".{RECORD}-*", ".shard-*.tmp"):
+    """Capture the shards that are not there, note each once it is on disk, and write the record at last.
+
+    head: content of its file, if there is to be one.
+    """
+    device = outputs.model.device
+    for pattern in (f".{JOURNAL}-*", f".{RECORD}-*", f".{HEAD}-*", ".shard-*.tmp"):
         for leftover in folder.glob(pattern):  # half-written by a capture that was killed
             leftover.unlink()
     # The version is that of who finishes; names may change where content does not.
@@ -162,6 +181,9 @@ def _capture_shards(
     journal = Journal(folder / JOURNAL, heading, ShardRecord)
     shards = _whole_shards(folder, journal, record.num_shards)
     journal.start([shards[index] for index in sorted(shards)])
+    if head is not None:
+        with atomic_file(folder / HEAD, "; make room and go on with --resume") as file:
+            file.write(head)
     missing = [index for index in range(record.num_shards) if index not in shards]
     T = record.layout.block_size
     print_status(
@@ -192,7 +214,7 @@ def _capture_shards(
     return record
 
 
-def _take(blocks: AnyBlocks, indices: range, device: str) -> Batch:
+def _take(blocks: AnyBlocks, indices: range, device: torch.device) -> Batch:
     """Return blocks as a batch, rows and targets padded to the longest of all."""
     batch = (
         blocks.batch(indices)
@@ -222,9 +244,12 @@ def _whole_shards(folder: Path, journal: Journal[ShardRecord], num_shards: int) 
 
 def _encode(signals: BatchSignals, layout: SignalLayout) -> np.ndarray:
     """Signals of B blocks -> (B,) as they are stored."""
-    encoded = np.zeros(len(signals.ids), layout.block_dtype)
-    encode_ids(signals.ids, encoded)
-    encoded["gaps"] = encode_gaps(signals.gaps)
+    given = signals.states if signals.ids is None else signals.ids
+    assert given is not None
+    encoded = np.zeros(len(given), layout.block_dtype)
+    if signals.ids is not None and signals.gaps is not None:
+        encode_ids(signals.ids, encoded)
+        encoded["gaps"] = encode_gaps(signals.gaps)
     if signals.states is not None and layout.compression is not None:
         encode_states(signals.states, layout.compression, encoded)
     return encoded
@@ -253,7 +278,7 @@ def _pack(
 def _layout(
     config: Any,
     block_size: int,
-    top_k: int,
+    top_k: int | None,
     hidden_layers: list[int],
     compression: str,
     blocks_per_shard: int | None,

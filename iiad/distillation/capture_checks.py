@@ -12,10 +12,11 @@ from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES
 from iiad.errors import InputError
 from iiad.progress import print_status
+from iiad.training.scoring import has_plain_head
 
 from .signal_record import COMPRESSIONS
 
-__all__ = ["require", "require_folder", "require_layers", "require_values"]
+__all__ = ["require", "require_folder", "require_layers", "require_plain_head", "require_values"]
 
 
 def require_folder(folder: Path, resume: bool, record: str, journal: str, what: str) -> Path:
@@ -48,12 +49,16 @@ def require(name: str, found: Any, fits: bool, expected: str) -> None:
 
 def require_layers(hidden_layers: Sequence[int], teacher: ModelIdentity) -> None:
     """Raise InputError for a hidden state that the teacher does not have."""
-    num_layers = (
-        teacher.num_layers - teacher.num_encoder_layers
-    )  # an encoder-decoder's states are its decoder's
+    num_layers = teacher.num_decoder_layers
     expected = f"0 (the embeddings) to {num_layers} (after the final norm)"
     for layer in hidden_layers:
         require("hidden_layers", layer, 0 <= layer <= num_layers, expected)
+
+
+def require_plain_head(teacher: Any) -> None:
+    """Raise InputError for a teacher whose logits are more than the product of final hidden state and head."""
+    expected = f"top-k of a {teacher.config.model_type}, whose logits are not its head's output alone"
+    require("keep", "final-hidden", has_plain_head(teacher), expected)
 
 
 def require_values(

@@ -127,7 +127,7 @@ class Distillation:
             if self.stored is None:
                 stages.append("distill")
             else:
-                teachers["distill"] = StoredTeacher(self.stored, self.layers)
+                teachers["distill"] = StoredTeacher(self.stored, self.layers, training.autocast)
         if stages:
             sharded = training.fsdp and PartialState().num_processes > 1
             live = LiveTeacher(self.teacher, self.layers, training.autocast, sharded)

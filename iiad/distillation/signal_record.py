@@ -1,4 +1,4 @@
-"""signals.json: the teacher and the text of stored signals, their layout, and the hashes of the shards.
+"""signals.json: the teacher and the text of stored signals, their layout, and the hashes of their files.
 
 Needs no torch. Legend: T tokens of a block, V vocabulary, k entries kept, n hidden states kept, D model width,
 L layers.
@@ -7,10 +7,10 @@ L layers.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 import iiad
 from iiad.artefacts import (
@@ -23,12 +23,14 @@ from iiad.artefacts import (
     Record,
     Size,
     check_fields,
+    without_empty,
 )
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES, parse_json, read_whole
 
 __all__ = [
     "COMPRESSIONS",
+    "HEAD",
     "JOURNAL",
     "RECORD",
     "Compression",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 RECORD = "signals.json"
+HEAD = "head.safetensors"
+"""The teacher's head, (V, D), where its final hidden states are kept."""
 JOURNAL = "signals.partial.jsonl"
 """The whole shards of a capture that is not finished, a line each."""
 Compression = Literal["int8", "bfloat16"]
@@ -58,7 +62,10 @@ class SignalLayout(Record):
 
     block_size: Size = Field(ge=2, description="T")
     vocab_size: Size = Field(le=1 << 24, description="V")
-    top_k: Size = Field(description="k: tokens whose probability is kept, the rest being one mass")
+    top_k: Size | None = Field(
+        description="k: tokens whose probability is kept, the rest being one mass; null: none, as the head makes the "
+        "whole distribution of the last of hidden_layers"
+    )
     log_probs: Literal["gaps, uint16 of 2^-10 nat"] = "gaps, uint16 of 2^-10 nat"
     hidden_layers: list[Count] = Field(
         default=[], description="which hidden states: 0 the embeddings, L those after the final norm"
@@ -72,7 +79,9 @@ class SignalLayout(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.top_k > self.vocab_size:
+        if self.top_k is None and not self.hidden_layers:
+            raise ValueError("hidden_layers: expected the last one without top_k, got none")
+        if self.top_k is not None and self.top_k > self.vocab_size:
             raise ValueError(f"top_k: expected at most vocab_size ({self.vocab_size}), got {self.top_k}")
         if (self.compression is None) == bool(self.hidden_layers):
             raise ValueError("compression: expected one with hidden_layers, null without them")
@@ -90,10 +99,12 @@ class SignalLayout(Record):
     def block_dtype(self) -> np.dtype:
         """One block as a numpy record, without padding: all of a block lies together, and is read at once."""
         T, k, n, D = self.block_size, self.top_k, len(self.hidden_layers), self.hidden_size
-        fields: list[tuple[str, str, tuple[int, ...]]] = [("ids", "<u2", (T, k))]
-        if self.vocab_size > SMALL_VOCABULARY:
-            fields.append(("high_ids", "u1", (T, k)))
-        fields.append(("gaps", "<u2", (T, k)))
+        fields: list[tuple[str, str, tuple[int, ...]]] = []
+        if k is not None:
+            fields.append(("ids", "<u2", (T, k)))
+            if self.vocab_size > SMALL_VOCABULARY:
+                fields.append(("high_ids", "u1", (T, k)))
+            fields.append(("gaps", "<u2", (T, k)))
         if self.compression == "int8":
             fields += [("scales", "<f4", (n, T)), ("states", "i1", (n, T, D))]
         elif self.compression == "bfloat16":
@@ -111,7 +122,9 @@ class ShardRecord(Record):
 
     index: Count
     sha256: str = Field(description="of its file")
-    kept_mass: Amount = Field(description="mean over its tokens of the probability of the k entries, 0 to 1")
+    kept_mass: Amount = Field(
+        description="mean over its tokens of the probability of the k entries, 0 to 1; else 1"
+    )
 
 
 class SignalRecord(Artefact):
@@ -123,12 +136,31 @@ class SignalRecord(Artefact):
     data: DataIdentity = Field(description="the packed corpus, and how many tokens from its start were used")
     layout: SignalLayout
     num_blocks: Size
-    temperature: Amount = Field(gt=0, description="the logits were divided by it")
+    temperature: Amount = Field(
+        gt=0, description="the logits were divided by it; 1 without top_k, which serves any"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         description="of the teacher's arithmetic; its head: float32"
     )
     iiad_version: str = Field(default_factory=lambda: iiad.__version__)
+    head: str | None = Field(
+        default=None, description=f"sha256 of {HEAD}, which is there without top_k; not written with it"
+    )
     shards: list[ShardRecord] = Field(default=[], description="in order")
+
+    @model_validator(mode="after")
+    def _has_head(self) -> Self:
+        layout = self.layout
+        if (self.head is None) == (layout.top_k is None):
+            raise ValueError("head: expected a hash without top_k, null with it")
+        if layout.top_k is None and layout.hidden_layers[-1] != self.teacher.num_decoder_layers:
+            expected = f"the teacher's last one, {self.teacher.num_decoder_layers}, without top_k"
+            raise ValueError(f"layout.hidden_layers: expected {expected}, got {layout.hidden_layers}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(write(self), "head")
 
     @property
     def num_shards(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from iiad.errors import InputError
 from iiad.files import file_sha256
 
 from .signal_encoding import decode_gaps, decode_ids, decode_states
-from .signal_record import JOURNAL, RECORD, SignalRecord, shard_name
+from .signal_record import HEAD, JOURNAL, RECORD, SignalRecord, shard_name
+from .stored_head import load_head
 
 __all__ = ["SignalBlocks", "StoredSignals"]
 
@@ -36,7 +37,7 @@ class StoredSignals:
         """Open a folder that `iiad capture` finished; contents are not hashed here, see `verify`.
 
         Raises InputError: no such folder, an unfinished capture, a record that cannot be used, a shard that is
-        missing or of another size.
+        missing or of another size, a head that is missing.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -58,14 +59,24 @@ class StoredSignals:
                 raise InputError(f"{path}: is missing")
             if path.stat().st_size != num_bytes:
                 raise InputError(f"{path}: expected {num_bytes} bytes, got {path.stat().st_size}")
+        if record.head is not None and not (folder / HEAD).is_file():
+            raise InputError(f"{folder / HEAD}: is missing")
         return stored
 
     def verify(self) -> None:
-        """Hash every shard. Raises InputError, naming the first one that is damaged."""
-        for shard in self.record.shards:
-            path = self._path(shard.index)
-            if file_sha256(path) != shard.sha256:
+        """Hash every file. Raises InputError, naming the first that is damaged, and for a head that is none."""
+        hashes = {self._path(shard.index): shard.sha256 for shard in self.record.shards}
+        if self.record.head is not None:
+            hashes[self.folder / HEAD] = self.record.head
+        for path, sha256 in hashes.items():
+            if file_sha256(path) != sha256:
                 raise InputError(f"{path}: is damaged: its sha256 is not the one in {RECORD}")
+        if self.record.head is not None:
+            self.read_head()
+
+    def read_head(self) -> Tensor:
+        """Read the teacher's head, (V, D), float32, of signals without top_k. Raises InputError as `load_head`."""
+        return load_head(self.folder / HEAD, self.record.layout.vocab_size, self.record.layout.hidden_size)
 
     def require(
         self,
@@ -79,8 +90,8 @@ class StoredSignals:
     ) -> None:
         """Raise InputError, naming the first that does not fit what the signals were captured with.
 
-        None: of no concern. teacher: the weights must be the same, and the plan that it ran. hidden_layers: all of
-        these must be held, out of 0, ..., L.
+        None: of no concern. teacher: the weights must be the same, and the plan that it ran. temperature: of top-k;
+        final hidden states serve any. hidden_layers: all of these must be held, out of 0, ..., L.
         """
         record, shape = self.record, teacher and teacher.shape
         for name, found, held in (
@@ -96,7 +107,7 @@ class StoredSignals:
             ),
             ("data", corpus_fingerprint and corpus_fingerprint[:12], record.data.fingerprint[:12]),
             ("block_size", block_size, record.layout.block_size),
-            ("temperature", temperature, record.temperature),
+            ("temperature", temperature if record.head is None else None, record.temperature),
         ):
             if found is not None and found != held:
                 raise InputError(f"{self.folder}: {name}: expected {held}, as captured, got {found}")
@@ -108,9 +119,10 @@ class StoredSignals:
         """The signals of block `index`, from 0.
 
         hidden_layers: which of those that are held to read; None: all. Returns `top_ids` (T, k) int64,
-        `top_log_probs` (T, k) and `top_tail` (T,) float32, whose masses sum to 1, and, where any are read,
-        `hidden_states` (n, T, D) in bfloat16, or float32 from int8. Raises InputError for a file that went away, ids
-        that are not in the vocabulary or twice at a token, and hidden states that are not finite.
+        `top_log_probs` (T, k) and `top_tail` (T,) float32, whose masses sum to 1, or without top_k `final_states`
+        (T, D); and, where any are read, `hidden_states` (n, T, D). States are in bfloat16, or float32 from int8.
+        Raises InputError for a file that went away, ids that are not in the vocabulary or twice at a token, and
+        hidden states that are not finite.
         """
         layout = self.record.layout
         shard, row = divmod(index, layout.blocks_per_shard)
@@ -119,22 +131,31 @@ class StoredSignals:
             block = np.memmap(self._path(shard), layout.block_dtype, mode="r")[row]
         except (OSError, ValueError, IndexError) as error:
             raise InputError(f"{self._path(shard)}: cannot be read: {error}") from None
+        signals = self._read_top(block, shard, index) if layout.top_k is not None else {}
+        layers = list(layout.hidden_layers if hidden_layers is None else hidden_layers)
+        read = [*layers, *([] if layout.top_k is not None else layout.hidden_layers[-1:])]
+        if read and layout.compression is not None:
+            which = [layout.hidden_layers.index(layer) for layer in read]
+            states = decode_states(block, layout.compression, which)
+            if not states.isfinite().all():
+                self._refuse(shard, index, "finite hidden states")
+            if layout.top_k is None:
+                signals["final_states"] = states[-1]
+            if layers:
+                signals["hidden_states"] = states[: len(layers)]
+        return signals
+
+    def _read_top(self, block: Any, shard: int, index: int) -> dict[str, Tensor]:
         ids = np.sort(decoded := decode_ids(block))
-        if ids.max() >= layout.vocab_size or (ids[:, 1:] == ids[:, :-1]).any():
-            self._refuse(shard, index, f"different token ids below {layout.vocab_size}")
+        vocab_size = self.record.layout.vocab_size
+        if ids.max() >= vocab_size or (ids[:, 1:] == ids[:, :-1]).any():
+            self._refuse(shard, index, f"different token ids below {vocab_size}")
         log_probs, tail = decode_gaps(np.asarray(block["gaps"]))
-        signals = {
+        return {
             "top_ids": torch.from_numpy(decoded),
             "top_log_probs": torch.from_numpy(log_probs),
             "top_tail": torch.from_numpy(tail),
         }
-        layers = layout.hidden_layers if hidden_layers is None else hidden_layers
-        if layers and layout.compression is not None:
-            which = [layout.hidden_layers.index(layer) for layer in layers]
-            signals["hidden_states"] = decode_states(block, layout.compression, which)
-            if not signals["hidden_states"].isfinite().all():
-                self._refuse(shard, index, "finite hidden states")
-        return signals
 
     def _refuse(self, shard: int, block: int, expected: str) -> NoReturn:
         raise InputError(

@@ -23,9 +23,13 @@ __all__ = ["BatchSignals", "TeacherOutputs", "top_gaps"]
 class BatchSignals(NamedTuple):
     """Signals of a batch, before they are rounded."""
 
-    ids: Tensor  # (B, T, k) int64, the likeliest first
-    gaps: Tensor  # (B, T, k) float32: how far entries 2, ..., k and then the tail lie below the likeliest, in nats
-    kept_mass: float  # probability of the k entries, summed over the positions that are asked for
+    ids: (
+        Tensor | None
+    )  # (B, T, k) int64, the likeliest first; None where the final hidden state is kept instead
+    gaps: (
+        Tensor | None
+    )  # (B, T, k) float32: how far entries 2, ..., k and the tail lie below the likeliest, in nats
+    kept_mass: float  # probability of what is kept, summed over the positions that are asked for
     states: Tensor | None  # (B, n, T, D)
 
 
@@ -62,13 +66,16 @@ class TeacherOutputs:
     def __init__(
         self,
         model: Any,
-        top_k: int,
+        top_k: int | None,
         temperature: float,
         hidden_layers: list[int],
         dtype: str = "float32",
         chunk_tokens: int | None = None,
     ):
-        """dtype: "bfloat16" runs all but the head under autocast. chunk_tokens: m; default: 64 MiB of logits."""
+        """top_k: None for hidden states alone. dtype: "bfloat16" runs all but the head under autocast.
+
+        chunk_tokens: m; default: 64 MiB of logits.
+        """
         self.model = model.eval()
         self.top_k, self.temperature, self.hidden_layers = top_k, temperature, hidden_layers
         self.dtype = dtype
@@ -84,24 +91,31 @@ class TeacherOutputs:
         hidden = None
         if self.hidden_layers:
             hidden = torch.stack([hidden_states(output)[layer] for layer in self.hidden_layers], dim=1)
+            if not hidden.isfinite().all():
+                raise InputError(
+                    f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
+                )
         del output
+        asked = asked_values(states, batch)
+        if self.top_k is None:  # of the last state the head makes the rest
+            return BatchSignals(None, None, float(len(asked)), hidden)
+        ids, gaps, kept = self._top(asked, self.top_k, where)
+        shape = (*batch["labels"].shape, self.top_k)
+        fill = torch.arange(self.top_k), torch.zeros(self.top_k)  # the ids of a token are different ones
+        ids, gaps = (
+            _spread(values, batch, other).view(shape) for values, other in zip((ids, gaps), fill, strict=True)
+        )
+        return BatchSignals(ids, gaps, kept, hidden)
+
+    def _top(self, states: Tensor, top_k: int, where: str) -> tuple[Tensor, Tensor, float]:
+        """States (N, D or V) -> ids and gaps (N, k), and the mass of the k, summed."""
         ids, gaps, kept = [], [], torch.zeros((), dtype=torch.float64, device=states.device)
-        for logits in logits_in_chunks(self.model, asked_values(states, batch), self.chunk_tokens):  # (m, V)
-            chunk_ids, chunk_gaps, mass = top_gaps(logits.float(), self.top_k, self.temperature)
+        for logits in logits_in_chunks(self.model, states, self.chunk_tokens):  # (m, V)
+            chunk_ids, chunk_gaps, mass = top_gaps(logits.float(), top_k, self.temperature)
             ids.append(chunk_ids)
             gaps.append(chunk_gaps)
             kept += mass.sum()
         all_gaps = torch.cat(gaps)
         if all_gaps.isnan().any():
             raise InputError(f"{where}: the teacher's logits: expected finite numbers, got NaN or infinity")
-        if hidden is not None and not hidden.isfinite().all():
-            raise InputError(
-                f"{where}: the teacher's hidden states: expected finite numbers, got NaN or infinity"
-            )
-        shape = (*batch["labels"].shape, self.top_k)
-        fill = torch.arange(self.top_k), torch.zeros(self.top_k)  # the ids of a token are different ones
-        all_ids, all_gaps = (
-            _spread(values, batch, other).view(shape)
-            for values, other in zip((torch.cat(ids), all_gaps), fill, strict=True)
-        )
-        return BatchSignals(all_ids, all_gaps, float(kept), hidden)
+        return torch.cat(ids), all_gaps, float(kept)

@@ -81,19 +81,33 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """Signals that `iiad capture` kept: the k likeliest tokens, the mass of the others, and maybe hidden states."""
+    """Signals that `iiad capture` kept: of the likeliest tokens or of all, and maybe hidden states.
 
-    def __init__(self, stored: StoredSignals, hidden_layers: Sequence[int] = ()):
+    Those of all tokens are final hidden states and the head, of which the loss makes the logits, as a live teacher's.
+    bf16: the student runs under autocast.
+    """
+
+    def __init__(self, stored: StoredSignals, hidden_layers: Sequence[int] = (), bf16: bool = False):
         self.stored, self.hidden_layers = stored, tuple(hidden_layers)
+        self.head: Tensor | None = None
+        if stored.record.head is not None:
+            head = stored.read_head()
+            self.head = head.to(torch.bfloat16) if bf16 else head  # cast once, not in every step
 
     def blocks(self, blocks: Any) -> Blocks:
         """Return the blocks with their signals; as many as have some."""
         return SignalBlocks(blocks, self.stored, self.hidden_layers)
 
     def signal(self, batch: Batch) -> Signal:
-        """batch: top_ids and top_log_probs (B, T, k), top_tail (B, T), and hidden_states (B, n, T, D) if asked."""
-        target = TopTarget(
-            *(asked_values(batch[f"top_{name}"], batch) for name in ("ids", "log_probs", "tail"))
-        )
-        states = batch["hidden_states"].unbind(1) if self.hidden_layers else ()
-        return Signal(target, tuple(asked_values(state, batch) for state in states))
+        """batch: with what `StoredSignals.read` returns, (B, ...)."""
+        target: FullTarget | TopTarget
+        if self.head is not None:
+            states = asked_values(batch["final_states"], batch)
+            self.head = self.head.to(states.device)  # the student's; a copy in the first step alone
+            target = FullTarget(states, self.head)
+        else:
+            target = TopTarget(
+                *(asked_values(batch[f"top_{name}"], batch) for name in ("ids", "log_probs", "tail"))
+            )
+        hidden = batch["hidden_states"].unbind(1) if self.hidden_layers else ()
+        return Signal(target, tuple(asked_values(state, batch) for state in hidden))

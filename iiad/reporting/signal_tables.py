@@ -17,9 +17,12 @@ __all__ = ["beams_line", "beams_summary", "signals_line", "signals_summary"]
 def signals_line(record: SignalRecord) -> str:
     """Return tokens, bytes per token, size and mass kept, in a line."""
     layout = record.layout
+    kept = f"top {layout.top_k} keep {format_share(record.kept_mass, 2)} of the mass"
+    if layout.top_k is None:
+        kept = "final hidden states keep the whole distribution"
     return (
         f"{record.num_tokens:,} tokens, {layout.bytes_per_token:,.1f} bytes per token, "
-        f"{format_size(record.num_bytes)}, top {layout.top_k} keep {format_share(record.kept_mass, 2)} of the mass"
+        f"{format_size(record.num_bytes)}, {kept}"
     )
 
 
@@ -29,12 +32,13 @@ def signals_summary(record: SignalRecord, head: str = "") -> RenderableType:
     states = ", ".join(map(str, layout.hidden_layers))
     hidden = f"hidden states {states} in {layout.compression}" if states else "no hidden states"
     names = ", ".join(record.data.names)
+    temperature = "any temperature" if layout.top_k is None else f"temperature {record.temperature:g}"
     lines = [
         f"signals of {teacher.name} ({teacher.fingerprint[:12]}), iterations {_plan(teacher.num_iterations)}, "
         f"in {record.dtype}",
         f"on {names} ({record.data.fingerprint[:12]}), {record.num_blocks:,} blocks of {layout.block_size}",
         signals_line(record),
-        f"temperature {record.temperature:g}, vocabulary {layout.vocab_size:,}, {hidden}",
+        f"{temperature}, vocabulary {layout.vocab_size:,}, {hidden}",
         f"{len(record.shards)} of {record.num_shards} shards of {layout.blocks_per_shard:,} blocks; "
         f"iiad {record.iiad_version}",
     ]

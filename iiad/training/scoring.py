@@ -23,6 +23,7 @@ __all__ = [
     "PLAIN_HEADS",
     "TokenScore",
     "evaluate_model",
+    "has_plain_head",
     "logits_in_chunks",
     "require_knowledge",
     "run_trunk",
@@ -155,7 +156,7 @@ def run_trunk(
     states (B, T, D), or logits (B, T, V) of a model whose head is its own, and the model's whole output, with
     hidden_states if they are asked for.
     """
-    plain = _has_plain_head(model)
+    plain = has_plain_head(model)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         output = (model.base_model if plain else model)(
             **model_inputs(inputs), use_cache=False, output_hidden_states=hidden_states
@@ -163,7 +164,7 @@ def run_trunk(
     return output.last_hidden_state if plain else output.logits, output
 
 
-def _has_plain_head(model: Any) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Return whether the logits are known to be the head's output; those of a folder's own code are not."""
     foreign = type(model).__module__.startswith("transformers_modules.")
     return model.config.model_type in PLAIN_HEADS and not foreign
@@ -171,7 +172,7 @@ def _has_plain_head(model: Any) -> bool:
 
 def logits_in_chunks(model: Any, states: Tensor, chunk_tokens: int | None = None) -> Iterator[Tensor]:
     """Yield the logits of some of `run_trunk`'s states, (N, D or V) -> (n, V), in float32 or float64."""
-    head = model.get_output_embeddings() if _has_plain_head(model) else None
+    head = model.get_output_embeddings() if has_plain_head(model) else None
     for part in states.split(chunk_tokens or default_chunk(model)):
         # Out of autocast: logits in bfloat16 would tie, and accuracy would hang on the order of the vocabulary.
         logits = part if head is None else head(part.to(head.weight.dtype))

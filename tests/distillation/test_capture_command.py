@@ -37,6 +37,20 @@ def test_captures_prints_the_price_and_shows_it_again(iiad, teacher_folder, text
         assert words in out
 
 
+def test_final_hidden_states_are_captured_and_shown(iiad, teacher_folder, text_file, tmp_path):
+    options = ["--data", text_file, "--keep", "final-hidden", "--block-size", 32, "--device", "cpu"]
+    options += ["--no-check-teacher"]
+    for given, num_bytes, name in (([], 32, "bfloat16"), (["--dtype", "int8"], 20, "int8")):
+        code, out, err = iiad("capture", teacher_folder, *options, "--output", tmp_path / name, *given)
+        assert code == 0, err
+        assert f"{num_bytes}.0 bytes per token" in out
+        assert "final hidden states keep the whole distribution" in out
+        code, out, _ = iiad("show", tmp_path / name)
+        assert code == 0
+        assert "any temperature" in out
+        assert f"hidden states 2 in {name}" in out
+
+
 def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_folder, text_file, tmp_path):
     folder = tmp_path / "signals"
     command = ["capture", teacher_folder, "--data", text_file, "--output-dir", folder, "--bf16"]
@@ -58,6 +72,13 @@ def test_blocks_are_by_default_as_long_as_those_that_distil_packs(iiad, teacher_
             "compression: expected int8 or bfloat16, got 'zip'",
         ),
         (["--temperature", "0"], "temperature: expected from 0.01 to 100, got 0.0"),
+        (["--keep", "all"], "keep: expected top-k or final-hidden, got 'all'"),
+        (
+            ["--keep", "final-hidden", "--top-k", "8"],
+            "--top-k: expected none with --keep final-hidden, got 8",
+        ),
+        (["--keep", "final-hidden", "--temperature", "2"], "--temperature: expected none with --keep"),
+        (["--dtype", "bf16"], "--compression: expected none without --hidden-layers or --keep final-hidden"),
         (["--top-k", "0"], "top_k: expected from 1 to "),
     ],
 )

@@ -147,7 +147,8 @@ def test_hidden_states_are_those_of_the_decoder(pair_folders, lesson, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_stored_signals_teach_what_the_live_teacher_does(pair_folders, lesson, cache_dir, tmp_path):
+@pytest.mark.parametrize("top_k", [320, None])
+def test_stored_signals_teach_what_the_live_teacher_does(top_k, pair_folders, lesson, cache_dir, tmp_path):
     inputs, given = (
         [str(pair_folders.pairs)],
         {"cache_dir": cache_dir, "check_teacher": False, "device": "cpu"},
@@ -156,7 +157,7 @@ def test_stored_signals_teach_what_the_live_teacher_does(pair_folders, lesson, c
         pair_folders.teacher,
         inputs,
         tmp_path / "signals",
-        top_k=320,
+        top_k=top_k,
         hidden_layers=[0, 2],
         batch_size=3,
         **given,
