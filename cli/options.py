@@ -290,10 +290,14 @@ def require_text_metrics(metrics: Given) -> Given:
 
 
 def require_plan(plan: Given) -> Given:
-    """Return the plan as given. Raises InputError for a file that is no plan."""
+    """Return the plan as given. Raises InputError for a file that is no plan, or not there.
+
+    A word without a suffix that names no file may be a plan that the model lists.
+    """
     from iiad.planning.plan import read_plan
 
-    read_plan(plan if isinstance(plan, str) and Path(plan).is_file() else None)
+    if isinstance(plan, str) and (Path(plan).is_file() or Path(plan).suffix == ".json"):
+        read_plan(plan)
     return plan
 
 

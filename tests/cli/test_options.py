@@ -20,7 +20,6 @@ CASES = [
      "expected a threshold to go with it"),
     ("plan profile.json --curve", ["--context 64", "--batch-size 1"], "with --curve alone"),
     ("plan profile.json --curve", ["--output out"], "with --curve alone"),
-    ("check {teacher}", ["--plan {plan}"], "plan: expected a teacher"),
     ("distill {teacher} {plan} --data {text} --output-dir out --signals s",
      ["--set distillation.distill.max_steps=0"], "signals: expected null where stage distill does not run"),
 ]  # fmt: skip
