@@ -1,4 +1,4 @@
-"""What every generated task is: settings, a vocabulary, and rows that follow from their number.
+"""Base of generated tasks: settings, a vocabulary, and rows that follow from their number.
 
 Row i of a split follows from the task, its seed and i alone, so a longer data set begins with a shorter one. A row is
 in validation if the hash of its question says so: no question is in both splits.

@@ -1,4 +1,4 @@
-"""What a reader decides on: the page's title and its figures."""
+"""Title and figures of the page, by which a reader decides."""
 
 from __future__ import annotations
 

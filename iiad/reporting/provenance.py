@@ -1,4 +1,4 @@
-"""What was done: artefacts, data and versions of a page, and the commands that make its artefacts again."""
+"""Artefacts, data and versions of a page, and the commands that make its artefacts again."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ __all__ = ["Run", "Source", "Sources", "gather", "models_of"]
 MOST_FILES = 5000
 """Files that are looked at in all folders."""
 _HEAD = re.compile(rb'\s*\{\s*"kind"\s*:\s*"(\w+)"')
-"""How a file begins that iiad wrote."""
+"""Beginning of a file that iiad wrote."""
 _OWN = ("profile", "plan", "family", "verification", "latency", "signals")
 """Kinds that are about the teacher alone."""
 AnyArtefact = TypeVar("AnyArtefact", bound=Artefact)

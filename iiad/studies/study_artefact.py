@@ -14,7 +14,7 @@ __all__ = ["ArmResult", "PlanKind", "SeedFigures", "StudentResult", "StudyResult
 
 
 PlanKind = Literal["influence", "uniform", "random", "latency"]
-"""How the plan of a student was found."""
+"""Origin of a student's plan: by influence, or one to compare with."""
 
 
 class SeedFigures(Record):
