@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,27 +207,7 @@ class Conduct:
         options += ["--data", *recipe.data.train, "--text-field", recipe.data.text_field, "--resume"]
         steps = [Step(("profile", str(teacher.run), *options, "--output", str(output)), output)]
         if "latency" in section.baselines:
-            table = _latency_of(teacher)
-            made = lengths[-1] // (
-                3 - len(lengths)
-            )  # all of a target, or half of a block after the other half
-            sizes = [
-                "--prompt-tokens",
-                str(lengths[0] if len(lengths) > 1 else made),
-                "--new-tokens",
-                str(made),
-            ]
-            timing = (
-                "bench",
-                str(teacher.run),
-                "--layers",
-                *sizes,
-                "--dtype",
-                "float32",
-                "--output",
-                str(table),
-            )
-            steps.append(Step(timing, table))
+            steps.append(_timing_of(teacher, lengths))
         return Job(f"{teacher.run.name}-profile", tuple(steps), 0.1 * cost_of(recipe))
 
     def make_plans(self, teacher: Model, profile: Profile) -> Iterator[tuple[float, PlanKind, Path]]:
@@ -290,6 +270,15 @@ class Conduct:
 
 def _latency_of(teacher: Model) -> Path:
     return teacher.run.with_name(f"{teacher.run.name}.latency.json")
+
+
+def _timing_of(teacher: Model, lengths: Sequence[int]) -> Step:
+    """Time a teacher's layers; lengths: as in `BatchShape`. Of a block one half is read and the other made."""
+    read, made = lengths if len(lengths) > 1 else (lengths[0] // 2, lengths[0] // 2)
+    table = _latency_of(teacher)
+    sizes = ("--prompt-tokens", str(read), "--new-tokens", str(made))
+    options = (*sizes, "--dtype", "float32", "--output", str(table))
+    return Step(("bench", str(teacher.run), "--layers", *options), table)
 
 
 def _as_fast(plan: Plan, profile: Profile, metric: str, table: LatencyTable) -> Plan:
