@@ -30,11 +30,11 @@ import torch
 from common import make_iiet, make_parser, model_shape, time_in_turns
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import load_identified
 from iiad.errors import InputError
 from iiad.evaluation.engine import Engine, engine_version, serving
 from iiad.evaluation.timing import random_prompts, require_positions
+from iiad.identities import ModelIdentity
 from iiad.planning.costs import predicted_speedups
 
 SIZES = {"num_layers": 6, "num_iterations": 3, "vocab_size": 4096, "prompt_tokens": 32, "new_tokens": 32}

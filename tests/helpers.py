@@ -19,10 +19,11 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iiad.artefacts import Artefact, DataIdentity, ModelIdentity, ModelShape
+from iiad.artefacts import Artefact
 from iiad.checkpoints import identify_model, save_checkpoint
 from iiad.data import train_tokenizer
 from iiad.errors import InputError
+from iiad.identities import DataIdentity, ModelIdentity, ModelShape
 from iiad.influence.convergence import FixedPoint
 from iiad.influence.profile import BatchRecord, Profile, ProfileSettings
 from iiad.models import (

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from iiad.artefacts import ModelIdentity, ModelShape
 from iiad.errors import InputError, one_line
+from iiad.identities import ModelIdentity, ModelShape
 from iiad.models import IIETConfig
 
 __all__ = ["count_layers", "identify_model", "model_fingerprint"]

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
 from iiad.files import atomic_folder, read_json, write_text
 from iiad.folders import explain_loading, find_folder, has_trust, weight_files, weight_shapes
+from iiad.identities import ModelIdentity
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.models import IIETConfig
 

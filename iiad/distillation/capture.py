@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iiad.artefacts import DataIdentity, Journal
+from iiad.artefacts import Journal
 from iiad.checkpoints import choose_device, label_models, load_config, load_identified, read_limits
 from iiad.data import (
     AnyBlocks,
@@ -25,6 +25,7 @@ from iiad.data import (
 )
 from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256
+from iiad.identities import DataIdentity
 from iiad.memory import memory_explained
 from iiad.outputs import lock_folder
 from iiad.progress import print_status, progress

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.progress import print_status
 from iiad.training.scoring import has_plain_head
 

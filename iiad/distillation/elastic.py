@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.planning.family import Family, even_family
 from iiad.planning.plan import Plan
 from iiad.progress import print_status

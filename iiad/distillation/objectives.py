@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiad.artefacts import layer_name
 from iiad.data import stack_inputs
+from iiad.identities import layer_name
 from iiad.training.batches import Batch
 from iiad.training.distillation_sections import DistillationSection
 from iiad.training.head import asked_labels, asked_values, head_loss

@@ -13,20 +13,10 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 import iiad
-from iiad.artefacts import (
-    Amount,
-    Artefact,
-    Count,
-    DataIdentity,
-    Journal,
-    ModelIdentity,
-    Record,
-    Size,
-    check_fields,
-    without_empty,
-)
+from iiad.artefacts import Amount, Artefact, Count, Journal, Record, Size, check_fields, without_empty
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES, parse_json, read_whole
+from iiad.identities import DataIdentity, ModelIdentity
 
 __all__ = [
     "COMPRESSIONS",

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from iiad.artefacts import ModelIdentity
 from iiad.data import AnyBlocks, EqualBatches, PairBlocks
 from iiad.errors import InputError
 from iiad.files import file_sha256
+from iiad.identities import ModelIdentity
 
 from .signal_encoding import decode_gaps, decode_ids, decode_states
 from .signal_record import HEAD, JOURNAL, RECORD, SignalRecord, shard_name

@@ -11,7 +11,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from iiad.artefacts import Amount, Artefact, Count, ModelIdentity, Record, Share, Size
+from iiad.artefacts import Amount, Artefact, Count, Record, Share, Size
+from iiad.identities import ModelIdentity
 
 __all__ = ["FIXED_PARTS", "PARTS", "Bench", "BenchResult", "BenchSettings", "Breakdown", "Phase", "Spread"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES, load_identified
 from iiad.conversion.quantization import quantized_copy
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
 from iiad.planning.plan import OwnPlan, Plan, identify_rows
 from iiad.progress import format_size, print_status

@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from iiad.artefacts import Amount, Artefact, Count, ModelIdentity, Number, Record, Size
+from iiad.artefacts import Amount, Artefact, Count, Number, Record, Size
+from iiad.identities import ModelIdentity
 
 __all__ = ["Check", "CheckResult", "CheckSettings"]
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import (
     choose_device,
     choose_dtype,
@@ -20,6 +19,7 @@ from iiad.checkpoints import (
     require_one_kind,
 )
 from iiad.errors import InputError, one_line, require_least, require_seed
+from iiad.identities import ModelIdentity
 from iiad.memory import is_out_of_memory, memory_explained
 from iiad.planning.plan import AnyPlan, Plan, bind_plan, read_plan, truncated_identity
 from iiad.progress import progress

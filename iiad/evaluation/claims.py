@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import DTYPES, auto_class
 from iiad.folders import find_folder
+from iiad.identities import ModelIdentity
 from iiad.planning import Plan
 
 from .check_artefact import CheckSettings

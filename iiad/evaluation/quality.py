@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iiad.artefacts import DataIdentity, ModelIdentity
 from iiad.checkpoints import (
     DTYPES,
     choose_device,
@@ -34,6 +33,7 @@ from iiad.data import (
     resolve_inputs,
 )
 from iiad.errors import InputError, require_least
+from iiad.identities import DataIdentity, ModelIdentity
 from iiad.memory import memory_explained
 from iiad.planning.costs import compare_costs
 from iiad.planning.plan import AnyPlan, OwnPlan, Plan, identify_rows, read_plan

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from iiad.artefacts import Amount, Artefact, Count, DataIdentity, ModelIdentity, Number, Record, Share, Size
+from iiad.artefacts import Amount, Artefact, Count, Number, Record, Share, Size
 from iiad.errors import InputError
+from iiad.identities import DataIdentity, ModelIdentity
 
 __all__ = [
     "Evaluation",

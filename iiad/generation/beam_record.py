@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 import iiad
-from iiad.artefacts import Artefact, Count, DataIdentity, ModelIdentity, Number, Size
+from iiad.artefacts import Artefact, Count, Number, Size
+from iiad.identities import DataIdentity, ModelIdentity
 
 __all__ = ["BEAMS", "BeamRecord"]
 

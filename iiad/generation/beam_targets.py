@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from iiad.artefacts import Count, DataIdentity, Journal, Record
+from iiad.artefacts import Count, Journal, Record
 from iiad.checkpoints import (
     choose_device,
     choose_dtype,
@@ -35,6 +35,7 @@ from iiad.data import (
 from iiad.distillation.capture_checks import require_folder
 from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256
+from iiad.identities import DataIdentity
 from iiad.outputs import lock_folder
 from iiad.progress import print_status, progress
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import load_identified, read_limits
 from iiad.conversion.weights import copy_sharing_tensors
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
+from iiad.identities import ModelIdentity
 from iiad.models import IIETConfig
 from iiad.planning.plan import OwnPlan, Plan, bind_plan
 

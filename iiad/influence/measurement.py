@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from iiad.artefacts import DataIdentity, Journal, ModelIdentity
+from iiad.artefacts import Journal
 from iiad.checkpoints import (
     choose_device,
     choose_dtype,
@@ -35,6 +35,7 @@ from iiad.data import (
 )
 from iiad.errors import InputError
 from iiad.files import MOST_JSON_BYTES
+from iiad.identities import DataIdentity, ModelIdentity
 from iiad.memory import memory_explained, weight_bytes
 from iiad.outputs import lock_file
 from iiad.progress import format_size, print_status, progress

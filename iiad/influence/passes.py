@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iiad.artefacts import layer_name
 from iiad.data import stack_inputs
+from iiad.identities import layer_name
 from iiad.models.solvers import extrapolate
 
 from .batches import IteratedModel

@@ -19,19 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from iiad.artefacts import (
-    Artefact,
-    Coefficients,
-    Count,
-    DataIdentity,
-    ModelIdentity,
-    Number,
-    Record,
-    Size,
-    require_iterations_to_plan,
-    without_empty,
-)
+from iiad.artefacts import Artefact, Coefficients, Count, Number, Record, Size, without_empty
 from iiad.errors import InputError, shorten
+from iiad.identities import DataIdentity, ModelIdentity, require_iterations_to_plan
 
 from .convergence import (
     FixedPoint,

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.memory import is_out_of_memory
 
 from .batches import IteratedModel, counted_positions, prepare_batch, require_iterations

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 
 from .targets import Bounds
 

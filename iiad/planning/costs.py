@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.influence.convergence import Scores
 from iiad.influence.profile import Profile, average
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.influence.profile import Profile
 
 from .costs import count_evaluations, dropped_scores, overhead_cut, predicted_loss

@@ -17,7 +17,6 @@ from iiad.artefacts import (
     Artefact,
     Coefficients,
     Iterations,
-    ModelIdentity,
     Number,
     Record,
     Share,
@@ -26,6 +25,7 @@ from iiad.artefacts import (
 )
 from iiad.errors import InputError, shorten
 from iiad.files import read_json
+from iiad.identities import ModelIdentity
 from iiad.influence.profile import Metric, Profile
 
 from .baselines import spread_evenly

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iiad.artefacts import ModelIdentity, ModelShape
+from iiad.identities import ModelIdentity, ModelShape
 
 __all__ = ["Flops", "count_flops", "split_halves", "unused_parameters"]
 

@@ -12,16 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from iiad.artefacts import (
-    Amount,
-    Artefact,
-    Iterations,
-    ModelIdentity,
-    Record,
-    Size,
-    require_iterations_to_plan,
-)
+from iiad.artefacts import Amount, Artefact, Iterations, Record, Size
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity, require_iterations_to_plan
 
 __all__ = ["LatencyCheck", "LatencySettings", "LatencyTable", "PhaseLatency", "check_latency", "load_latency"]
 

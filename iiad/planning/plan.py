@@ -16,17 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from iiad.artefacts import (
-    Amount,
-    Artefact,
-    Coefficients,
-    Iterations,
-    ModelIdentity,
-    Number,
-    check_fields,
-    without_empty,
-)
+from iiad.artefacts import Amount, Artefact, Coefficients, Iterations, Number, check_fields, without_empty
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.influence.profile import Metric, Profile
 
 from .costs import (

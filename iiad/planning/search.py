@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError
+from iiad.identities import ModelIdentity
 from iiad.influence.profile import Profile
 
 from .costs import LOSS_UNITS, compute_cut, count_evaluations, dropped_scores, overhead_cut, predicted_loss

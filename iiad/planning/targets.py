@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from iiad.artefacts import ModelIdentity
 from iiad.errors import InputError, shorten
+from iiad.identities import ModelIdentity
 
 __all__ = ["Bounds", "Targets", "read_pins"]
 

@@ -15,15 +15,14 @@ from iiad.artefacts import (
     Artefact,
     Coefficients,
     Count,
-    DataIdentity,
     Iterations,
-    ModelIdentity,
     Number,
     Record,
     Share,
     Size,
     without_empty,
 )
+from iiad.identities import DataIdentity, ModelIdentity
 from iiad.influence.diagnostics import rank_correlation
 from iiad.influence.profile import Metric, Profile
 

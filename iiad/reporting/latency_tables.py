@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from iiad.artefacts import ModelIdentity
+from iiad.identities import ModelIdentity
 from iiad.planning.latency import LatencyTable, PhaseLatency
 
 from .tables import format_share, report, stacked_tables

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 
-from iiad.artefacts import ModelIdentity
+from iiad.identities import ModelIdentity
 from iiad.influence.profile import Profile
 from iiad.planning.costs import LOSS_UNITS
 from iiad.planning.plan import Plan

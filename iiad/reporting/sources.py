@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iiad.artefacts import Artefact, ModelIdentity
+from iiad.artefacts import Artefact
 from iiad.checkpoints.summary import ModelSummary, summarize_model
 from iiad.errors import InputError
 from iiad.files import file_sha256
+from iiad.identities import ModelIdentity
 from iiad.studies.study_artefact import StudyResult
 from iiad.training.run_record import RECORD, RunRecord
 from iiad.training.run_status import LOG, RunStatus, read_log, read_run

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from iiad.artefacts import ModelShape
+from iiad.identities import ModelShape
 from iiad.memory import machine_bytes
 from iiad.progress import format_size
 

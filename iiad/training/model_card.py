@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from iiad.artefacts import layer_name
 from iiad.checkpoints import auto_class, count_layers
+from iiad.identities import layer_name
 
 if TYPE_CHECKING:
     from .run_record import RunRecord

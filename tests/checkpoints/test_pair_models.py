@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import (
     identify_model,
     load_identified,
@@ -18,6 +17,7 @@ from iiad.checkpoints import (
     save_checkpoint,
 )
 from iiad.checkpoints.summary import summarize_model
+from iiad.identities import ModelIdentity
 from iiad.planning import Plan
 from iiad.planning.plan import check_plan
 from iiad.reporting.folder_tables import describe_model

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from iiad.artefacts import DataIdentity
 from iiad.checkpoints import identify_model
 from iiad.data import TokenBlocks, TokenCorpus
 from iiad.data.blocks import sample_blocks
 from iiad.evaluation.activation_memory import peak_bytes
+from iiad.identities import DataIdentity
 from iiad.influence import (
     METRICS,
     BatchRecord,

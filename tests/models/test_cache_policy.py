@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
-from iiad.artefacts import ModelIdentity
 from iiad.checkpoints import identify_model
+from iiad.identities import ModelIdentity
 from iiad.models import IIETConfig
 from iiad.planning import Plan
 from iiad.planning.costs import cost_of

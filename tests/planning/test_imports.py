@@ -26,6 +26,7 @@ def test_planning_imports_neither_torch_nor_the_half_of_influence_that_measures(
         "iiad.artefacts",
         "iiad.errors",
         "iiad.files",
+        "iiad.identities",
         *(f"iiad.influence.{name}" for name in light),
     }
 
