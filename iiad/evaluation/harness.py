@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import resources
@@ -176,7 +176,7 @@ class _ShownModel:
     def __init__(self, lm: Any, name: str, share: float) -> None:
         self._lm, self._name, self._share = lm, name, share
         self._answering = False
-        self._advance: Callable[..., None] = lambda amount: None
+        self._done = 0  # requests or windows that are answered and not yet shown
         lm.set_cache_hook(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -199,38 +199,46 @@ class _ShownModel:
             raise InputError(f"tasks: {remarks.explain(error)}") from error
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests, each shown as it is done."""
+        """Answer requests, each batch shown as it is done."""
         return self._answer("loglikelihood", requests, len(requests), "requests")
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests, each shown as it is done."""
+        """Answer requests, each batch shown as it is done."""
         return self._answer("generate_until", requests, len(requests), "requests")
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, each window of context shown as it is done: there may be few requests, and long ones."""
         lengths = (len(self.tok_encode(request.args[0])) for request in requests)
         windows = sum(math.ceil(length / self.max_length) for length in lengths)
-        hook = self.model.register_forward_hook(lambda _, given, __: self._advance(len(given[0])))
-        try:
+
+        def count(_: Any, given: Any, __: Any) -> None:
+            self._done += len(given[0])
+
+        with self.model.register_forward_hook(count):
             return self._answer("loglikelihood_rolling", requests, windows, "windows")
-        finally:
-            hook.remove()
 
     def add_partial(self, kind: str, request: Iterable[Any], answer: Any) -> None:
         """Count an answer: the hook that the harness calls with each, to keep it."""
-        if kind != "loglikelihood_rolling":
-            self._advance(1)
+        self._done += kind != "loglikelihood_rolling"
 
     def _answer(self, kind: str, requests: Sequence[Any], total: int, unit: str) -> list[Any]:
+        def show(*_: Any) -> None:
+            """Show what is done: before each pass, since a batch's answers come all at once after it."""
+            done, self._done = self._done, 0
+            if done:
+                advance(done)
+
         self._answering = True
         with (
-            progress(f"{self._name}: {kind}", total, unit, self._share) as self._advance,
+            progress(f"{self._name}: {kind}", total, unit, self._share) as advance,
+            self.model.register_forward_pre_hook(show),
             # Again: a bar on a terminal shows what is printed meanwhile.
             open(os.devnull, "w") as nowhere,
             redirect_stdout(nowhere),
             redirect_stderr(nowhere),
         ):
             answers: list[Any] = getattr(self._lm, kind)(requests, disable_tqdm=True)
+            show()
         self._answering = False
         return answers
 

@@ -1,12 +1,14 @@
 """Tasks of lm-evaluation-harness: the figures of its own command on the saved folder, and its faults as one line."""
 
 import json
+import math
+from contextlib import contextmanager
 
 import pytest
 
 from iiad.checkpoints import identify_model, load_model, save_checkpoint
 from iiad.data import load_tokenizer
-from iiad.evaluation import Evaluation, Tasks, evaluate_models
+from iiad.evaluation import Evaluation, Tasks, evaluate_models, harness
 from iiad.planning import Plan
 from iiad.progress import console
 from tests.helpers import BUDGET, make_iiet
@@ -244,6 +246,23 @@ def test_tasks_that_ship_read_the_file_that_is_given(name, model, tmp_path, iiad
         code, _, err = iiad(*arguments, f"{name}={rows}")
         assert code == 2
         assert "expected 2 labels, one for each row" in err
+
+
+def test_progress_advances_by_batches_so_that_the_time_left_is_measured_by_them(model, folder, monkeypatch):
+    shown = {}
+
+    @contextmanager
+    def record(description, total, unit, share):
+        amounts = shown[description.split(": ")[1]] = [total]
+        yield amounts.append
+
+    monkeypatch.setattr(harness, "progress", record)
+    evaluate_models([model], tasks=Tasks([str(folder)]), batch_size=8, device="cpu")
+    assert shown.keys() == {"loglikelihood", "loglikelihood_rolling", "generate_until"}
+    for total, *amounts in shown.values():
+        assert sum(amounts) == total
+        assert max(amounts) <= 8
+        assert len(amounts) == math.ceil(total / 8)
 
 
 def test_requests_that_are_cut_are_reported_and_the_harness_says_nothing(
