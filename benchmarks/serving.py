@@ -4,9 +4,10 @@
     python benchmarks/serving.py ../vllm/bin/python teacher student  # folders; others are compared with the first
 
 The first argument is the interpreter of an environment with vLLM (serving/requirements.txt; `make serve-demo` makes
-one). Without folders: an IIET, the same under a plan of 55 % overhead cut and without iterations, and a Llama of as
-many layers as the cut one has evaluations. All are served at once, each by a server of its own over the
-OpenAI-compatible API, and asked in turns, so many requests at a time; idle servers take no time.
+one). Without folders: an IIET, the same folder under a plan of 55 % overhead cut and without iterations, by the
+engine's own override of the configuration, and a Llama of as many layers as the cut one has evaluations. All are
+served at once, each by a server of its own over the OpenAI-compatible API, and asked in turns, so many requests at a
+time; idle servers take no time.
 
     kept      speedup over the first model, as a share of the one that evaluations predict
     fixed     of the first model's time a token: what does not grow with evaluations, by least squares over all models
@@ -15,15 +16,15 @@ OpenAI-compatible API, and asked in turns, so many requests at a time; idle serv
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ SIZES = {"num_layers": 6, "num_iterations": 3, "vocab_size": 4096, "prompt_token
 CONCURRENCY = (1, 8, 32)
 NUM_COMPARED = 8
 TEXT = "def main("
+
+
+class Served(NamedTuple):
+    """A folder to serve, under another plan than its own where one is given."""
+
+    name: str
+    folder: Path
+    plan: list[int] | None = None
 
 
 def main() -> int:
@@ -69,18 +78,21 @@ def main() -> int:
 
 def measure(options: Any, folder: Path, servers: ExitStack) -> int:
     """Serve all models, time them in turns and compare their tokens."""
-    models = [Path(name) for name in options.models] or list(make_models(options, folder))
+    models = [Served(Path(name).name, Path(name)) for name in options.models]
+    models = models or make_models(options, folder)
     for model in models:
-        require_positions(model, options.prompt_tokens, options.new_tokens)
+        require_positions(model.folder, options.prompt_tokens, options.new_tokens)
     prompts = random_prompts(max(CONCURRENCY) * 2, options.prompt_tokens, options.vocab_size, seed=0).tolist()
     engines, identities, wrong = {}, [], 0
     for number, model in enumerate(models):
-        loaded, identity = load_identified(model, "cpu", options.dtype, cast=True)
+        loaded, identity = load_identified(
+            model.folder, "cpu", options.dtype, cast=True, num_iterations=model.plan
+        )
         vocab_size = loaded.get_input_embeddings().weight.shape[0]
         prompts = [[token % vocab_size for token in prompt] for prompt in prompts]
         print(f"starting {model.name}", flush=True)
         engine = start(options, model, folder, servers, port=None if number else options.port)
-        wrong += compare(loaded, model, engine, prompts[:NUM_COMPARED], options.new_tokens)
+        wrong += compare(loaded, model.folder, engine, prompts[:NUM_COMPARED], options.new_tokens)
         identities.append(identity)
         engines[model.name] = engine
     for concurrency in CONCURRENCY:
@@ -88,35 +100,32 @@ def measure(options: Any, folder: Path, servers: ExitStack) -> int:
     return int(wrong > 0)
 
 
-def make_models(options: Any, folder: Path) -> Iterator[Path]:
-    """Save models with random weights, and yield their folders."""
+def make_models(options: Any, folder: Path) -> list[Served]:
+    """Save models with random weights."""
     depth, most = options.num_layers, options.num_iterations
     least, more = divmod(round(0.45 * depth * most), depth)
-    student = [least + (layer < more) for layer in range(depth)]
-    llama = partial(
-        LlamaForCausalLM, LlamaConfig(**model_shape(options), num_hidden_layers=depth + sum(student))
-    )
-    ours = partial(make_iiet, options, max_num_iterations=most)
-    made = {
-        "teacher": partial(ours, num_iterations=most),
-        "student": partial(ours, num_iterations=student),
-        "r0": partial(ours, num_iterations=0),
-        "transformer": llama,
-    }
-    for name, make in made.items():
-        make().save_pretrained(folder / name)
-        yield folder / name
+    plan = [least + (layer < more) for layer in range(depth)]
+    make_iiet(options, max_num_iterations=most, num_iterations=most).save_pretrained(folder / "teacher")
+    config = LlamaConfig(**model_shape(options), num_hidden_layers=depth + sum(plan))
+    LlamaForCausalLM(config).save_pretrained(folder / "transformer")
+    return [
+        Served("teacher", folder / "teacher"),
+        Served("plan", folder / "teacher", plan),
+        Served("r0", folder / "teacher", [0] * depth),
+        Served("transformer", folder / "transformer"),
+    ]
 
 
-def start(options: Any, model: Path, folder: Path, servers: ExitStack, port: int | None) -> Engine:
+def start(options: Any, model: Served, folder: Path, servers: ExitStack, port: int | None) -> Engine:
     """Serve a model until the stack ends."""
     (folder / f"server-{model.name}").mkdir()
     given = ["--dtype", options.dtype, "--max-model-len", str(options.prompt_tokens + options.new_tokens)]
     given += ["--no-enable-prefix-caching"]  # prompts are asked again, and are to be read again
     given += ["--enforce-eager"] if options.eager else []
-    given += [] if (model / "tokenizer.json").exists() else ["--skip-tokenizer-init"]
+    given += [] if model.plan is None else ["--hf-overrides", json.dumps({"num_iterations": model.plan})]
+    given += [] if (model.folder / "tokenizer.json").exists() else ["--skip-tokenizer-init"]
     return servers.enter_context(
-        serving(options.python, model, folder / f"server-{model.name}", *given, port=port)
+        serving(options.python, model.folder, folder / f"server-{model.name}", *given, port=port)
     )
 
 
