@@ -234,7 +234,7 @@ def changed(fields, path, value):
 
 
 def outcome(sample, text, file):
-    """How a file of that text is refused, in one line; None where it is accepted and can be shown."""
+    """Return the one line by which a file of that text is refused; None where it is accepted and can be shown."""
     file.write_text(text)
     try:
         if isinstance(sample, RunRecord):

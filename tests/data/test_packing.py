@@ -26,7 +26,7 @@ def write_jsonl(path, texts):
 
 
 def tokenizer_of(backend):
-    """What packing uses of a tokenizer, on a backend whose token 0 ends documents."""
+    """The part of a tokenizer that packing uses, on a backend whose token 0 ends documents."""
     return SimpleNamespace(
         backend_tokenizer=backend, eos_token_id=0, special_tokens_map={"eos_token": "</s>"}
     )

@@ -56,7 +56,7 @@ def loop_losses(logits, labels, teacher_logits, *, divergence="forward", tempera
 def autograd_loss(
     states, weight, labels, teacher_logits, *, ce_weight, kl_weight, divergence, temperature, ids=None
 ):
-    """What head_loss computes, from whole logits, for autograd to differentiate."""
+    """The losses of head_loss from whole logits, for autograd to differentiate."""
     logits = states @ weight.t()
     p, q = (teacher_logits / temperature).softmax(-1), (logits / temperature).softmax(-1)
     if ids is not None:
@@ -77,7 +77,7 @@ def autograd_loss(
 
 
 def top_target(teacher_logits, k, temperature=1.0):
-    """What is stored of a teacher: its k likeliest tokens and the logarithm of the remaining mass."""
+    """The stored signals of a teacher: its k likeliest tokens and the logarithm of the remaining mass."""
     log_probs = (teacher_logits / temperature).log_softmax(-1)
     kept, ids = log_probs.topk(k)
     return TopTarget(ids, kept, log_probs.scatter(1, ids, -math.inf).logsumexp(-1))

@@ -20,7 +20,7 @@ def make_prompts(num: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def plain(model, prompts, num_new):
-    """What the model says by itself, (B, num_new)."""
+    """The model's own continuation, (B, num_new)."""
     return time_model(model, prompts, max(num_new - 1, 1)).tokens[:, :num_new]
 
 

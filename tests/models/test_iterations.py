@@ -1,4 +1,4 @@
-"""What the iterations compute, against naive float64 versions of the equations, and how they are reached."""
+"""The states of iterations against naive float64 versions of the equations, and how they are reached."""
 
 import pytest
 import torch

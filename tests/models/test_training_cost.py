@@ -1,4 +1,4 @@
-"""What training an iterated model costs beside a Llama with as many layers as it has evaluations; recomputation."""
+"""Cost of training an iterated model beside a Llama with as many layers as it has evaluations; recomputation."""
 
 from functools import cache
 

@@ -33,7 +33,7 @@ HOSTILE = '<script>alert("x")</script>\'"&${{ 7 * 7 }}'
 
 
 class Page(HTMLParser):
-    """What a test looks at: text outside of style and script, ids, elements by name with their attributes."""
+    """Parts of a page that tests look at: its text, ids, and elements by name with their attributes."""
 
     def __init__(self, text):
         super().__init__()
