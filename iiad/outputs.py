@@ -15,12 +15,14 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import read_json
+from .progress import print_status
 
 __all__ = [
     "find_holder",
     "lock_file",
     "lock_folder",
     "require_apart",
+    "require_capture_folder",
     "require_new_file",
     "require_new_folder",
 ]
@@ -170,6 +172,28 @@ def require_new_folder(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists already and is not empty; nothing was overwritten")
     _require_writable(folder)
+    return folder
+
+
+def require_capture_folder(folder: Path, resume: bool, record: str, journal: str, what: str) -> Path:
+    """Return the folder if a capture can be written there. Raises InputError for one that holds anything else.
+
+    That is: a finished capture, which has its record, an unfinished one, which has its journal, without `resume`, and
+    other files. what: is captured. Nothing is written.
+    """
+    if (folder / record).exists():
+        raise InputError(f"{folder}: holds finished {what}; nothing was changed; name another folder")
+    if (folder / journal).exists():
+        if not resume:
+            raise InputError(
+                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
+            )
+        return folder
+    # The lock, and what a kill can leave before the journal is there, begin with a dot.
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
+    if resume:
+        print_status(f"{folder}: nothing to resume; starting afresh")
     return folder
 
 

@@ -27,12 +27,12 @@ from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256
 from iiad.identities import DataIdentity
 from iiad.memory import memory_explained
-from iiad.outputs import lock_folder
+from iiad.outputs import lock_folder, require_capture_folder
 from iiad.progress import print_status, progress
 from iiad.training.batches import Batch
 from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning
 
-from .capture_checks import require, require_folder, require_layers, require_plain_head, require_values
+from .capture_checks import require, require_layers, require_plain_head, require_values
 from .signal_encoding import encode_gaps, encode_ids, encode_states
 from .signal_record import HEAD, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
 from .stored_head import encode_head
@@ -107,7 +107,7 @@ def capture_signals(
     if top_k is None:
         require("temperature", temperature, temperature == 1, "1, as final hidden states serve any")
     with lock_folder(output_dir):
-        folder = require_folder(Path(output_dir), resume, RECORD, JOURNAL, "signals")
+        folder = require_capture_folder(Path(output_dir), resume, RECORD, JOURNAL, "signals")
         context, vocab_size = read_limits(teacher_folder)
         T = min(LONGEST_DEFAULT_BLOCK, context) if block_size is None else block_size
         fits = top_k is None or 1 <= top_k <= vocab_size

@@ -1,9 +1,8 @@
-"""Arguments and folders of captures, checked before anything is written."""
+"""Arguments of captures, checked before anything is written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,34 +10,11 @@ import torch
 from iiad.checkpoints import DTYPES
 from iiad.errors import InputError
 from iiad.identities import ModelIdentity
-from iiad.progress import print_status
 from iiad.training.scoring import has_plain_head
 
 from .signal_record import COMPRESSIONS
 
-__all__ = ["require", "require_folder", "require_layers", "require_plain_head", "require_values"]
-
-
-def require_folder(folder: Path, resume: bool, record: str, journal: str, what: str) -> Path:
-    """Return the folder if a capture can be written there. Raises InputError for one that holds anything else.
-
-    That is: a finished capture, which has its record, an unfinished one, which has its journal, without `resume`, and
-    other files. what: is captured. Nothing is written.
-    """
-    if (folder / record).exists():
-        raise InputError(f"{folder}: holds finished {what}; nothing was changed; name another folder")
-    if (folder / journal).exists():
-        if not resume:
-            raise InputError(
-                f"{folder}: holds an unfinished capture; go on with --resume, or name another folder"
-            )
-        return folder
-    # The lock, and what a kill can leave before the journal is there, begin with a dot.
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and holds no capture; name another folder")
-    if resume:
-        print_status(f"{folder}: nothing to resume; starting afresh")
-    return folder
+__all__ = ["require", "require_layers", "require_plain_head", "require_values"]
 
 
 def require(name: str, found: Any, fits: bool, expected: str) -> None:

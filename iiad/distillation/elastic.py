@@ -66,11 +66,14 @@ def choose_family(
         if given is not None and len(given) != wanted:
             expected = f"{wanted} numbers, one a {of}"
             raise InputError(f"distillation.elastic.{name}: expected {expected}, got {len(given)}")
-    if section.layerwise.max_steps:
-        raise InputError(
-            "distillation.layerwise.max_steps: expected 0 with nested plans, under which each layer has several "
-            f"outputs, got {section.layerwise.max_steps}"
-        )
+    for name, why in (
+        ("layerwise", "under which each layer has several outputs"),
+        ("onpolicy", "each of which has continuations of its own"),
+    ):
+        if steps := getattr(section, name).max_steps:
+            raise InputError(
+                f"distillation.{name}.max_steps: expected 0 with nested plans, {why}, got {steps}"
+            )
     return family
 
 

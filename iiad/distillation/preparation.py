@@ -15,9 +15,11 @@ from iiad.planning import Family, Plan, check_plan
 from iiad.training.corpora import Corpora, require_step
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import set_attention
+from iiad.training.rewriting import Rewriting
 from iiad.training.scoring import COUNTED_TOKENS, TokenScore, require_knowledge, score_beginning
 from iiad.training.turns import Turns
 
+from .continuations import Continuations
 from .elastic import choose_family, give_plans, make_sandwich
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
@@ -68,6 +70,11 @@ class Distillation:
             self.turns = make_sandwich(self.family, recipe.distillation.elastic)
         for model in (self.teacher, self.student):
             set_attention(model, recipe.training)
+        self.rewriting = Rewriting()
+        if recipe.distillation.onpolicy.generates:
+            self.rewriting = Continuations(
+                recipe.distillation.onpolicy, self.corpora.blocks, self.student, self.tokenizer
+            )
         self.teacher_score: TokenScore | None = None
 
     def _open_signals(self) -> StoredSignals | None:
@@ -123,10 +130,10 @@ class Distillation:
         section, training = self.recipe.distillation, self.recipe.training
         stages = [name for name in section.stages() if name == "layerwise"]
         teachers: dict[str, Any] = {}
-        if section.distill.max_steps and needs_signals(section):
-            if self.stored is None:
-                stages.append("distill")
-            else:
+        if needs_signals(section):
+            stages += [name for name in section.stages() if name in ("distill", "onpolicy")]
+            if self.stored is not None:  # without stage onpolicy
+                stages.remove("distill")
                 teachers["distill"] = StoredTeacher(self.stored, self.layers, training.autocast)
         if stages:
             sharded = training.fsdp and PartialState().num_processes > 1

@@ -20,6 +20,7 @@ from iiad.training.loop import run_stage
 from iiad.training.processes import from_first_process, join_processes, lock_run
 from iiad.training.recipes import DistillRecipe
 from iiad.training.requirements import fit_recipe
+from iiad.training.rewriting import Rewriting
 from iiad.training.runs import RunFolder
 from iiad.training.stage import RunContext, Stage
 from iiad.training.turns import Sandwich
@@ -109,7 +110,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
         objective = LearnLayers(teacher, changed)
         if training.torch_compile:
             print_status("layerwise: layers are run one by one, not compiled")
-    elif name == "distill":
+    elif name in ("distill", "onpolicy"):
         objective = LearnFromTeacher(teacher, section, work.teacher_config.num_layers)
     if isinstance(work.turns, Sandwich):
         objective = elastic_objective(objective, work.turns, section, work.teacher_config.num_layers)
@@ -121,6 +122,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
         seed=training.seed + number,  # the data in another order than the stage before
         objective=objective,
         turns=work.turns,
+        rewriting=work.rewriting if name == "onpolicy" else Rewriting(),
         share=getattr(section, name).max_steps / sum(stage.max_steps for stage in section.stages().values()),
         retain=section.retain,
         teacher=work.teacher_score,

@@ -32,11 +32,10 @@ from iiad.data import (
     resolve_inputs,
     tokenizer_fingerprint,
 )
-from iiad.distillation.capture_checks import require_folder
 from iiad.errors import InputError
 from iiad.files import atomic_file, file_sha256
 from iiad.identities import DataIdentity
-from iiad.outputs import lock_folder
+from iiad.outputs import lock_folder, require_capture_folder
 from iiad.progress import print_status, progress
 
 from .beam_record import BEAMS, BeamRecord
@@ -101,7 +100,7 @@ def capture_beams(
         )
     limits = limits._replace(source=limits.source or positions)
     with lock_folder(output_dir):
-        folder = require_folder(Path(output_dir), resume, BEAMS, JOURNAL, "targets")
+        folder = require_capture_folder(Path(output_dir), resume, BEAMS, JOURNAL, "targets")
         sources, tokenizer = resolve_inputs(inputs, "train"), load_tokenizer(teacher_folder)
         where = f"{teacher_folder}: data"
         corpus = pack_for(config, sources, tokenizer, where=where, cache_dir=cache_dir, limits=limits)

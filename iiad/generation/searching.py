@@ -25,7 +25,8 @@ class Search:
     """Settings of decoding: length, beams and sampling.
 
     max_new_tokens: the most tokens to add. num_beams: 1 is no beams. length_penalty: beams are compared by their log
-    likelihood over length ** length_penalty; default: 1. chooser: greedy or sampling. num_samples: N.
+    likelihood over length ** length_penalty; default: 1. chooser: greedy or sampling. num_samples: N. static_cache: a
+    cache of one size for all steps; not compiled.
     Raises InputError for a value out of range, and for beams when sampling.
     """
 
@@ -34,6 +35,7 @@ class Search:
     length_penalty: float | None = None
     chooser: Chooser = field(default_factory=Chooser)
     num_samples: int = 1
+    static_cache: bool = False
 
     def __post_init__(self) -> None:
         require_least(1, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams)
@@ -63,6 +65,8 @@ class Search:
         if self.num_beams > 1:
             how["length_penalty"] = 1.0 if self.length_penalty is None else float(self.length_penalty)
         counts = {"num_beams": self.num_beams, "num_return_sequences": self.num_samples}
+        if self.static_cache:
+            how |= {"cache_implementation": "static", "disable_compile": True}
         return {"max_new_tokens": self.max_new_tokens, **counts, **how}
 
 

@@ -9,9 +9,9 @@ from pydantic import Field
 from .problems import Conflicts, Section
 from .sections import StageSection, Weight
 
-__all__ = ["STAGES", "DistillationSection", "ElasticSection", "StudentSection"]
+__all__ = ["STAGES", "DistillationSection", "ElasticSection", "OnPolicySection", "StudentSection"]
 
-STAGES = ("layerwise", "distill", "recover")
+STAGES = ("layerwise", "distill", "recover", "onpolicy")
 """Stages of distillation, in order."""
 
 
@@ -75,8 +75,44 @@ class ElasticSection(Section):
             yield "loss_weights", "a number above 0 among them"
 
 
+class OnPolicySection(StageSection):
+    """Stage onpolicy: the student goes on from prompts of the data, and learns what the teacher says of its tokens
+    (GKD, Agarwal et al. 2024).
+    """
+
+    max_steps: int = Field(0, ge=0, le=2**40, description="optimizer steps; 0 leaves the stage out")
+    fraction: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the steps, evenly spaced, that learn from the student's own continuations; the others "
+        "are those of stage distill",
+    )
+    prompt_length: int | None = Field(
+        None,
+        ge=1,
+        le=2**24,
+        description="tokens of a block of text to go on from; default: half of them. Rows and pairs have prompts of "
+        "their own",
+    )
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=2**24,
+        description="tokens to go on with, at most; default: what the longest row of the batch has after its prompt",
+    )
+    temperature: float = Field(1.0, ge=0.01, le=100, description="of the sampling")
+
+    @property
+    def generates(self) -> bool:
+        """True where the stage runs, and in some steps on the student's own tokens."""
+        return bool(self.max_steps and self.fraction)
+
+
 class DistillationSection(Section):
-    """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text."""
+    """Stages: layerwise on the teacher's layer inputs and outputs, distill on teacher and text, recover on text,
+    onpolicy on the teacher and the student's own tokens.
+    """
 
     ce_weight: Weight = Field(1.0, description="stage distill: weight of the cross-entropy on the text")
     kl_weight: Weight = Field(1.0, description="stage distill: weight of T^2 times the divergence")
@@ -92,6 +128,7 @@ class DistillationSection(Section):
     layerwise: StageSection = StageSection(max_steps=0)
     distill: StageSection = StageSection()
     recover: StageSection = StageSection()
+    onpolicy: OnPolicySection = OnPolicySection()
     elastic: ElasticSection = ElasticSection()
     signals: str | None = Field(
         None, description="folder written by `iiad capture`; replaces the teacher in stage distill"
@@ -110,8 +147,14 @@ class DistillationSection(Section):
         """A stage to run, a loss to learn from, layers that differ."""
         if not self.stages():
             yield "distill.max_steps", "above 0 in at least one stage"
-        if self.distill.max_steps and not (self.ce_weight or self.kl_weight or self.hidden_weight):
-            yield "ce_weight", "above 0, or kl_weight or hidden_weight: stage distill needs a loss"
+        for name in ("distill", "onpolicy"):
+            weights = self.ce_weight, self.kl_weight, self.hidden_weight
+            if self.stages().get(name) and not any(weights):
+                yield "ce_weight", f"above 0, or kl_weight or hidden_weight: stage {name} needs a loss"
+        if self.onpolicy.generates and not (self.kl_weight or self.hidden_weight):
+            yield "kl_weight", "above 0, or hidden_weight: stage onpolicy learns from the teacher"
+        if self.onpolicy.max_steps and self.signals is not None:
+            yield "signals", "null with stage onpolicy, whose tokens no capture has seen"
         if self.signals is not None and not (
             self.distill.max_steps and (self.kl_weight or self.hidden_weight)
         ):

@@ -201,7 +201,9 @@ class _StageRun:
         stage, settings, device = self.stage, self.settings, self.accelerator.device
         turns, means = stage.turns, dict[str, Tensor]()
         turns.draw(stage.seed, self.state.step)
+        stage.rewriting.draw(stage.seed, self.state.step)
         for batch, weight in micro_batches(stage.blocks, self.state.step, settings, stage.seed, device):
+            batch = stage.rewriting.rewrite(batch)
             signal = stage.objective.signal(batch)
             for turn in range(turns.num_turns):
                 turns.enter(self.model, turn)
@@ -246,6 +248,7 @@ class _StageRun:
             "learning_rate": learning_rate,
             "skipped_steps": state.skipped_steps,
             "epoch": state.step / steps_per_epoch(self.stage.blocks, self.settings),
+            **self.stage.rewriting.take_figures(),
         }
         self.log.write(state.step, figures, self.model)
 

@@ -112,6 +112,17 @@ class DistillRecipe(Section):
         schedules = {stage.lr_scheduler_type or self.training.lr_scheduler_type for stage in stages}
         for field, what in self.training.schedule_conflicts(schedules):
             yield f"training.{field}", what
+        if self.distillation.onpolicy.generates:
+            if self.training.fsdp:
+                yield (
+                    "training.fsdp",
+                    "false with stage onpolicy, which would gather all weights for every token",
+                )
+            if self.training.attn_implementation not in (None, "sdpa", "eager"):
+                yield (
+                    "training.attn_implementation",
+                    "sdpa, eager or null with the static cache of stage onpolicy",
+                )
 
 
 _AT_HUB = "; will be looked up at huggingface.co"

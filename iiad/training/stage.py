@@ -14,6 +14,7 @@ from .estimates import StageWork
 from .interruption import Interruption
 from .learner import LanguageModelling, Objective
 from .phases import TwoPhases
+from .rewriting import Rewriting
 from .scoring import TokenScore
 from .sections import OptimizationSection, StageSection, TrainingSection
 from .turns import Turns
@@ -46,9 +47,10 @@ class Stage:
 
     folder: for checkpoints. blocks: items with input_ids (T,), all of one length, and what the objective's signals
     ask for. length: steps, learning rate, warm-up and schedule. seed: of dropout, of the data's order and of what the
-    turns draw. turns: passes over each batch. phases: of the iterations. unused: some parameters get no gradient
-    in some steps, which DDP must be told. work: of its steps, and share: of the run's, to tell the time left. retain:
-    end once this share of the teacher's accuracy is there. teacher: its score on the held-out text.
+    turns and the rewriting draw. turns: passes over each batch. rewriting: of the batches. phases: of the iterations.
+    unused: some parameters get no gradient in some steps, which DDP must be told. work: of its steps, and share: of
+    the run's, to tell the time left. retain: end once this share of the teacher's accuracy is there. teacher: its
+    score on the held-out text.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     seed: int
     objective: Objective = field(default_factory=LanguageModelling)
     turns: Turns = field(default_factory=Turns)
+    rewriting: Rewriting = field(default_factory=Rewriting)
     phases: TwoPhases | None = None
     unused: bool = False
     work: StageWork = field(default_factory=StageWork)

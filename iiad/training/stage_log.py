@@ -27,6 +27,7 @@ _SHOWN = {
     "eval_loss": "validation {:.4f}",
     "learning_rate": "lr {:.2e}",
     "tokens_per_second": "{:,.0f} tokens/s",
+    "generation_share": "{:.0%} of the time generating",
 }
 
 

@@ -18,9 +18,17 @@ def lesson(recipe_fields, little_text):
     """Make a recipe: its stages' steps, and whatever else of section distillation, by name."""
 
     def make(
-        layerwise=0, distill=0, recover=0, student=None, training=None, schedules=None, data=None, **section
+        layerwise=0,
+        distill=0,
+        recover=0,
+        onpolicy=0,
+        student=None,
+        training=None,
+        schedules=None,
+        data=None,
+        **section,
     ):
-        steps = {"layerwise": layerwise, "distill": distill, "recover": recover}
+        steps = {"layerwise": layerwise, "distill": distill, "recover": recover, "onpolicy": onpolicy}
         stages = {
             name: {"max_steps": number, "warmup_steps": 0, "learning_rate": 0.003} if number else OFF
             for name, number in steps.items()

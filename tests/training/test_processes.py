@@ -205,6 +205,16 @@ def test_two_processes_learn_from_pairs_as_one_does(fsdp, pair_fields, together,
     assert_same_run(tmp_path / "one", run)
 
 
+def test_two_processes_go_on_from_prompts_with_tokens_of_their_own(one, lesson, together, commands, tmp_path):
+    fields = lesson(**HALF)
+    stage = {"max_steps": 2, "warmup_steps": 0, "fraction": 0.5, "prompt_length": 12}
+    fields["distillation"] |= {name: {"max_steps": 0} for name in PIPELINE} | {"onpolicy": stage}
+    code, run = together(fields, one, plan_for(one, tmp_path / "plan.json"))
+    assert code == 0
+    assert [entry["ce"] > 0 for entry in log_of(run, "onpolicy")] == [True, False]
+    assert commands.found(0)["weights"] == commands.found(1)["weights"]
+
+
 @pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_learn_nested_plans_as_one_does(fsdp, one, lesson, together, tmp_path):
     def fields(**training):
