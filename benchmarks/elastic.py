@@ -1,11 +1,13 @@
 """One elastic student beside students of one plan each: the same steps for each, and the same evaluations in all.
 
-Runs `iiad distill` for every arm, plan and seed, --jobs at a time, one thread each, and prints a table in Markdown.
-Finished runs in the output folder are kept; unfinished ones go on.
+Runs `iiad profile`, `iiad plan --family` and `iiad distill` for every teacher, arm and plan, --jobs at a time, one
+thread each, and prints tables in Markdown: losses above the teacher's and accuracy retained, and their differences
+from the elastic student, each as a mean over the teachers with a 95 % interval. Finished runs in the output folder
+are kept; unfinished ones go on.
 
-    python benchmarks/elastic.py teacher plans.json --recipe documentation-distill --data docs-train.jsonl \
+    python benchmarks/elastic.py text-0 text-1 text-2 --recipe documentation-distill --data docs-train.jsonl \
         --validation docs-valid.jsonl --output-dir elastic
-    python benchmarks/elastic.py teacher plans.json --recipe task-distill --data states:length=16 \
+    python benchmarks/elastic.py states-0 states-1 states-2 --recipe task-distill --data states:length=16 \
         --validation states:length=16,rows=2048 --output-dir elastic-states --learning-rate 2e-3
 """
 
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,13 @@ from typing import Any, NamedTuple
 
 from iiad.planning import Family
 from iiad.planning.costs import count_evaluations
+from iiad.studies.estimation import estimate
 
 UNTRAINED, ELASTIC, ALONE, EQUAL = "untrained", "elastic", "alone, as many steps", "alone, as much in all"
 
 
 class Job(NamedTuple):
-    """One run. plan: of a student of one plan; None: all of them."""
+    """One run. seed: number of the teacher. plan: of a student of one plan; None: all of them."""
 
     arm: str
     seed: int
@@ -44,17 +46,16 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    """Run what is not finished, and print the table."""
+    """Run what is not finished, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("teacher")
-    parser.add_argument("plans", help="plans.json of `iiad plan --family`")
+    parser.add_argument("teachers", nargs="+", help="model folders of one recipe, a seed each")
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--validation", required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--cuts", default="0,0.3,0.55,0.75,1")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, for all runs")
     parser.add_argument(
@@ -65,42 +66,57 @@ def main() -> None:
         "self:distillation.elastic.teacher=self",
     )
     args = parser.parse_args()
-    family = Family.load(args.plans)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(UNTRAINED, 0, None, 0)]
-    variants = {ELASTIC: ()} | {
-        f"{ELASTIC}, {name}": fields for name, fields in map(read_variant, args.variant)
-    }
-    jobs += [
-        Job(arm, seed, None, args.steps, fields)
-        for seed in range(args.seeds)
-        for arm, fields in variants.items()
-    ]
-    names = [each.name for each in family.plans]
-    jobs += [Job(ALONE, seed, name, args.steps) for seed in range(args.seeds) for name in names]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda job: distil(args, family, job), jobs))
-    cost = results[1]["trained_evaluations_per_token"], results[1]["single_students_evaluations_per_token"]
+    families = [make_family(args, seed) for seed in range(len(args.teachers))]
+    jobs = []
+    for seed, family in enumerate(families):
+        jobs += [Job(UNTRAINED, seed, None, 0), Job(ELASTIC, seed, None, args.steps)]
+        jobs += [
+            Job(f"{ELASTIC}, {name}", seed, None, args.steps, tuple(fields.split(";")))
+            for name, _, fields in (variant.partition(":") for variant in args.variant)
+        ]
+        jobs += [Job(ALONE, seed, plan.name, args.steps) for plan in family.plans]
+    results = run_all(args, families, jobs)
+    elastic = next(result for job, result in results.items() if job.arm == ELASTIC)
+    cost = elastic["trained_evaluations_per_token"], elastic["single_students_evaluations_per_token"]
     steps = max(1, round(args.steps * cost[0] / cost[1]))
-    equal = [Job(EQUAL, seed, name, steps) for seed in range(args.seeds) for name in names]
+    equal = [Job(EQUAL, job.seed, job.plan, steps) for job in jobs if job.arm == ALONE]
+    results |= run_all(args, families, equal)
+    losses = " ".join(f"{results[job]['teacher_validation_nll']:.4f}" for job in jobs if job.arm == ELASTIC)
+    print(f"teachers: {losses} nats a token")
+    print(
+        f"elastic: {args.steps} steps of {cost[0]:.1f} evaluations a token; students of one plan each: {cost[1]:.0f} "
+        f"a step of all; as many steps are {args.steps} each, as much in all {steps} each\n"
+    )
+    print_table("nats above the teacher", "above", ".4f", families, results)
+    print_table("accuracy retained, %", "retained", ".2f", families, results)
+
+
+def make_family(args: argparse.Namespace, seed: int) -> Family:
+    """Profile a teacher and plan its family, unless that is done."""
+    profile, plans = (args.output_dir / f"{name}-{seed}.json" for name in ("profile", "plans"))
+    if not plans.exists():
+        teacher = args.teachers[seed]
+        measure = ["--data", args.data, "--max-tokens", "8192", "--metric", "kl", "--overwrite"]
+        run("profile", teacher, *measure, "--output", str(profile))
+        run("plan", str(profile), "--family", "--cuts", args.cuts, "--output", str(plans))
+    return Family.load(plans)
+
+
+def run_all(args: argparse.Namespace, families: list[Family], jobs: list[Job]) -> dict[Job, dict[str, Any]]:
+    """Return the results of each run."""
     with ThreadPoolExecutor(args.jobs) as pool:
-        results += list(pool.map(lambda job: distil(args, family, job), equal))
-    report(args, family, [*jobs, *equal], results, steps, cost)
-
-
-def read_variant(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return the name and the settings of a variant."""
-    name, _, fields = text.partition(":")
-    return name, tuple(fields.split(";"))
+        results = pool.map(lambda job: distil(args, families[job.seed], job), jobs)
+        return dict(zip(jobs, results, strict=True))
 
 
 def distil(args: argparse.Namespace, family: Family, job: Job) -> dict[str, Any]:
     """Return the results of a run, after running it if its record is not finished."""
-    folder, plans = args.output_dir / job.name, Path(args.plans)
+    folder, plans = args.output_dir / job.name, args.output_dir / f"plans-{job.seed}.json"
     record = folder / "run.json"
     if not (record.exists() and json.loads(record.read_text())["finished"]):
         if job.plan is not None:
-            plans = args.output_dir / f"{job.plan}.json"
+            plans = args.output_dir / f"{job.plan}-{job.seed}.json"
             one = [each for each in family.plans if each.name == job.plan]
             family.model_copy(update={"plans": one}).save(plans)
         rate, steps = (args.learning_rate, job.steps) if job.steps else (1e-30, 1)
@@ -115,57 +131,49 @@ def distil(args: argparse.Namespace, family: Family, job: Job) -> dict[str, Any]
             *args.set,
             *job.settings,
         ]
-        command = [
-            "iiad",
-            "distill",
-            args.teacher,
-            "--elastic",
-            "--plans",
-            str(plans),
-            "--recipe",
-            args.recipe,
-        ]
-        command += ["--output-dir", str(folder), *(word for field in fields for word in ("--set", field))]
-        command += ["--resume"] if record.exists() else []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+        options = ["--elastic", "--plans", str(plans), "--recipe", args.recipe, "--output-dir", str(folder)]
+        options += [word for field in fields for word in ("--set", field)]
+        options += ["--resume"] if record.exists() else []
+        run("distill", args.teachers[job.seed], *options)
     return json.loads(record.read_text())["results"]
 
 
-def report(
-    args: argparse.Namespace,
-    family: Family,
-    jobs: list[Job],
-    results: list[dict[str, Any]],
-    steps: int,
-    cost: tuple[float, float],
+def run(*words: str) -> None:
+    """Run a command of iiad in one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(["iiad", *words], check=True, env=environment, stdout=sys.stderr)
+
+
+def print_table(
+    heading: str, figure: str, form: str, families: list[Family], results: dict[Job, dict[str, Any]]
 ) -> None:
-    """Print a row a plan: loss and accuracy retained of each arm, means over seeds with standard deviations."""
-    arms = list(dict.fromkeys(job.arm for job in jobs))
-    print(f"teacher: {results[0]['teacher_validation_nll']:.4f} nats a token; {args.seeds} seeds")
-    print(
-        f"elastic: {args.steps} steps of {cost[0]:.1f} evaluations a token; students of one plan each: {cost[1]:.0f} "
-        f"a step of all; as many steps are {args.steps} each, as much in all {steps} each\n"
-    )
-    for figure, form, scale in (("validation_nll", ".4f", 1), ("retained", ".2f", 100)):
-        print(f"{figure.replace('_', ' ')}{', %' if scale == 100 else ', nats'}\n")
-        print(f"| plan | evaluations | {' | '.join(arms)} |")
-        print("| --- | --- |" + " --- |" * len(arms))
-        for each in family.plans:
-            cells = []
-            for arm in arms:
-                found = [
-                    scale * plan[figure]
-                    for job, result in zip(jobs, results, strict=True)
-                    if job.arm == arm
-                    for plan in result["plans"]
-                    if plan["name"] == each.name and plan[figure] is not None
-                ]
-                spread = f" ± {statistics.stdev(found):{form}}" if len(found) > 1 else ""
-                cells.append(f"{statistics.mean(found):{form}}{spread}" if found else "")
-            evaluations = count_evaluations(family.teacher, each.num_iterations)
-            print(f"| {each.name} | {evaluations} | {' | '.join(cells)} |")
-        print()
+    """Print a row a plan: each arm's mean and, of all but the elastic one, the paired difference from it."""
+    found = {}
+    for job, result in results.items():
+        for each in result["plans"]:
+            above = each["validation_nll"] - result["teacher_validation_nll"]
+            found[job.arm, each["name"], job.seed] = above if figure == "above" else 100 * each["retained"]
+    arms, seeds = list(dict.fromkeys(job.arm for job in results)), range(len(families))
+    print(f"{heading}; in brackets the difference from the elastic student and its 95 % interval\n")
+    print(f"| plan | evaluations | {' | '.join(arms)} |")
+    print("| --- | --- |" + " --- |" * len(arms))
+    for name in [plan.name for plan in families[0].plans]:
+        plans = [next(plan for plan in family.plans if plan.name == name) for family in families]
+        counts = {
+            count_evaluations(family.teacher, plan.num_iterations)
+            for family, plan in zip(families, plans, strict=True)
+        }
+        cells = [name, "-".join(map(str, sorted(counts)))]
+        for arm in arms:
+            cells.append(f"{estimate([found[arm, name, seed] for seed in seeds]).mean:{form}}")
+            if arm not in (UNTRAINED, ELASTIC):
+                difference = estimate([found[arm, name, seed] - found[ELASTIC, name, seed] for seed in seeds])
+                interval = (
+                    "" if difference.low is None else f", {difference.low:{form}} to {difference.high:{form}}"
+                )
+                cells[-1] += f" ({difference.mean:+{form}}{interval})"
+        print(f"| {' | '.join(cells)} |")
+    print()
 
 
 if __name__ == "__main__":
