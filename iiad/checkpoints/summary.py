@@ -6,12 +6,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from iiad.artefacts import Count, Iterations, Record, Size, check_fields
+from iiad.artefacts import Count, Iterations, Number, Record, Size, check_fields
 from iiad.folders import read_config, weight_shapes
 
-__all__ = ["ModelSummary", "summarize_model"]
+__all__ = ["ListedPlan", "ModelSummary", "summarize_model"]
+
+
+class ListedPlan(Record):
+    """A plan that an elastic student was trained for."""
+
+    name: str
+    num_iterations: list[Iterations]
+    nll: Number | None = Field(default=None, description="validation loss, nats a token")
+    accuracy: Number | None = None
 
 
 class ModelSummary(Record):
@@ -32,7 +41,7 @@ class ModelSummary(Record):
         description="block evaluations per token, of source and target together"
     )
     cache_policy: str | None
-    plans: list[str] = Field(default=[], description="names of those that an elastic student was trained for")
+    plans: list[ListedPlan] = Field(default=[], description="those that an elastic student was trained for")
 
 
 def summarize_model(folder: str | Path) -> ModelSummary:
@@ -59,17 +68,10 @@ def summarize_model(folder: str | Path) -> ModelSummary:
         "num_parameters": sum(math.prod(shape) for shape in weight_shapes(folder).values()),
         "num_iterations": plan,
         "num_evaluations": evaluations,
-        "plans": _read_names(config, folder),
+        "plans": config.get("plans") or [],
         **{name: config.get(name) for name in ("model_type", "hidden_size", "vocab_size", "cache_policy")},
     }
     return check_fields(ModelSummary, fields, f"{folder}/config.json")
-
-
-def _read_names(config: dict[str, Any], folder: str | Path) -> list[str]:
-    if not config.get("plans"):
-        return []
-    listed = check_fields(list[dict[str, JsonValue]], config["plans"], f"{folder}/config.json: plans")
-    return check_fields(list[str], [plan.get("name") for plan in listed], f"{folder}/config.json: plans")
 
 
 def _read_plan(config: dict[str, Any], half: str, folder: str | Path) -> list[int] | None:

@@ -78,7 +78,7 @@ def _model_lines(model: ModelSummary) -> Iterator[tuple[str, str]]:
         plan = " ".join([*counts[:split], *(["|"] if split else []), *counts[split:]])
         yield "plan", f"{plan} iterations, {model.num_evaluations} block evaluations per token"
     if model.plans:
-        yield "elastic", f"trained for the plans {', '.join(model.plans)}"
+        yield "elastic", f"trained for the plans {', '.join(plan.name for plan in model.plans)}"
     if model.cache_policy is not None:
         yield "cache", f"{model.cache_policy} policy"
 

@@ -12,6 +12,7 @@ from iiad.evaluation.check_artefact import Check
 from iiad.evaluation.quality_artefact import Evaluation
 from iiad.influence.profile import METRICS, Profile
 from iiad.planning import LatencyTable, Plan, Verification, trade_off
+from iiad.planning.family import Family
 from iiad.planning.trust import assess_trust
 from iiad.studies.study_artefact import StudyResult
 
@@ -31,6 +32,7 @@ from .plan_tables import CurveReport
 from .profile_tables import profile_verdict
 from .provenance import artefact_list, command_lines, data_table, versions
 from .sources import Run, Source, Sources
+from .tables import format_share
 from .verification_tables import verification_verdict
 
 __all__ = ["tell"]
@@ -46,6 +48,7 @@ def tell(sources: Sources) -> list[Section]:
         _influence(sources),
         _trade_off(sources),
         _plans(sources),
+        _families(sources),
         _verification(sources),
         _training(sources),
         _quality(sources),
@@ -121,6 +124,14 @@ def _plans(sources: Sources) -> Section:
     return Section("plan", "Plan", list(_titled(found, parts)), lead)
 
 
+def _families(sources: Sources) -> Section:
+    def parts(number: int, source: Source, family: Family) -> Iterator[Part]:
+        yield from _report(family)
+
+    lead = "Nested plans that one elastic student learns at once."
+    return Section("family", "Plans for every budget", list(_titled(sources.of(Family), parts)), lead)
+
+
 def _verification(sources: Sources) -> Section:
     def parts(number: int, source: Source, verification: Verification) -> Iterator[Part]:
         yield _sentence(verification_verdict(verification))
@@ -139,6 +150,7 @@ def _training(sources: Sources) -> Section:
     if runs:
         headings = ["run", "command", "state", "step", "loss", "validation", "parameters", "plan"]
         parts.append(make_table("Runs", headings, [_run_row(run) for run in runs]))
+        parts += [_elastic_table(run) for run in runs if run.status.model and run.status.model.plans]
     by_command: dict[str, list[Run]] = {}
     for run in runs:
         by_command.setdefault(run.record.command, []).append(run)
@@ -164,6 +176,22 @@ def _run_row(run: Run) -> list[Any]:
     losses = (number("loss"), number("eval_loss"))
     plan = " ".join(map(str, model.num_iterations or [])) if model else ""
     return [str(run.folder), run.record.command, state, step, *losses, parameters, Cell(plan or "-")]
+
+
+def _elastic_table(run: Run) -> Part:
+    """Make the table of an elastic student's plans, each with its validation figures."""
+    assert run.status.model is not None
+    rows = [
+        [
+            plan.name,
+            Cell(" ".join(map(str, plan.num_iterations))),
+            "-" if plan.nll is None else f"{plan.nll:.4f}",
+            "-" if plan.accuracy is None else format_share(plan.accuracy),
+        ]
+        for plan in run.status.model.plans
+    ]
+    headings = ["plan", "iterations per layer", "validation, nats per token", "accuracy"]
+    return make_table(f"{run.folder.name}: one student for every budget", headings, rows)
 
 
 def _quality(sources: Sources) -> Section:

@@ -9,10 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from iiad.checkpoints import identify_model, load_model, save_checkpoint
+from iiad.checkpoints.summary import summarize_model
 from iiad.distillation import LearnFromTeacher, LiveTeacher, distill
 from iiad.distillation.elastic import LearnAndTeach, LearnPlans
 from iiad.planning import Family, FamilyPlan
 from iiad.reporting.folder_tables import describe_run
+from iiad.reporting.page import render_page
+from iiad.reporting.sources import gather
 from iiad.training import RunRecord, loop
 from iiad.training.distillation_sections import DistillationSection
 from iiad.training.learner import LanguageModelling, Learner
@@ -159,6 +162,21 @@ def test_the_student_lists_its_plans_with_their_figures_and_runs_the_largest(ela
     checkpoint = json.loads((elastic / "stage-1-distill" / "checkpoint-2" / "config.json").read_text())
     assert [each["num_iterations"] for each in checkpoint["plans"]] == list(PLANS.values())
     assert checkpoint["num_iterations"] == [2, 2]
+
+
+def test_the_page_of_an_elastic_student_has_its_plans_which_are_checked(elastic, plans_file, tmp_path):
+    text = render_page(gather([elastic, plans_file]))
+    config = AutoModelForCausalLM.from_pretrained(elastic).config
+    assert "one student for every budget" in text
+    assert all(f"{each['nll']:.4f}" in text for each in config.plans)
+    assert "family: nested plans" in text
+
+    shutil.copytree(elastic, tmp_path / "broken")
+    fields = json.loads((elastic / "config.json").read_text())
+    fields["plans"][1]["num_iterations"] = "2, 1"
+    (tmp_path / "broken" / "config.json").write_text(json.dumps(fields))
+    with refused("config.json: plans.1.num_iterations: expected "):
+        summarize_model(tmp_path / "broken")
 
 
 def test_losses_are_logged_by_role_and_validation_by_plan(elastic):
