@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from statistics import median
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +20,7 @@ from iiad.models import IIETConfig, IIETForCausalLM
 __all__ = [
     "Row",
     "autocasts",
+    "distil_once",
     "make_iiet",
     "make_parser",
     "median_ratio",
@@ -22,6 +28,7 @@ __all__ = [
     "print_rows",
     "ratio_in_turns",
     "run_sections",
+    "spread",
     "time_in_turns",
 ]
 
@@ -127,3 +134,25 @@ def make_iiet(options: Any, **fields: Any) -> IIETForCausalLM:
 def autocasts() -> Iterator[tuple[str, bool]]:
     """Yield the name of a training precision, and whether it is bfloat16 autocast."""
     yield from (("float32", False), ("bfloat16 autocast", True))
+
+
+def distil_once(folder: Path, arguments: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Run `iiad distill` with one thread, or go on with it, unless the folder's run is finished; its results.
+
+    arguments: the teacher and what else stands before the recipe's fields.
+    """
+    record = folder / "run.json"
+    if not (record.exists() and json.loads(record.read_text())["finished"]):
+        command = ["iiad", "distill", *arguments, "--output-dir", str(folder)]
+        command += [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+        command += ["--resume"] if record.exists() else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+    results: dict[str, Any] = json.loads(record.read_text())["results"]
+    return results
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """Return mean and standard deviation of several runs; of one its figure."""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
