@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iiad.artefacts import Journal
 from iiad.checkpoints import choose_device, label_models, load_config, load_identified, read_limits
@@ -30,12 +31,13 @@ from iiad.memory import memory_explained
 from iiad.outputs import lock_folder, require_capture_folder
 from iiad.progress import print_status, progress
 from iiad.training.batches import Batch
+from iiad.training.head import asked_values
 from iiad.training.scoring import COUNTED_TOKENS, require_knowledge, score_beginning
 
 from .capture_checks import require, require_layers, require_plain_head, require_values
 from .signal_encoding import encode_gaps, encode_ids, encode_states
 from .signal_record import HEAD, JOURNAL, RECORD, ShardRecord, SignalLayout, SignalRecord, shard_name
-from .stored_head import encode_head
+from .stored_head import choose_scales, encode_head
 from .teacher_outputs import BatchSignals, TeacherOutputs
 
 __all__ = ["capture_signals"]
@@ -43,6 +45,7 @@ __all__ = ["capture_signals"]
 LONGEST_DEFAULT_BLOCK = 512
 SHARD_BYTES = 1 << 26
 LEAST_BLOCKS_PER_SHARD = 16  # so that blocks with hidden states still make whole batches
+SCALED_BLOCKS = 16  # whose final hidden states decide on the scales of channels
 _REMEDIES = ("a smaller batch", "shorter blocks", "bfloat16")
 
 
@@ -125,11 +128,13 @@ def capture_signals(
         num_blocks = len(blocks) if max_tokens is None else min(len(blocks), max_tokens // T)
         teacher, identity = load_identified(teacher_folder, device, dtype, cast=False, kind=None)
         require_layers(hidden_layers, identity)
-        head = None
+        head = scales = None
         if top_k is None:
             require_plain_head(teacher)
             hidden_layers = list({*hidden_layers, identity.num_decoder_layers})
-            head = encode_head(teacher)
+            if compression == "int8":
+                scales = _measure_scales(teacher, blocks, num_blocks, dtype)
+            head = encode_head(teacher, scales)
         record = SignalRecord(
             teacher=identity,
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -151,7 +156,7 @@ def capture_signals(
             override = "--no-check-teacher" if check_teacher else None
             known = blocks.corpus.targets(COUNTED_TOKENS)
             require_knowledge(score.nll, known, held, vocab_size, "the text", override)
-            return _capture_shards(outputs, blocks, folder, record, batch_size, head)
+            return _capture_shards(outputs, blocks, folder, record, batch_size, head, scales)
 
 
 def _capture_shards(
@@ -161,10 +166,11 @@ def _capture_shards(
     record: SignalRecord,
     batch_size: int,
     head: bytes | None,
+    scales: Tensor | None,
 ) -> SignalRecord:
     """Capture the shards that are not there, note each once it is on disk, and write the record at last.
 
-    head: content of its file, if there is to be one.
+    head: content of its file, if there is to be one. scales: by which final hidden states are divided.
     """
     device = outputs.model.device
     for pattern in (f".{JOURNAL}-*", f".{RECORD}-*", f".{HEAD}-*", ".shard-*.tmp"):
@@ -202,7 +208,7 @@ def _capture_shards(
                 for first in range(span.start, span.stop, batch_size):
                     batch = range(first, min(first + batch_size, span.stop))
                     signals = outputs(_take(blocks, batch, device), f"block {first}")
-                    file.write(_encode(signals, record.layout).tobytes())
+                    file.write(_encode(signals, record.layout, scales).tobytes())
                     kept_mass += signals.kept_mass
                     advance(len(batch) * T)
             num_asked = None if blocks.num_asked is None else blocks.num_asked[span.start : span.stop].sum()
@@ -243,7 +249,22 @@ def _whole_shards(folder: Path, journal: Journal[ShardRecord], num_shards: int) 
     return shards
 
 
-def _encode(signals: BatchSignals, layout: SignalLayout) -> np.ndarray:
+def _measure_scales(teacher: Any, blocks: AnyBlocks, num_blocks: int, dtype: str) -> Tensor:
+    """Return scales (D,) of the final hidden state's channels, found on the first blocks.
+
+    One block at a time, so that they do not depend on the size of batches.
+    """
+    outputs = TeacherOutputs(teacher, None, 1.0, [teacher.config.num_layers], dtype)
+    found = []
+    for index in range(min(num_blocks, SCALED_BLOCKS)):
+        batch = _take(blocks, range(index, index + 1), teacher.device)
+        states = outputs(batch, f"block {index}").states
+        assert states is not None
+        found.append(asked_values(states[:, 0], batch))
+    return choose_scales(torch.cat(found))
+
+
+def _encode(signals: BatchSignals, layout: SignalLayout, scales: Tensor | None) -> np.ndarray:
     """Signals of B blocks -> (B,) as they are stored."""
     given = signals.states if signals.ids is None else signals.ids
     assert given is not None
@@ -252,7 +273,10 @@ def _encode(signals: BatchSignals, layout: SignalLayout) -> np.ndarray:
         encode_ids(signals.ids, encoded)
         encoded["gaps"] = encode_gaps(signals.gaps)
     if signals.states is not None and layout.compression is not None:
-        encode_states(signals.states, layout.compression, encoded)
+        states = signals.states
+        if scales is not None:
+            states = torch.cat([states[:, :-1].float(), states[:, -1:] / scales], dim=1)
+        encode_states(states, layout.compression, encoded)
     return encoded
 
 

@@ -77,7 +77,7 @@ def encode_states(states: Tensor, compression: Compression, block: np.ndarray) -
     """Put hidden states (..., n, T, D) into blocks (...).
 
     bfloat16: to nearest, off by at most 2^-8 of each number. int8: 127 steps up to a token's largest number, off by
-    at most 1/254 of that (ours).
+    at most 1/254 of that (ours). Channels of very different sizes are to be divided by scales before.
     """
     if compression == "bfloat16":
         rounded = states.to(torch.bfloat16).view(torch.int16)

@@ -33,7 +33,7 @@ __all__ = [
 
 RECORD = "signals.json"
 HEAD = "head.safetensors"
-"""The teacher's head, (V, D), where its final hidden states are kept."""
+"""The teacher's head, (V, D), where its final hidden states are kept; with int8 also their channels' scales, (D,)."""
 JOURNAL = "signals.partial.jsonl"
 """The whole shards of a capture that is not finished, a line each."""
 Compression = Literal["int8", "bfloat16"]
@@ -63,7 +63,8 @@ class SignalLayout(Record):
     hidden_size: Size = Field(description="D")
     compression: Compression | None = Field(
         default=None,
-        description="of hidden states: bfloat16, or int8 with a scale for each token; null: none kept",
+        description="of hidden states: bfloat16, or int8 with a scale for each token (without top_k, of final ones, "
+        "also one for each channel, beside the head); null: none kept",
     )
     blocks_per_shard: Size = Field(description="of all shards but the last")
 

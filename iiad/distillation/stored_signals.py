@@ -6,6 +6,7 @@ Legend: T tokens of a block, k entries kept, n hidden states kept, D model width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from iiad.identities import ModelIdentity
 
 from .signal_encoding import decode_gaps, decode_ids, decode_states
 from .signal_record import HEAD, JOURNAL, RECORD, SignalRecord, shard_name
-from .stored_head import load_head
+from .stored_head import load_head, load_scales
 
 __all__ = ["SignalBlocks", "StoredSignals"]
 
@@ -73,10 +74,18 @@ class StoredSignals:
                 raise InputError(f"{path}: is damaged: its sha256 is not the one in {RECORD}")
         if self.record.head is not None:
             self.read_head()
+            _ = self.scales
 
     def read_head(self) -> Tensor:
         """Read the teacher's head, (V, D), float32, of signals without top_k. Raises InputError as `load_head`."""
         return load_head(self.folder / HEAD, self.record.layout.vocab_size, self.record.layout.hidden_size)
+
+    @cached_property
+    def scales(self) -> Tensor | None:
+        """Scales of the final hidden state's channels, (D,), by which int8 was divided; None: it was not."""
+        if self.record.head is None:
+            return None
+        return load_scales(self.folder / HEAD, self.record.layout.hidden_size)
 
     def require(
         self,
@@ -137,6 +146,10 @@ class StoredSignals:
         if read and layout.compression is not None:
             which = [layout.hidden_layers.index(layer) for layer in read]
             states = decode_states(block, layout.compression, which)
+            if self.scales is not None:
+                for place, layer in enumerate(read):
+                    if layer == layout.hidden_layers[-1]:
+                        states[place] *= self.scales
             if not states.isfinite().all():
                 self._refuse(shard, index, "finite hidden states")
             if layout.top_k is None:

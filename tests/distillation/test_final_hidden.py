@@ -14,6 +14,7 @@ from iiad.data import TokenBlocks, load_tokenizer, pack, resolve_inputs
 from iiad.distillation import LiveTeacher, StoredTeacher, capture_signals
 from iiad.distillation.divergences import DIVERGENCES, TeacherDivergence
 from iiad.distillation.signal_record import SignalRecord
+from iiad.distillation.stored_head import choose_scales
 from iiad.distillation.stored_signals import StoredSignals
 from iiad.distillation.teacher_outputs import TeacherOutputs
 from iiad.files import file_sha256
@@ -64,7 +65,8 @@ def test_the_distribution_is_the_teachers_within_the_states_rounding(
     assert torch.equal(found.weight, live.weight)
     states, weight = live.states.double(), live.weight.double()
     if compression == "int8":
-        error = (states.abs().amax(1, keepdim=True) / 254).expand_as(states)
+        scales = stored.scales.double()
+        error = (states / scales).abs().amax(1, keepdim=True) / 254 * scales
     else:
         error = states.abs() * 2**-8
     logits, rounded = states @ weight.t(), found.states.double() @ weight.t()
@@ -99,6 +101,53 @@ def test_unrounded_signals_are_the_live_teacher_bit_for_bit(kind, temperature, f
     ]
     assert losses[0] > 0
     assert torch.equal(*losses)
+
+
+def naive_rounding(states, scales):
+    """In float64, number by number."""
+    found = torch.zeros_like(states)
+    for n, state in enumerate(states):
+        step = max(abs(float(x / c)) for x, c in zip(state, scales, strict=True)) / 127
+        for d, (x, c) in enumerate(zip(state, scales, strict=True)):
+            found[n, d] = round(float(x / c) / step) * step * c
+    return found
+
+
+def test_int8_divides_channels_by_powers_of_two_near_their_rms_and_outliers_stay_with_themselves(
+    folders, teacher, batch
+):
+    stored = StoredSignals.open(folders / "int8")
+    live, found = targets(stored, teacher, batch)
+    states = live.states.double()
+    assert torch.allclose(naive_rounding(states, stored.scales.double()), found.states.double(), atol=1e-6)
+    with torch.no_grad():
+        model = load_model(teacher)
+        corpus = torch.cat([model.model(input_ids=batch["input_ids"]).last_hidden_state]).flatten(0, 1)
+    assert torch.equal(stored.scales.log2().round().exp2(), stored.scales)
+    rms = choose_scales(corpus * torch.arange(D)) / (corpus * torch.arange(D)).square().mean(0).sqrt()
+    assert ((rms[1:] >= 2**-0.51) & (rms[1:] <= 2**0.51)).all()
+    assert choose_scales(corpus * torch.arange(D))[0] == 1  # a channel of zeros
+
+    weight, outlier = live.weight.double(), torch.ones(D).double()
+    outlier[5] = 400
+    large, weight = states * outlier, weight / outlier  # the same distributions
+    log_p = (large @ weight.t()).log_softmax(1)
+    kls = []
+    for scales in (torch.ones(D), choose_scales(large)):
+        log_q = (naive_rounding(large, scales.double()) @ weight.t()).log_softmax(1)
+        kls.append(float((log_p.exp() * (log_p - log_q)).sum(1).mean()))
+    assert kls[1] < kls[0] / 1000
+
+
+def test_captures_without_scales_are_read_as_they_were(folders, copied, teacher, batch):
+    """Those of earlier versions."""
+    weight = load_file(copied / "head.safetensors")["weight"]
+    scales = StoredSignals.open(folders / "int8").scales
+    forge(copied, {"weight": weight})
+    old, new = (StoredSignals.open(folder).read(3) for folder in (copied, folders / "int8"))
+    assert torch.equal(old["final_states"] * scales, new["final_states"])
+    assert torch.equal(old["hidden_states"][-1] * scales, new["hidden_states"][-1])
+    StoredSignals.open(copied).verify()
 
 
 def test_nothing_of_top_k_is_kept_and_other_hidden_states_may_be(capture, folders, tmp_path):
@@ -172,13 +221,25 @@ def test_a_head_that_is_damaged_or_missing_is_named(copied):
         (lambda weight: {"weight": weight.flatten()}, "weight: expected [300, 32], got [9600]"),
         (lambda weight: {"weight": weight.double()}, "weight: expected one of F32, BF16, F16, got F64"),
         (lambda weight: {"weight": weight * torch.nan}, "weight: expected finite numbers"),
-        (lambda weight: {"bias": weight}, "expected 'weight' alone, got 1 tensors"),
-        (lambda weight: {"weight": weight, "more": weight * 2}, "expected 'weight' alone, got 2 tensors"),
+        (lambda weight: {"bias": weight}, "expected 'weight', maybe 'channels', got 2 tensors"),
+        (lambda weight: {"weight": weight, "more": weight * 2}, "maybe 'channels', got 3 tensors"),
+        (lambda weight: {"channels": None, "bias": weight}, "expected 'weight', maybe 'channels', got 1"),
+        (lambda weight: {"weight": weight, "channels": weight[0, 1:]}, "channels: expected [32], got [31]"),
+        (lambda weight: {"weight": weight, "channels": 0 * weight[0]}, "channels: expected numbers above 0"),
+        (
+            lambda weight: {"weight": weight, "channels": weight[0].bfloat16()},
+            "channels: expected one of F32",
+        ),
+        (
+            lambda weight: {"weight": weight, "channels": weight[0] * torch.nan},
+            "channels: expected finite numbers",
+        ),
     ],
 )
 def test_a_head_that_cannot_be_is_refused_even_with_a_hash_that_fits(change, message, copied):
-    weight = load_file(copied / "head.safetensors")["weight"]
-    forge(copied, {name: value.contiguous() for name, value in change(weight).items()})
+    found = load_file(copied / "head.safetensors")
+    made = {"channels": found["channels"], **change(found["weight"])}
+    forge(copied, {name: value.clone() for name, value in made.items() if value is not None})
     with refused("head.safetensors: ", message):
         StoredSignals.open(copied).verify()
 
