@@ -11,13 +11,11 @@ Finished runs in the output folder are kept.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from common import distil_once
 
 Arm = tuple[tuple[float, float, float], list[str]]
 STAGES = ("layerwise", "distill", "recover")
@@ -83,27 +81,22 @@ def distil(args: argparse.Namespace, arm: str, plan: Arm, seed: int) -> dict[str
     """Return the results of one run, after running it if its record is not finished."""
     shares, settings = plan
     name = arm.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
-    folder = args.output_dir / f"{name}-{seed}"
-    record = folder / "run.json"
-    if not (record.exists() and json.loads(record.read_text())["finished"]):
-        command = ["iiad", "distill", args.teacher, *([args.plan] if args.plan else [])]
-        command += ["--recipe", args.recipe, "--output-dir", str(folder)]
-        fields = [f"data.train=[{args.data}]", f"data.validation=[{args.validation}]", *settings]
-        fields += [f"training.seed={1000 * seed}", f"training.per_device_train_batch_size={args.batch_size}"]
-        fields += ["training.save_steps=1000", "training.save_total_limit=1"]
-        if args.predictor_stages:
-            fields.append(f"student.predictor_stages={args.predictor_stages}")
-        for stage, share in zip(STAGES, steps_of(shares, args.steps), strict=True):
-            rate = args.learning_rate if any(shares) else 1e-30
-            fields.append(
-                f"distillation.{stage}={{max_steps: {share}, learning_rate: {rate!r}, warmup_steps: {share // 10}}}"
-            )
-        for field in fields:
-            command += ["--set", field]
-        command += ["--resume"] if record.exists() else []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
-    return json.loads(record.read_text())["results"]
+    fields = dict(setting.split("=", 1) for setting in settings) | {
+        "data.train": f"[{args.data}]",
+        "data.validation": f"[{args.validation}]",
+        "training.seed": str(1000 * seed),
+        "training.per_device_train_batch_size": str(args.batch_size),
+        "training.save_steps": "1000",
+        "training.save_total_limit": "1",
+    }
+    if args.predictor_stages:
+        fields["student.predictor_stages"] = str(args.predictor_stages)
+    rate = args.learning_rate if any(shares) else 1e-30
+    for stage, share in zip(STAGES, steps_of(shares, args.steps), strict=True):
+        length = f"max_steps: {share}, learning_rate: {rate!r}, warmup_steps: {share // 10}"
+        fields[f"distillation.{stage}"] = f"{{{length}}}"
+    words = [args.teacher, *([args.plan] if args.plan else []), "--recipe", args.recipe]
+    return distil_once(args.output_dir / f"{name}-{seed}", words, fields)
 
 
 def steps_of(shares: tuple[float, float, float], steps: int) -> list[int]:

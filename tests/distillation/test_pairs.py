@@ -140,6 +140,17 @@ def test_layers_learn_the_teachers_outputs_for_its_own_inputs_in_both_halves(kin
     assert max(parts.values()) < 1e-9
 
 
+def test_a_student_learns_from_its_own_targets_of_the_sources(pair_folders, lesson, tmp_path):
+    stage = {"max_steps": 4, "warmup_steps": 0}
+    distill(pair_folders.teacher, pair_folders.plan, lesson(onpolicy=stage), tmp_path / "run")
+    entries = log_of(tmp_path / "run", "onpolicy")
+    assert [entry["ce"] > 0 for entry in entries] == [True, False, True, False]
+    assert all(entry["kl"] > 0 for entry in entries)
+    with refused("onpolicy.prompt_length: expected none for pairs, which have prompts of their own, got 4"):
+        recipe = lesson(onpolicy={**stage, "prompt_length": 4})
+        distill(pair_folders.teacher, pair_folders.plan, recipe, tmp_path / "other")
+
+
 def test_hidden_states_are_those_of_the_decoder(pair_folders, lesson, tmp_path):
     section = {"hidden_weight": 1.0, "hidden_layers": [3]}
     with refused("hidden_layers: expected at most 2, the teacher's"):
