@@ -103,6 +103,7 @@ PAIR_VARIANTS = {
     "relaxed": lambda: make_seq2seq(**UNEVEN, history=False, relaxation=True, tie_word_embeddings=False),
     "extrapolated": lambda: make_seq2seq(**UNEVEN, history=False, extrapolation=STOPS),
     "shared": lambda: make_seq2seq(**UNEVEN, cache_policy="shared"),
+    "adaptive": lambda: make_seq2seq(num_iterations=3, cache_policy="shared", tolerance=0.3),
     "pcformer-rk2": lambda: make_pcformer_seq2seq(**UNEVEN),
     "pcformer-rk4-fixed": lambda: make_pcformer_seq2seq(predictor_order=4, coefficients="fixed"),
 }
@@ -127,6 +128,7 @@ VARIANTS = {
     "plain": lambda: make_iiet(num_iterations=[1, 0, 2], history=False),
     "relaxed": lambda: make_iiet(num_iterations=[1, 2, 0], history=False, relaxation=True),
     "shared": lambda: make_iiet(num_iterations=[0, 2, 1], cache_policy="shared"),
+    "adaptive": lambda: make_iiet(num_iterations=[3, 2, 1], cache_policy="shared", tolerance=0.3),
     "plain-shared": lambda: make_iiet(num_iterations=[1, 0, 2], history=False, cache_policy="shared"),
     "extrapolated": lambda: make_iiet(
         num_iterations=[0, 2, 1],

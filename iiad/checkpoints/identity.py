@@ -17,7 +17,7 @@ from iiad.models import IIETConfig
 
 __all__ = ["count_layers", "identify_model", "model_fingerprint"]
 
-_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations", "extrapolation", "plans")
+_PLAN_FIELDS = ("num_iterations", "num_encoder_iterations", "extrapolation", "plans", "tolerance")
 
 # Fields that configurations once did not have: left out of fingerprints while they say what held then, so that a
 # profile of that time still knows its model.

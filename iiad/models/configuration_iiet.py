@@ -53,6 +53,10 @@ class IIETConfig(PreTrainedConfig):
         the other evaluations' key and value projections and their place in the cache. Weights are trained for one
         of them: only `model.set_cache_policy` changes it.
 
+    tolerance: None or how little a token's state may move, |z(i) - z(i-1)| / |z(i-1)|, for its iterations in a layer
+        to stop there (ours); at most r_t are run, and one is. Needs the shared cache policy, under which a token
+        that stops leaves no hole in the cache, and no extrapolation.
+
     `num_hidden_layers` is derived: the number of cache slots, because transformers sizes its caches by that name.
     Under the exact policy it is the number of block evaluations, `num_evaluations`, under the shared one that of
     layers. The depth in weights is `num_layers`.
@@ -105,6 +109,7 @@ class IIETConfig(PreTrainedConfig):
     extrapolation: list | None = None
     plans: list | None = None
     cache_policy: str = "exact"
+    tolerance: int | float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_names(kwargs, self.transformers_version is not None)
@@ -275,6 +280,11 @@ class IIETConfig(PreTrainedConfig):
             and all(len(entry) <= i for row in rows for i, entry in enumerate(row, 2))
         )
         self._require("extrapolation", fits, accepted)
+        alone = self.cache_policy == "shared" and not rows
+        accepted = (
+            "none with cache_policy 'exact', whose later evaluations attend to each other, or extrapolation"
+        )
+        self._require("tolerance", self.tolerance is None or alone, accepted)
         names = [plan["name"] for plan in self.plans or []]
         accepted = f"plans of other names and of {L} numbers from 0 to {most} (max_num_iterations)"
         fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])

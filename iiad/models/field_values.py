@@ -98,6 +98,10 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "max_num_iterations": whole(0, 1000),
     "extrapolation": (_is_table, "for each layer a list of lists of numbers between -1000 and 1000"),
     "plans": (_is_family, "a list of plans, each with a name and num_iterations, perhaps nll and accuracy"),
+    "tolerance": (
+        lambda value: _is_between(value, -1, 1e6) and value >= 0,
+        "a number from 0, below 1,000,000",
+    ),
     "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
 }
 ACCEPTED |= dict.fromkeys(

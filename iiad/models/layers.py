@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_iiet import IIETConfig
+from .selection import EVERY_TOKEN, TokenSelection, select_tokens
 from .solvers import ExplicitEuler, MultistepCorrector, PicardCorrector, RungeKutta
 
 __all__ = [
@@ -126,13 +127,17 @@ class SlottedAttention(LlamaAttention):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         shared: KeysAndValues | None = None,
+        tokens: TokenSelection = EVERY_TOKEN,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: (B, T, D); slot: the evaluation's -> (B, T, D) and the attention weights, if any.
 
-        shared: keys and values to attend to instead of the evaluation's own.
+        shared: keys and values to attend to instead of the evaluation's own. tokens: those that hidden_states are of.
         """
-        query = _rotate(self.q_norm(self._heads(self.q_proj(hidden_states))), position_embeddings)
+        angles = position_embeddings
+        if angles is not None:
+            angles = tokens.take(angles[0]), tokens.take(angles[1])
+        query = _rotate(self.q_norm(self._heads(self.q_proj(hidden_states))), angles)
         key, value = shared or self.keys_and_values(
             hidden_states, slot, position_embeddings, past_key_values, kwargs
         )
@@ -140,8 +145,9 @@ class SlottedAttention(LlamaAttention):
             # It needs 16 bits, and would look for the type in a Linear inside its module: the slot has none.
             dtype = self._weight_dtype(query.dtype)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        mixed, weights = slot(query, key, value, attention_mask, **kwargs)
-        mixed = mixed.reshape(*hidden_states.shape[:-1], -1)  # (B, T, N * E)
+        laid_out = tokens.lay_out(query, key, value, attention_mask, slot.is_causal)
+        mixed, weights = slot(*laid_out, **kwargs)
+        mixed = tokens.flatten(mixed).reshape(*hidden_states.shape[:-1], -1)  # (B, T, N * E)
         return self.o_proj(mixed), weights
 
     def _heads(self, projected: Tensor) -> Tensor:
@@ -227,6 +233,13 @@ class IterativeLayer(GradientCheckpointingLayer):
         """b_1, b_2, ... at the layer's stop, from the configuration; none: its state is handed on as it is."""
         return self.config.layer_extrapolation(self.place)
 
+    @property
+    def gathers(self) -> bool:
+        """Whether tokens that go on are gathered. Gradients, compiled graphs and other attention than these evaluate
+        all of them, and keep what is theirs."""
+        sequential = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return not sequential and self.config._attn_implementation in ("sdpa", "eager")
+
     def evaluate(self, point: Tensor, base: Tensor | None = None, **kwargs: Any) -> Tensor:
         """base + f_t(point), each (B, T, D). base: default, point, which makes it F_t(point)."""
         middle, start = self.attend(point, base, **kwargs)
@@ -262,17 +275,22 @@ class IterativeLayer(GradientCheckpointingLayer):
             point = self.input_layernorm(hidden_states)
             shared = self.self_attn.keys_and_values(point, self.slots[0], angles, cache, context)
 
-        def step(rule: Any, *states: Tensor) -> Tensor:
-            block = partial(self.evaluate, slot=next(slots), shared=shared, **context)
+        def step(rule: Any, *states: Tensor, going: Tensor | None = None) -> Tensor:
+            tokens = select_tokens(going, self.gathers)
+            if tokens is None:
+                return states[0]
+            block = partial(self.evaluate, slot=next(slots), shared=shared, tokens=tokens, **context)
+            taken = map(tokens.take, states)
             if recompute_evaluations:
-                return checkpoint(rule, block, *states, use_reentrant=False)
-            return rule(block, *states)
+                return tokens.put(checkpoint(rule, block, *taken, use_reentrant=False), states[0])
+            return tokens.put(rule(block, *taken), states[0])
 
         def norm(prediction: Tensor) -> Tensor:  # not the module itself: see Predict
             return self.corrector.start_norm(prediction)
 
         z = predict(hidden_states, step, norm, num_stages or self.config.num_start_evaluations)
-        return self.corrector(z, hidden_states, history, self.num_iterations, step, self.extrapolation)
+        stop = self.extrapolation, self.config.tolerance
+        return self.corrector(z, hidden_states, history, self.num_iterations, step, *stop)
 
     def output(self, state: Tensor, *history: Tensor) -> Tensor:
         """x_{t+1} where H_t is `state`, after H_0, ..., H_{t-1}, each (B, T, D)."""

@@ -26,6 +26,7 @@ from .layers import (
     is_flash,
     make_norm,
 )
+from .selection import EVERY_TOKEN
 from .stacks import IIETPreTrainedModel, LayerStack, record_layers
 
 __all__ = ["CrossIterativeLayer", "IIETSeq2SeqDecoder", "IIETSeq2SeqEncoder", "IIETSeq2SeqPreTrainedModel"]
@@ -64,7 +65,8 @@ class CrossIterativeLayer(IterativeLayer):
         source, mask = kwargs.pop("source"), kwargs.pop("encoder_mask")
         middle, start = super().attend(point, base, **kwargs)
         states = self.cross_attention_layernorm(middle)
-        attended, _ = self.cross_attn(states, self.cross_slot, None, mask, shared=source)
+        tokens = kwargs.get("tokens", EVERY_TOKEN)
+        attended, _ = self.cross_attn(states, self.cross_slot, None, mask, shared=source, tokens=tokens)
         middle = middle + attended
         return middle, middle if base is None else start + attended
 

@@ -8,7 +8,7 @@ A solver is given one function, step(rule, *states) = rule(block, *states) -> st
 evaluation of the layer's block. The block is block(point, base=point) = base + f_t(point), f_t the increment of the
 pre-norm block; the rule is the evaluation with the combination before it and the norm after it. A step owns a cache
 slot and is the unit of recomputation, so its states are arguments of their own: torch's checkpoint looks for tensors
-nowhere else.
+nowhere else. Where tokens stop by themselves, step(rule, *states, going=...) is for those that go on.
 
 A module uses its parameters inside its own `forward` alone: offloading and adapters wrap that.
 """
@@ -28,6 +28,7 @@ __all__ = [
     "RungeKutta",
     "Step",
     "extrapolate",
+    "relative_change",
     "solve",
     "weighted_sum",
 ]
@@ -37,18 +38,33 @@ Block = Callable[..., Tensor]
 """block(point) = F_t(point), block(point, base) = base + f_t(point)."""
 
 Step = Callable[..., Tensor]
-"""step(rule, *states) = rule(block, *states): one evaluation of the block."""
+"""step(rule, *states) = rule(block, *states): one evaluation of the block. going: (B, T), true for the tokens that it
+is for; None: all. The others keep states[0]."""
+
+Update = Callable[[int, Tensor, Tensor | None], Tensor]
+"""update(i, z(i-1), going) -> z(i), z(i-1) where a token does not go on."""
 
 
-def solve(update: Callable[[int, Tensor], Tensor], z: Tensor, num_iterations: int) -> list[Tensor]:
-    """Return z(0) = z, ..., z(num_iterations), by z(i) = update(i, z(i-1)): the only loop over iterations.
+def solve(update: Update, z: Tensor, num_iterations: int, tolerance: float | None = None) -> list[Tensor]:
+    """Return z(0) = z, ..., z(num_iterations), by z(i) = update(i, z(i-1), going): the only loop over iterations.
 
     The first i + 1 iterates do not depend on num_iterations: to stop at i is to run i iterations.
+    tolerance: a token goes on while |z(i) - z(i-1)| > tolerance |z(i-1)| (ours). One that has stopped moves no more,
+    and so stops for good. None: all go on.
     """
-    iterates = [z]
+    iterates, going = [z], None
     for i in range(1, num_iterations + 1):
-        iterates.append(update(i, iterates[-1]))
+        if tolerance is not None and i > 1:
+            going = relative_change(iterates[-2], iterates[-1]) > tolerance
+        iterates.append(update(i, iterates[-1], going))
     return iterates
+
+
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """|after - before| / |before| of each token: (B, T, D) twice -> (B, T), in 32 bits at least."""
+    dtype = torch.promote_types(before.dtype, torch.float32)
+    before = before.detach().to(dtype)
+    return (after.detach().to(dtype) - before).norm(dim=-1) / before.norm(dim=-1)
 
 
 def extrapolate(iterates: list[Tensor], x: Tensor, coefficients: Sequence[float]) -> list[Tensor]:
@@ -148,10 +164,11 @@ class MultistepCorrector(nn.Module):
         num_iterations: int = 0,
         step: Any = None,
         extrapolation: Sequence[float] = (),
+        tolerance: float | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """z(0) and H_0, ..., H_{t-1} -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
-        x: the layer's input, see `extrapolate`. step: not needed without iterations.
+        x: the layer's input, see `extrapolate`. step: not needed without iterations. tolerance: see `solve`.
         """
         w, c = self.update_weights, self.output_weights
         if num_iterations == 0:
@@ -162,7 +179,10 @@ class MultistepCorrector(nn.Module):
             def rule(block: Block, z: Tensor, before: Tensor) -> Tensor:
                 return self.update_norm(block(torch.addcmul(before, w[-1], z)))
 
-            iterates = solve(lambda i, z: step(rule, z, before), z, num_iterations)
+            def update(i: int, z: Tensor, going: Tensor | None) -> Tensor:
+                return step(rule, z, before, going=going)
+
+            iterates = solve(update, z, num_iterations, tolerance)
             iterates = extrapolate(iterates, x, extrapolation)
         return torch.addcmul(weighted_sum(c, history), c[-1], iterates[-1]), iterates
 
@@ -189,21 +209,22 @@ class PicardCorrector(nn.Module):
         num_iterations: int = 0,
         step: Any = None,
         extrapolation: Sequence[float] = (),
+        tolerance: float | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """z(0) and the layer's input x -> x_{t+1} and z(0), ..., z(num_iterations), the last one extrapolated.
 
-        history: not used. step: not needed without iterations.
+        history: not used. step: not needed without iterations. tolerance: see `solve`.
         """
         a = self.relaxation
 
-        def update(i: int, z: Tensor) -> Tensor:
+        def update(i: int, z: Tensor, going: Tensor | None) -> Tensor:
             if a is None:
-                return step(lambda block, z, x: block(z, x), z, x)
-            return step(lambda block, z, x: torch.lerp(z, block(z, x), a[i - 1]), z, x)
+                return step(lambda block, z, x: block(z, x), z, x, going=going)
+            return step(lambda block, z, x: torch.lerp(z, block(z, x), a[i - 1]), z, x, going=going)
 
         if num_iterations == 0 and a is not None:
             z = _keep_in_graph(z, a)
-        iterates = extrapolate(solve(update, z, num_iterations), x, extrapolation)
+        iterates = extrapolate(solve(update, z, num_iterations, tolerance), x, extrapolation)
         return iterates[-1], iterates
 
 

@@ -183,7 +183,7 @@ def test_picard_converges_to_the_implicit_euler_solution_of_a_contraction(scale,
     matrix = scale * matrix / torch.linalg.matrix_norm(matrix, 2)
     x = torch.randn(1, 1, 4, generator=generator, dtype=torch.float64)
 
-    def step(rule, *states):
+    def step(rule, *states, going=None):
         return rule(lambda point, base=None: (point if base is None else base) + point @ matrix, *states)
 
     corrector = PicardCorrector(iterations, relaxation=False)

@@ -34,6 +34,15 @@ def attention(w, name, config, queries, states, allowed, rotated):
     return F.linear(mixed.transpose(1, 2).flatten(-2), w[f"{name}.o_proj.weight"])
 
 
+def settle(points, found, tolerance):
+    """What was found or, for tokens whose last step from z(i-1) to z(i), i > 0, was small, z(i) again."""
+    if tolerance is None or len(points) < 3:
+        return found
+    step, before = points[-1] - points[-2], points[-2]
+    stopped = step.norm(dim=-1, keepdim=True) <= tolerance * before.norm(dim=-1, keepdim=True)
+    return torch.where(stopped, points[-1], found)
+
+
 def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, source_allowed=None):
     """The encoder or the decoder, term by term, with nothing shared or reused."""
 
@@ -66,7 +75,8 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
             for i in range(iterations):
                 a = w[f"{stack}.{at}.corrector.relaxation"][i] if config.relaxation else 1
                 z = points[-1]
-                points.append((1 - a) * z + a * (x + block(z, first=first) - z))
+                found = (1 - a) * z + a * (x + block(z, first=first) - z)
+                points.append(settle(points, found, config.tolerance))
             z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
             history.append(z)
             x = z
@@ -88,7 +98,8 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
         update, output = (w[f"{stack}.{at}.corrector.{part}_weights"] for part in ("update", "output"))
         for _ in range(iterations):
             mean = sum(update[k] * h for k, h in enumerate(history)) + update[-1] * points[-1]
-            points.append(layer_norm(f"{at}.corrector.update_norm", block(mean, first=first)))
+            found = layer_norm(f"{at}.corrector.update_norm", block(mean, first=first))
+            points.append(settle(points, found, config.tolerance))
         z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
         x = sum(output[k] * h for k, h in enumerate(history)) + output[-1] * z
         history.append(z)
