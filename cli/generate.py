@@ -179,7 +179,9 @@ def _refuse_others(context: typer.Context, temperature: float, num_beams: int, p
 
 
 def _describe_speed(generation: Any) -> str:
-    return f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s"
+    mean = generation.evaluations
+    taken = "" if mean is None else f", {mean:.2f} evaluations a token"
+    return f"{generation.num_new_tokens} new tokens, {generation.tokens_per_second:.1f} tokens/s{taken}"
 
 
 def _with_numbers(texts: list[str]) -> Iterator[str]:

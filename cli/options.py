@@ -147,6 +147,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "speedup": (0, 10**12),
     "temperature": (0, 100),
     "threshold": (0, 1e100),
+    "tolerance_for": (0, 1),
     "top_k": (1, 2**24),
     "top_p": (0, 1),
 }

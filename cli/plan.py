@@ -78,6 +78,13 @@ def plan(
             "--extrapolate",
         ),
     ] = False,
+    tolerance_for: Annotated[
+        float | None,
+        _by(
+            "Let tokens stop by themselves: find the tolerance that drops this share of all iterations, beside what "
+            "the plan drops. Of a teacher with a shared cache."
+        ),
+    ] = None,
     metric: Annotated[str, _by("Metric of the profile to plan by.")] = "kl",
     min_iterations: Annotated[
         int | None, _within("Fewest of every layer; all where the teacher has fewer.")
@@ -157,6 +164,8 @@ def plan(
 
     Example:  iiad plan profile.json --family --cuts 0,0.3,0.55,0.75,1 --output plans.json
 
+    Example:  iiad plan profile.json --tolerance-for 0.4 --output plan.json
+
     Example:  iiad plan profile.json --curve
 
     Example:  iiad plan profile.json --curve --verify teacher --data valid.jsonl
@@ -207,10 +216,15 @@ def plan(
         phase=phase or ("sentence" if measured.model.num_encoder_layers else "decode"),
     )
     made = None
+    if tolerance_for is not None:
+        refuse_options(command, "with --tolerance-for", "verify")  # evaluate --plan runs it
+        threshold = 0.0 if threshold is None and not targets else threshold
     if threshold is not None or targets or not curve:
         made = planning.make_plan(measured, threshold, targets, metric, normalize, bounds, table)
         if extrapolate:
             made = made.extrapolated(measured)
+        if tolerance_for is not None:
+            made = planning.with_tolerance(made, measured, tolerance_for)
         if output is None:
             raise InputError("output: expected a file for the plan, got none; --curve alone needs none")
     else:

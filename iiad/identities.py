@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .artefacts import Coefficients, Count, Iterations, Record, Size, without_empty
+from .artefacts import Amount, Coefficients, Count, Iterations, Record, Size, without_empty
 
 __all__ = ["DataIdentity", "ModelIdentity", "ModelShape", "layer_name", "require_iterations_to_plan"]
 
@@ -66,6 +66,10 @@ class ModelIdentity(Record):
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its stop; not written where there are none"
     )
+    tolerance: Amount | None = Field(
+        default=None,
+        description="how little a token's state moves where it stops by itself; not written where none does",
+    )
 
     @model_validator(mode="after")
     def _require_decoder(self) -> Self:
@@ -77,7 +81,7 @@ class ModelIdentity(Record):
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        return without_empty(fields, "num_encoder_layers", "extrapolation")
+        return without_empty(fields, "num_encoder_layers", "extrapolation", "tolerance")
 
     @property
     def num_decoder_layers(self) -> int:

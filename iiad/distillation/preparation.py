@@ -61,8 +61,11 @@ class Distillation:
         self.corpora = Corpora(recipe, self.tokenizer, self.teacher_config)
         self.stored = self._open_signals()
         set_seed(recipe.training.seed)
-        given = (None, None) if plan is None else (plan.num_iterations, plan.coefficients)
-        self.student = make_student(teacher_folder, given[0], recipe.student, device, given[1])
+        if plan is None:
+            self.student = make_student(teacher_folder, None, recipe.student, device)
+        else:
+            given = (plan.coefficients, plan.tolerance)
+            self.student = make_student(teacher_folder, plan.num_iterations, recipe.student, device, *given)
         freeze_unused(self.student)
         self.turns = Turns()
         if self.family is not None:

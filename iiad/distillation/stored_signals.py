@@ -107,6 +107,7 @@ class StoredSignals:
             ("teacher", teacher and teacher.fingerprint[:12], record.teacher.fingerprint[:12]),
             ("teacher.num_iterations", teacher and teacher.num_iterations, record.teacher.num_iterations),
             ("teacher.extrapolation", teacher and teacher.coefficients, record.teacher.coefficients),
+            ("teacher.tolerance", teacher and teacher.tolerance, record.teacher.tolerance),
             ("layout.vocab_size", shape and shape.vocab_size, record.layout.vocab_size),
             ("layout.hidden_size", shape and shape.hidden_size, record.layout.hidden_size),
             (

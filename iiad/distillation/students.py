@@ -43,6 +43,11 @@ def require_change(teacher: Any, plan: Plan | None, section: StudentSection) -> 
         raise InputError(
             f"student.cache_policy: expected one other than the teacher's, or a plan, got {policy!r}"
         )
+    stop = teacher.tolerance if plan is None else plan.tolerance
+    if policy == "exact" and stop is not None:
+        raise InputError(
+            f"student.cache_policy: expected 'shared' with a tolerance of {stop:.4g}, got 'exact'"
+        )
     if stages is not None and stages > getattr(teacher, "predictor_order", 0):
         order = getattr(teacher, "predictor_order", None)
         most = (
@@ -57,10 +62,11 @@ def make_student(
     section: StudentSection,
     device: str,
     extrapolation: Sequence[Sequence[float]] | None = None,
+    tolerance: float | None = None,
 ) -> PreTrainedModel:
     """Make the student in float32 on its device.
 
-    num_iterations: its plan, and extrapolation: coefficients of each layer there; None: the teacher's.
+    num_iterations: its plan, with the coefficients of each layer there and the tolerance; None: the teacher's.
 
     Raises InputError for a folder to start from that cannot be loaded or holds a model of another shape or with
     another tokenizer.
@@ -68,7 +74,8 @@ def make_student(
     student = load_model(teacher_folder, dtype=torch.float32, device=device, kind=None)
     before = list(student.config.iterations)
     if num_iterations is not None:
-        student.set_num_iterations(num_iterations, extrapolation)
+        fields = student.config.split_plan(num_iterations, extrapolation)
+        student.reconfigure(**fields, tolerance=tolerance)
     if section.cache_policy is not None:
         student.set_cache_policy(section.cache_policy)
     if section.predictor_stages is not None:
@@ -125,14 +132,15 @@ def freeze_unused(student: PreTrainedModel) -> None:
 def changed_layers(teacher: Any, student: Any) -> list[int]:
     """Return the layers, from 0, that compute something else under the student's configuration than the teacher's.
 
-    They run fewer evaluations, or several that attend to other keys and values.
+    They run fewer evaluations, or several that attend to other keys and values or stop by themselves.
     """
     before, after = (
         [config.num_start_evaluations + r for r in config.iterations] for config in (teacher, student)
     )
     other_policy = teacher.cache_policy != student.cache_policy
+    other_stop = teacher.tolerance != student.tolerance
     pairs = enumerate(zip(before, after, strict=True))
-    return [layer for layer, (old, new) in pairs if old != new or (other_policy and new > 1)]
+    return [layer for layer, (old, new) in pairs if old != new or ((other_policy or other_stop) and new > 1)]
 
 
 @contextmanager

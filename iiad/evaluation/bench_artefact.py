@@ -98,10 +98,14 @@ class Phase(Record):
         description="block evaluations, sum over t of (start evaluations + r_t): of all layers or, of an "
         "encoder-decoder, of the half that runs"
     )
+    mean_evaluations: Amount | None = Field(
+        default=None,
+        description="measured, mean of a token of the random prompts; null where all tokens run all iterations",
+    )
     predicted_speedup: Amount | None = Field(
         ge=1e-100,
-        description="evaluations of the first / own: the speedup if nothing but block evaluations took time; "
-        "None where the blocks differ in shape or precision, or decoding is compiled",
+        description="evaluations of the first / own, measured where they are: the speedup if nothing but block "
+        "evaluations took time; None where the blocks differ in shape or precision, or decoding is compiled",
     )
     tokens_per_second: Spread
     speedup: Spread = Field(description="above 1 is faster")

@@ -19,13 +19,14 @@ from iiad.conversion.weights import copy_sharing_tensors
 from iiad.errors import InputError
 from iiad.identities import ModelIdentity
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
+from iiad.models import count_evaluations
 from iiad.planning.plan import OwnPlan, Plan, identify_rows
 from iiad.progress import format_size, print_status
 
 from .activation_memory import peaks_in_turn
 from .timing import cached_tokens, new_cache, random_prompts, run_calls
 
-__all__ = ["Row", "load_rows", "measure_peaks", "require_free_memory"]
+__all__ = ["Row", "load_rows", "measure_evaluations", "measure_peaks", "require_free_memory"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Row:
 
     def under_plan(self) -> Any:
         """Return the model after setting the row's plan."""
-        if hasattr(self.model, "set_num_iterations"):
-            plan, config = (self.identity.num_iterations, self.identity.coefficients), self.model.config
+        if hasattr(self.model, "follow_plan"):
+            wanted, config = self.identity, self.model.config
+            runs = (config.iterations, config.stop_extrapolation, config.tolerance)
             # Setting the same plan again would have a compiled model compiled again.
-            if (config.iterations, config.stop_extrapolation) != plan:
-                self.model.set_num_iterations(*plan)
+            if runs != (wanted.num_iterations, wanted.coefficients, wanted.tolerance):
+                self.model.follow_plan(wanted)
         return self.model
 
     def prompts(self, batch_size: int, num_tokens: int, seed: int) -> Tensor:
@@ -101,6 +103,26 @@ def require_free_memory(rows: Sequence[Row], batch_size: int, prompt_tokens: int
                 f"{describe_run(model, batch_size, num_tokens)}; what helps: a smaller batch, a shorter context, "
                 "bfloat16 or fewer iterations (a plan)"
             )
+
+
+@torch.inference_mode()
+def measure_evaluations(row: Row, prompts: Tensor, num_steps: int) -> dict[str, float]:
+    """Return the mean evaluations of a token in "prefill" and in "decode"; none where all tokens run all iterations.
+
+    Of an encoder-decoder those of its encoder and of its decoder.
+    """
+    model = row.under_plan()
+    if getattr(model.config, "tolerance", None) is None:
+        return {}
+    calls = run_calls(model, prompts, new_cache(model))
+    with count_evaluations(model) as counts:
+        for _ in range(num_steps + 1):
+            next(calls)
+    encoder = row.identity.num_encoder_layers
+    read = [each[0] for each in counts.calls[: encoder or None]]
+    decoded = [torch.cat(each[0 if encoder else 1 :], 1) for each in counts.calls[encoder:]]
+    parts = {"prefill": read, "decode": decoded}
+    return {phase: sum(float(each.double().mean()) for each in part) for phase, part in parts.items()}
 
 
 @torch.inference_mode()

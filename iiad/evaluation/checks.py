@@ -141,7 +141,7 @@ def _load(model: str | Path, settings: CheckSettings) -> tuple[Any, ModelIdentit
 
 def _run_plan(model: Any, plan: Plan) -> None:
     if hasattr(model, "set_num_iterations"):  # a Transformer's plan is its own
-        model.set_num_iterations(plan.num_iterations, plan.coefficients)
+        model.follow_plan(plan)
 
 
 def _load_teacher(teacher: str | Path, settings: CheckSettings, folder: Path) -> Subject:

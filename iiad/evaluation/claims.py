@@ -194,7 +194,8 @@ def running_plan(
     model: Any, num_iterations: list[int], extrapolation: list[list[float]] | None = None
 ) -> Iterator[None]:
     """Let a model run another plan in the block, and its own after it."""
-    before = {name: getattr(model.config, name) for name in (*model.config.plan_fields, "extrapolation")}
+    names = (*model.config.plan_fields, "extrapolation", "tolerance")
+    before = {name: getattr(model.config, name) for name in names}
     model.set_num_iterations(num_iterations, extrapolation)
     try:
         yield

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 
 from iiad.errors import InputError
+from iiad.models import count_evaluations
 from iiad.models.compatibility import cache_argument
 
 from .check_artefact import CheckSettings
@@ -49,6 +50,23 @@ def padded_logits(subject: Subject) -> float:
         subject.compare(own[real], subject.forward_alone(row, tokens[real][None], padded=True)[0])
         for row, (tokens, own, real) in rows
     )
+
+
+def stopping_tokens(subject: Subject) -> float:
+    """Count tokens of a padded batch, layer by layer, that take other numbers of evaluations in cached steps.
+
+    Skipped where all tokens run all iterations.
+    """
+    if getattr(subject.model.config, "tolerance", None) is None:
+        raise Skipped("no tolerance: all tokens run all iterations")
+    mask, found = _left_padding(subject), []
+    for sizes in ([subject.tokens.shape[1]], _one_by_one(subject.settings)):
+        with count_evaluations(subject.model) as counts:
+            _run(subject, sizes, _dynamic_cache(subject), mask=mask)
+        found.append([torch.cat(calls, 1) for calls in counts.calls if calls])
+    real = mask.bool().cpu()
+    pairs = ((a != b, a.shape == real.shape) for a, b in zip(*found, strict=True))
+    return sum(int((other & real if own else other).sum()) for other, own in pairs)
 
 
 def greedy_tokens(subject: Subject, padded: bool) -> float:
@@ -206,6 +224,7 @@ DECODING = [
     Claim("left-padded = single: greedy tokens", TOKENS, True, partial(greedy_tokens, padded=True)),
     Claim("static cache = dynamic cache", LOGITS, False, static_logits),
     Claim("chunked prefill = whole", LOGITS, False, partial(cached_logits, cut=_chunks)),
+    Claim("cached = uncached: tokens that stop", TOKENS, True, stopping_tokens),
     Claim("beam search: cached = uncached", LOGITS, False, beam_scores),
     Claim("compiled = eager", LOGITS, False, compiled_logits),
 ]

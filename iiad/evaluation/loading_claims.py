@@ -43,6 +43,7 @@ _CIRCUMSTANCES = {
 _STUDENTS_OWN = {
     # What makes a student cheaper.
     *("num_iterations", "num_encoder_iterations", "extrapolation", "cache_policy", "predictor_stages"),
+    "tolerance",
     *("attention_dropout", "initializer_range"),  # of training alone
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache"),  # of generation
 }
@@ -138,24 +139,27 @@ def loaded_at_own_plan(subject: Subject) -> float:
 def teacher_at_plan(subject: Subject, full: bool) -> float:
     """Load the teacher at the plan, against the teacher set to it; full: then set back, against the full plan."""
     teacher, runs = _teacher(subject), subject.plan or subject.identity
-    plan = (list(runs.num_iterations), runs.coefficients)
-    again = teacher.load_again(**teacher.model.config.split_plan(*plan))
+    plan, tolerance = (list(runs.num_iterations), runs.coefficients), runs.tolerance
+    again = teacher.load_again(**teacher.model.config.split_plan(*plan), tolerance=tolerance)
     if full:
         again.set_num_iterations(teacher.identity.num_iterations)
+        again.reconfigure(tolerance=teacher.identity.tolerance)
         return teacher.compare(teacher.forward(again))
     with running_plan(teacher.model, *plan):
+        teacher.model.reconfigure(tolerance=tolerance)
         return teacher.compare(teacher.forward(again), teacher.forward())
 
 
 def runs_plan(subject: Subject) -> float:
-    """Count layers with another number of iterations, or another extrapolation, than the plan file says."""
+    """Count layers with another number of iterations, extrapolation or tolerance than the plan file says."""
     if subject.plan is None:
         raise Skipped("no plan given")
     own, wanted = subject.identity.num_iterations, subject.plan.num_iterations
     if len(own) != len(wanted):
         raise ValueError(f"plan: expected {len(wanted)} layers, got {len(own)}")
     coefficients = zip(subject.identity.coefficients, subject.plan.coefficients, strict=True)
-    different = [r != budget for r, budget in zip(own, wanted, strict=True)]
+    other_stop = subject.identity.tolerance != subject.plan.tolerance
+    different = [r != budget or other_stop for r, budget in zip(own, wanted, strict=True)]
     return sum(other or a != b for other, (a, b) in zip(different, coefficients, strict=True))
 
 

@@ -130,7 +130,7 @@ def verify_plans(
             f"model: expected the one that was profiled, {profile.model.name} ({profile.model.fingerprint[:12]}), "
             f"got {model} ({identity.fingerprint[:12]})"
         )
-    teacher.set_num_iterations(profile.model.num_iterations, profile.model.coefficients)
+    teacher.follow_plan(profile.model)
     sets = draw_calibration(model, data, settings, text_field, cache_dir, "validation", limits)
     batches = (batch for _, batch in numbered_batches(sets, settings.batch_size))
     origins = [k for k, part in enumerate(sets) for _ in range(0, len(part.indices), settings.batch_size)]

@@ -35,11 +35,13 @@ from iiad.data import (
 from iiad.errors import InputError, require_least
 from iiad.identities import DataIdentity, ModelIdentity
 from iiad.memory import memory_explained
+from iiad.models import count_evaluations
 from iiad.planning.costs import compare_costs
 from iiad.planning.plan import AnyPlan, OwnPlan, Plan, identify_rows, read_plan
 from iiad.progress import progress
 from iiad.training.scoring import evaluate_model
 
+from .evaluation_tally import EvaluationTally, token_classes
 from .harness import Tasks, TaskSet
 from .hypotheses import Hypotheses, Texts
 from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
@@ -172,7 +174,7 @@ def _measure(
             loaded, reader.label, identity, None if results else plan, extra, settings.dtype
         ):
             share = 1 / (num_rows - len(results))
-            found = {} if reader.corpus is None else _score_text(name, runner, reader.corpus, settings, share)
+            found = {} if reader.corpus is None else _score_text(name, runner, reader, settings, share)
             if task_set is not None:
                 found["tasks"] = task_set.run(runner, reader.tokenizer, name, settings, share)
             if hypotheses is not None:
@@ -191,19 +193,28 @@ def _windows(corpus: AnyCorpus, settings: EvaluationSettings) -> Iterable[Window
 def _score_text(
     name: str,
     model: Any,
-    corpus: AnyCorpus,
+    reader: _Reader,
     settings: EvaluationSettings,
     share: float,
 ) -> dict[str, Any]:
     """Score a model on the text; return the fields of its entry. share: of all work left."""
+    corpus = reader.corpus
+    assert corpus is not None
     used = len(corpus.targets(settings.max_tokens or corpus.num_tokens)) - isinstance(corpus, TokenCorpus)
     where, size = f"{name} on {settings.device}", settings.batch_size
     with (
         progress(f"evaluating {name}", used, "tokens", share) as advance,
         memory_explained(where, model, size, settings.block_size, cached=False),
     ):
-        windows = _windows(corpus, settings)
-        score = evaluate_model(model, windows, name=name, dtype=settings.dtype, advance=advance)
+        windows, taken = _windows(corpus, settings), {}
+        options: dict[str, Any] = {"name": name, "dtype": settings.dtype, "advance": advance}
+        if getattr(model.config, "tolerance", None) is None:
+            score = evaluate_model(model, windows, **options)
+        else:
+            tally = _make_tally(model, reader)
+            with count_evaluations(model) as counts:
+                score = evaluate_model(model, tally.watch(windows, counts), **options)
+            taken = tally.result()
     groups = (
         {f"{corpus.grouped_by} {group}": part for group, (_, part) in score.by_group.items()}
         if isinstance(corpus, LabelledCorpus)
@@ -217,7 +228,15 @@ def _score_text(
         "bits_per_byte": bits_per_byte(score.nll, corpus.tokens_per_byte),
         "accuracy": score.accuracy,
         "accuracy_by_group": groups,
+        **taken,
     }
+
+
+def _make_tally(model: Any, reader: _Reader) -> EvaluationTally:
+    """Tell tokens apart by their groups, or by the text of what is read."""
+    if isinstance(reader.corpus, LabelledCorpus):
+        return EvaluationTally(model, None, reader.corpus.grouped_by)
+    return EvaluationTally(model, token_classes(reader.tokenizer, model.config.vocab_size))
 
 
 def _runners(
@@ -230,11 +249,11 @@ def _runners(
 ) -> Iterator[tuple[str, ModelIdentity, Any, str | None]]:
     """Yield each row of one model: label, identity under its plan, the model to run before the next, quantization."""
     for name, runs in identify_rows(label, identity, plan):
-        if runs.num_iterations != identity.num_iterations:
-            loaded.set_num_iterations(runs.num_iterations, runs.coefficients)
+        if runs != identity:
+            loaded.follow_plan(runs)
         yield name, runs, loaded, None
     if plan is not None and kinds:
-        loaded.set_num_iterations(identity.num_iterations, identity.coefficients)
+        loaded.follow_plan(identity)
     for kind in kinds:
         yield f"{label}, {kind}", identity, quantized_copy(loaded, kind, DTYPES[dtype]), kind
 
@@ -307,5 +326,7 @@ def _compare(result: EvaluationResult, first: EvaluationResult) -> EvaluationRes
     retained = None
     if result.accuracy is not None and result.data == first.data and first.accuracy:
         retained = result.accuracy / first.accuracy
+    if compute_cut is not None:
+        compute_cut = 1 - result.evaluations / first.evaluations
     cuts = {"overhead_cut": overhead_cut, "compute_cut": compute_cut, "retained": retained}
     return result.model_copy(update=cuts)

@@ -128,17 +128,33 @@ class EvaluationResult(Record):
     evaluations_per_token: Count = Field(
         description="block evaluations, sum over t of (start evaluations + r_t)"
     )
+    mean_evaluations: Amount | None = Field(
+        default=None,
+        description="measured on the text, mean of a token asked for; None where all run all iterations",
+    )
+    evaluations_by_layer: list[Amount] = Field(default=[], description="likewise: each layer's, in their sum")
+    evaluations_by_class: dict[str, Amount] = Field(
+        default={},
+        description="likewise, of the last stack's layers together: by the token that is read, a word, number, sign, "
+        "space or special one, or by the group of the row",
+    )
     cache_bytes_per_token: Count = Field(description="keys and values of all evaluations, bytes per token")
     overhead_cut: Number | None = Field(
         description="1 - sum r / sum r of the first; None where the first has no iterations or the two differ in "
         "more than their iterations"
     )
     compute_cut: Number | None = Field(
-        description="1 - evaluations / evaluations of the first; None where the blocks differ in shape"
+        description="1 - evaluations, measured where they are, / those of the first; None where the blocks differ in "
+        "shape"
     )
     retained: Amount | None = Field(
         description="accuracy / accuracy of the first; None where the tokenizers differ or the first has none"
     )
+
+    @property
+    def evaluations(self) -> float:
+        """Evaluations of a token: measured, else those of the plan."""
+        return self.evaluations_per_token if self.mean_evaluations is None else self.mean_evaluations
 
     @property
     def on_text(self) -> TextScore:

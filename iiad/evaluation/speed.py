@@ -19,7 +19,7 @@ from iiad.planning.plan import AnyPlan, read_plan
 from iiad.progress import progress
 
 from .bench_artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread
-from .bench_rows import Row, load_rows, measure_peaks, require_free_memory
+from .bench_rows import Row, load_rows, measure_evaluations, measure_peaks, require_free_memory
 from .breakdown import can_be_profiled, median_breakdown, profile_run
 from .quality_artefact import Evaluation
 from .timing import (
@@ -45,6 +45,7 @@ class _Measured:
     timings: list[Timing] = field(default_factory=list)
     profiled: list[dict[str, Breakdown]] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
+    evaluations: dict[str, float] = field(default_factory=dict)
 
     def breakdown(self, phase: str) -> Breakdown | None:
         """Return the median over the profiled runs, None without any."""
@@ -184,6 +185,7 @@ def _measure_point(
                 ):
                     if step == "memory":
                         own.peaks = measure_peaks(row, given)
+                        own.evaluations = measure_evaluations(row, given, steps)
                     elif step == "time":
                         own.timings.append(time_model(row.under_plan(), given, steps, decode))
                     elif not row.compiled and can_be_profiled(row.model):
@@ -227,9 +229,13 @@ def _phase(
 ) -> Phase:
     """Return one phase of a row. num_tokens: read or decoded in it. other: the first row's measurements."""
     seconds, whole = own.seconds(phase), other.breakdown(phase)
+    if predicted is not None:
+        first = other.evaluations.get(phase, predicted * evaluations)
+        predicted = first / own.evaluations.get(phase, evaluations)
     speedup = Spread.of([base / mine for mine, base in zip(seconds, other.seconds(phase), strict=True)])
     return Phase(
         evaluations_per_token=evaluations,
+        mean_evaluations=own.evaluations.get(phase),
         predicted_speedup=predicted,
         tokens_per_second=Spread.of([num_tokens / mine for mine in seconds]),
         speedup=speedup,

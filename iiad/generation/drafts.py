@@ -157,7 +157,9 @@ def load_draft(
     if plan is None:
         return Draft(self_draft(teacher, next(iter(_trained_plans(teacher)), 0)), length)
     found = bind_plan(plan, identity)
-    return Draft(self_draft(teacher, found.num_iterations, found.coefficients), length)
+    drafting = self_draft(teacher, found.num_iterations, found.coefficients)
+    drafting.reconfigure(tolerance=found.tolerance)
+    return Draft(drafting, length)
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from iiad.checkpoints import choose_device, choose_dtype, load_identified
 from iiad.data import load_tokenizer
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
+from iiad.models import EvaluationCounts, count_evaluations
 from iiad.planning.plan import AnyPlan, bind_plan, read_plan
 from iiad.progress import progress
 
@@ -49,6 +51,8 @@ class Generation:
         seconds: of reading the prompt and generating, without the choice of a draft.
         speculation: calls and tokens of draft and teacher; None without a draft.
         choice: the measurement of the draft's plan and length; None where they were given.
+        evaluations: mean block evaluations of a token, the prompt's too, padding among them; None where all tokens
+            run all iterations.
     """
 
     texts: list[str]
@@ -56,6 +60,7 @@ class Generation:
     seconds: float
     speculation: Speculation | None = None
     choice: Choice | None = None
+    evaluations: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -122,6 +127,7 @@ def generate_text(
         torch.random.fork_rng(devices=devices),
         memory_explained(where, model, num_samples * num_beams, num_tokens),
         finite_logits(*watched),
+        _counted(model) as counts,
     ):
         torch.manual_seed(seed)
         if draft is None:
@@ -133,7 +139,8 @@ def generate_text(
             speculation, choice = _speculate(model, draft, ids, max_new_tokens, chooser, streamer)
             new, seconds = [speculation.tokens], speculation.seconds
     texts = [decode(kind, prompt_ids, row) for row in new]
-    return Generation(texts, sum(map(len, new)), seconds, speculation, choice)
+    evaluations = None if counts is None else counts.mean
+    return Generation(texts, sum(map(len, new)), seconds, speculation, choice, evaluations)
 
 
 def generate_texts(
@@ -149,12 +156,19 @@ def generate_texts(
     """Make a text of each prompt, greedy or by beams, in batches of like length; otherwise as `generate_text`."""
     search, kind = Search(max_new_tokens, num_beams, length_penalty), prompting(model, tokenizer)
     ids = [kind.encode(prompt, max_new_tokens) for prompt in prompts]
-    with progress("generating", len(ids), "texts") as advance:
+    with progress("generating", len(ids), "texts") as advance, _counted(model) as counts:
         started = time.perf_counter()
         new = search_all(kind, ids, search, batch_size, advance)
         seconds = time.perf_counter() - started
     texts = [decode(kind, *each) for each in zip(ids, new, strict=True)]
-    return Generation(texts, sum(map(len, new)), seconds)
+    evaluations = None if counts is None else counts.mean
+    return Generation(texts, sum(map(len, new)), seconds, evaluations=evaluations)
+
+
+def _counted(model: Any) -> AbstractContextManager[EvaluationCounts | None]:
+    """Count evaluations in the block where tokens stop by themselves; elsewhere there is nothing to count."""
+    stops = getattr(model.config, "tolerance", None) is not None
+    return count_evaluations(model) if stops else nullcontext()
 
 
 def _speculate(
@@ -237,7 +251,7 @@ def load_drafted_generator(
     tokenizer, made = load_tokenizer(model), None
     if plan is not None:
         budget = bind_plan(plan, identity)
-        loaded.set_num_iterations(budget.num_iterations, budget.coefficients)
+        loaded.follow_plan(budget)
     if draft is not None:
         made = load_draft(draft, loaded, identity, plan=draft_plan, length=draft_length, dtype=dtype)
     return loaded, tokenizer, made

@@ -11,20 +11,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from iiad.artefacts import Number, Record
+from iiad.artefacts import Number, Record, Share
 
 __all__ = [
+    "TOLERANCES",
     "FixedPoint",
     "Scores",
+    "Settling",
     "StepProducts",
     "by_name",
     "require_fixed_points",
     "require_lengths",
     "require_products",
+    "require_settling",
 ]
 
 NUM_STEPS = 3
 """Last steps, at most, that an extrapolation combines."""
+TOLERANCES = tuple(10 ** (k / 8 - 4) for k in range(41))
+"""From 0.0001 to 10, eight a decade, at which the tokens that have settled are counted."""
 RCOND = 1e-5
 """Share of the largest singular value below which steps count as one direction."""
 
@@ -83,6 +88,28 @@ class StepProducts(Record):
         return found
 
 
+class Settling(Record):
+    """Tokens of one layer that would have stopped by themselves (ours), see `IIETConfig.tolerance`.
+
+    A token has stopped by iteration i just if min_{j <= i} |z(j) - z(j-1)| / |z(j-1)| is within the tolerance.
+    """
+
+    shares: list[Share] = Field(
+        description="for i = 1, ..., r - 1, one after another: share of tokens whose minimum is at most each of "
+        "TOLERANCES"
+    )
+
+    def stopped(self, iteration: int, tolerance: float) -> float:
+        """Share of tokens that have stopped by the iteration, from 1; between TOLERANCES by their logarithm."""
+        size = len(TOLERANCES)
+        own = self.shares[(iteration - 1) * size : iteration * size]
+        return float(np.interp(np.log(tolerance), np.log(TOLERANCES), own, left=0.0))
+
+    def quantile(self, iteration: int, share: float) -> float | None:
+        """Least of TOLERANCES at which that share of tokens has stopped by the iteration; None: above all."""
+        return next((at for at in TOLERANCES if self.stopped(iteration, at) >= share), None)
+
+
 def _symmetric(triangle: Sequence[float]) -> np.ndarray:
     """Return the whole matrix of a lower triangle, row after row, in units of its largest number."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
@@ -107,6 +134,11 @@ def require_fixed_points(field: str, layers: Sequence[FixedPoint], plan: Sequenc
 def require_products(field: str, layers: Sequence[StepProducts], plan: Sequence[int]) -> None:
     """Raise ValueError unless there is one for each layer, with a number for each two of its steps."""
     require_lengths(field, by_name(StepProducts, layers), [(r + 1) * (r + 2) // 2 for r in plan])
+
+
+def require_settling(field: str, layers: Sequence[Settling], plan: Sequence[int]) -> None:
+    """Raise ValueError unless there is one for each layer, with a number for each of its stops and tolerances."""
+    require_lengths(field, by_name(Settling, layers), [max(r - 1, 0) * len(TOLERANCES) for r in plan])
 
 
 def require_lengths(field: str, values: Mapping[str, Scores], lengths: Sequence[int]) -> None:

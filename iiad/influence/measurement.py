@@ -41,6 +41,7 @@ from iiad.outputs import lock_file
 from iiad.progress import format_size, print_status, progress
 
 from .batches import IteratedModel, require_iterations
+from .convergence import TOLERANCES
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import USUAL, kept_bytes, num_profile_evaluations, profile_batch, require_metrics
 
@@ -130,6 +131,10 @@ def measure_influence(
         resolve_inputs(names, "train")  # a missing file is found before a model is loaded
     teacher, identity = load_identified(model, device, dtype, cast=True, kind=None)
     require_iterations(teacher)
+    if identity.tolerance is not None:
+        identity = identity.model_copy(update={"tolerance": None})
+        teacher.follow_plan(identity)
+        print_status("profiled without its tolerance: all iterations run")
     sets = draw_calibration(model, data, settings, text_field, cache_dir, limits=limits)
     _require_small(identity, sets, chosen, batch_size)
     identities = [part.identity for part in sets]
@@ -216,7 +221,8 @@ def _require_small(
 ) -> None:
     """Raise InputError for a profile that would be larger than what is read as an artefact."""
     steps = sum(identity.num_iterations) + identity.num_layers * (identity.num_start_evaluations - 1)
-    size = len(_batch_sizes(sets, batch_size)) * steps * (len(metrics) + 6) * BYTES_PER_NUMBER
+    each = len(metrics) + 6 + (len(TOLERANCES) if identity.cache_policy == "shared" else 0)
+    size = len(_batch_sizes(sets, batch_size)) * steps * each * BYTES_PER_NUMBER
     if size > MOST_JSON_BYTES:
         raise InputError(
             f"batch_size: expected larger batches, or a lower max_tokens: a profile of about {format_size(size)} "

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from iiad.data import output_labels
 from iiad.errors import InputError
+from iiad.models.solvers import relative_change
 
-from .convergence import FixedPoint, StepProducts
+from .convergence import TOLERANCES, FixedPoint, Settling, StepProducts
 
 __all__ = [
     "ITERATE_METRICS",
@@ -26,6 +27,7 @@ __all__ = [
     "cosine",
     "fixed_point",
     "relative_l2",
+    "settling",
     "step_products",
     "wide",
 ]
@@ -79,6 +81,23 @@ def step_products(points: Sequence[Tensor]) -> StepProducts:
     steps = [wide(b) - wide(a) for a, b in pairwise(points)]
     pairs = ((steps[j], steps[k]) for j in range(len(steps)) for k in range(j + 1))
     return StepProducts(products=[(a * b).sum(-1).mean(dtype=torch.float64).item() for a, b in pairs])
+
+
+def settling(iterates: Sequence[Tensor]) -> Settling:
+    """Count tokens that would have stopped by each iteration but the last: z(0), ..., z(r), each (N or B, T, D)."""
+    shares: list[float] = []
+    least = torch.full((), torch.inf)
+    for before, after in pairwise(iterates[:-1]):
+        # A state that is 0 and stays so has stopped.
+        least = torch.minimum(
+            least.to(before.device), relative_change(before, after).nan_to_num(0.0, torch.inf)
+        )
+        values, number = least.flatten().double().sort().values, least.numel()
+        found = torch.searchsorted(
+            values, torch.tensor(TOLERANCES, dtype=values.dtype, device=values.device), right=True
+        )
+        shares += [count / number for count in found.tolist()]
+    return Settling(shares=shares)
 
 
 class FullOutput:

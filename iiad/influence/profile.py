@@ -26,11 +26,13 @@ from iiad.identities import DataIdentity, ModelIdentity, require_iterations_to_p
 from .convergence import (
     FixedPoint,
     Scores,
+    Settling,
     StepProducts,
     by_name,
     require_fixed_points,
     require_lengths,
     require_products,
+    require_settling,
 )
 
 __all__ = [
@@ -106,10 +108,11 @@ class BatchRecord(Record):
     )
     fixed_point: list[FixedPoint] = Field(description="one a layer")
     extrapolation: list[StepProducts] = Field(default=[], description="one a layer; not in older profiles")
+    settling: list[Settling] = Field(default=[], description="one a layer; of a shared cache alone")
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(write(self), "extrapolation")
+        return without_empty(write(self), "extrapolation", "settling")
 
     def require_fit(
         self,
@@ -134,6 +137,8 @@ class BatchRecord(Record):
         require_fixed_points(f"{where}fixed_point", self.fixed_point, plan)
         if self.extrapolation or whole:
             require_products(f"{where}extrapolation", self.extrapolation, plan)
+        if self.settling or (whole and model.cache_policy == "shared"):
+            require_settling(f"{where}settling", self.settling, plan)
 
 
 class Profile(Artefact):
@@ -166,6 +171,10 @@ class Profile(Artefact):
     extrapolation: list[StepProducts] = Field(
         default=[], description="one a layer; means over tokens; not in older profiles"
     )
+    settling: list[Settling] = Field(
+        default=[],
+        description="one a layer; means over tokens; of a shared cache alone, not in older profiles",
+    )
     batches: list[BatchRecord] = Field(min_length=1, description="what all the means above are means of")
 
     @classmethod
@@ -183,6 +192,7 @@ class Profile(Artefact):
         stages, stage_errors = average([batch.stages for batch in batches], weights, origins)
         fixed_points, _ = average([by_name(FixedPoint, batch.fixed_point) for batch in batches], weights)
         products, _ = average([by_name(StepProducts, batch.extrapolation) for batch in batches], weights)
+        settled, _ = average([by_name(Settling, batch.settling) for batch in batches], weights)
         several = len(batches) > 1
         return cls(
             model=model,
@@ -201,12 +211,13 @@ class Profile(Artefact):
                 StepProducts(**dict(zip(products, layer, strict=True)))
                 for layer in zip(*products.values(), strict=True)
             ],
+            settling=[Settling(shares=layer) for layer in settled["shares"]],
             batches=list(batches),
         )
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(write(self), "extrapolation")
+        return without_empty(write(self), "extrapolation", "settling")
 
     def coefficients(self, num_iterations: Sequence[int]) -> list[Coefficients]:
         """Coefficients of each layer where it stops at r_t; in full its own, and none without iterations.
@@ -253,6 +264,8 @@ class Profile(Artefact):
         require_fixed_points("fixed_point", self.fixed_point, plan)
         if self.extrapolation:
             require_products("extrapolation", self.extrapolation, plan)
+        if self.settling:
+            require_settling("settling", self.settling, plan)
         if errors is not None:
             _require_fit("standard_errors", errors, plan, self.scores)
             least = min(min(flatten(scores)) for scores in errors.values())

@@ -19,7 +19,7 @@ from iiad.identities import ModelIdentity
 from iiad.memory import is_out_of_memory
 
 from .batches import IteratedModel, counted_positions, prepare_batch, require_iterations
-from .metrics import ITERATE_METRICS, FullOutput, fixed_point, step_products, wide
+from .metrics import ITERATE_METRICS, FullOutput, fixed_point, settling, step_products, wide
 from .passes import FullPass
 from .profile import METRICS, BatchRecord
 
@@ -87,7 +87,7 @@ def profile_batch(
         raise InputError("model: expected evaluation mode, model.eval(), got training mode")
     batch = prepare_batch(model, batch, where)
     counted, num_sequences = counted_positions(model, batch), len(batch["labels"])
-    full, fixed_points, products = FullPass(model, batch), [], []
+    full, fixed_points, products, settled = FullPass(model, batch), [], [], []
     coefficients: list[list[list[float]]] = []
     of_full, of_down = _layer_costs(full.num_stages, model.config.iterations, metrics)
     whole = sum(of_full) + sum(of_down)
@@ -99,6 +99,8 @@ def profile_batch(
         picked = [_pick(state, mask) for state in solved.iterates]
         fixed_points.append(fixed_point(picked))
         products.append(step_products([_pick(solved.input, mask), *picked]))
+        if model.config.cache_policy == "shared" and model.config.tolerance is None:
+            settled.append(settling(picked))
         coefficients.append(products[-1].coefficients if extrapolate else [])
         solved = solved.extrapolated(coefficients[-1])
         for number, chain in enumerate(solved.chains):
@@ -135,6 +137,7 @@ def profile_batch(
         stages=stages if full.num_stages > 1 else {},
         fixed_point=fixed_points,
         extrapolation=products,
+        settling=settled,
     )
 
 

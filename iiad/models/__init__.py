@@ -17,6 +17,7 @@ from .configuration_iiet import IIETConfig
 from .configuration_iiet_seq2seq import IIETSeq2SeqConfig
 from .configuration_pcformer import PCformerConfig
 from .configuration_pcformer_seq2seq import PCformerSeq2SeqConfig
+from .evaluation_counts import EvaluationCounts, count_evaluations
 from .modeling_iiet import (
     IIETForCausalLM,
     IIETForSequenceClassification,
@@ -35,6 +36,7 @@ from .modeling_pcformer import (
 from .modeling_pcformer_seq2seq import PCformerForConditionalGeneration, PCformerSeq2SeqModel
 
 __all__ = [
+    "EvaluationCounts",
     "IIETConfig",
     "IIETForCausalLM",
     "IIETForConditionalGeneration",
@@ -53,6 +55,7 @@ __all__ = [
     "PCformerPreTrainedModel",
     "PCformerSeq2SeqConfig",
     "PCformerSeq2SeqModel",
+    "count_evaluations",
 ]
 
 for _config in (IIETConfig, PCformerConfig, IIETSeq2SeqConfig, PCformerSeq2SeqConfig):

@@ -28,6 +28,7 @@ __all__ = [
     "RungeKutta",
     "Step",
     "extrapolate",
+    "moving",
     "relative_change",
     "solve",
     "weighted_sum",
@@ -52,12 +53,20 @@ def solve(update: Update, z: Tensor, num_iterations: int, tolerance: float | Non
     tolerance: a token goes on while |z(i) - z(i-1)| > tolerance |z(i-1)| (ours). One that has stopped moves no more,
     and so stops for good. None: all go on.
     """
-    iterates, going = [z], None
+    iterates = [z]
     for i in range(1, num_iterations + 1):
-        if tolerance is not None and i > 1:
-            going = relative_change(iterates[-2], iterates[-1]) > tolerance
-        iterates.append(update(i, iterates[-1], going))
+        if i > 1 and iterates[-1] is iterates[-2]:
+            iterates.append(iterates[-1])  # none went on
+        else:
+            iterates.append(update(i, iterates[-1], moving(iterates, tolerance)))
     return iterates
+
+
+def moving(iterates: Sequence[Tensor], tolerance: float | None) -> Tensor | None:
+    """Return the tokens (B, T) that go on after z(0), ..., z(i), see `solve`; None: all, of z(0) alone always."""
+    if tolerance is None or len(iterates) == 1:
+        return None
+    return relative_change(iterates[-2], iterates[-1]) > tolerance
 
 
 def relative_change(before: Tensor, after: Tensor) -> Tensor:

@@ -88,6 +88,15 @@ class IIETPreTrainedModel(PreTrainedModel):
         """
         self.reconfigure(**self.config.split_plan(num_iterations, extrapolation))
 
+    def follow_plan(self, plan: Any) -> None:
+        """Run what a plan says, and nothing of an earlier one: iterations, extrapolation of its stops, tolerance.
+
+        plan: iiad's Plan, the identity of a model, or anything with their `num_iterations`, `coefficients` and
+        `tolerance`. Raises ValueError for one that does not fit.
+        """
+        fields = self.config.split_plan(plan.num_iterations, plan.coefficients)
+        self.reconfigure(**fields, tolerance=plan.tolerance)
+
     def set_cache_policy(self, cache_policy: str) -> None:
         """Let a layer's evaluations have keys and values each of its own ("exact") or of its first one ("shared").
 

@@ -83,6 +83,16 @@ class Plan(Artefact):
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its budget; null: none; not written then"
     )
+    tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1e6,
+        description="how little a token's state moves where it stops by itself; null: none does; not written then",
+    )
+    expected_evaluations: list[Amount] | None = Field(
+        default=None,
+        description="of each layer under the tolerance, mean of a token; not written without one",
+    )
     explanation: str | None = Field(default=None, description="how it came about, in one sentence")
     profile_fingerprint: str | None = Field(default=None, description="sha256 of the profile's file")
     latency_fingerprint: str | None = Field(
@@ -113,7 +123,7 @@ class Plan(Artefact):
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(write(self), "extrapolation")
+        return without_empty(write(self), "extrapolation", "tolerance", "expected_evaluations")
 
     @property
     def coefficients(self) -> list[Coefficients]:
@@ -178,6 +188,26 @@ class Plan(Artefact):
                 raise ValueError(f"expected at most {r + 1} numbers for {name}, one a step, got {len(own)}")
         return found
 
+    @field_validator("tolerance")
+    @classmethod
+    def _stops_safely(cls, tolerance: float | None, info: ValidationInfo) -> float | None:
+        if tolerance is None or not {"teacher", "extrapolation"} <= info.data.keys():
+            return tolerance
+        if info.data["teacher"].cache_policy != "shared":
+            raise ValueError(f"expected null for a teacher without a shared cache, got {tolerance}")
+        if any(info.data["extrapolation"] or []):
+            raise ValueError(f"expected null in a plan that is extrapolated, got {tolerance}")
+        return tolerance
+
+    @field_validator("expected_evaluations")
+    @classmethod
+    def _are_of_layers(cls, expected: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if expected is None or not {"num_iterations", "tolerance"} <= info.data.keys():
+            return expected
+        if info.data["tolerance"] is None or len(expected) != len(info.data["num_iterations"]):
+            raise ValueError(f"expected a tolerance and a number for each layer, got {len(expected)} numbers")
+        return expected
+
     @model_validator(mode="after")
     def _origin_is_complete(self) -> Self:
         required, optional = _PROVENANCE[self.origin]
@@ -213,7 +243,8 @@ def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
         return plan
     made = Plan.explicit(plan.num_iterations, identity)
     found = [list(layer) for layer in plan.extrapolation]
-    return made.model_copy(update={"extrapolation": found if any(found) else None})
+    changes = {"extrapolation": found if any(found) else None, "tolerance": identity.tolerance or None}
+    return made.model_copy(update=changes)
 
 
 def check_plan(plan: Plan, identity: ModelIdentity) -> None:
@@ -242,9 +273,9 @@ def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
     """The same model under the plan. Raises InputError as `check_plan`."""
     check_plan(plan, identity)
     coefficients = plan.coefficients if any(plan.coefficients) else None
-    return identity.model_copy(
-        update={"num_iterations": list(plan.num_iterations), "extrapolation": coefficients}
-    )
+    budget = list(plan.num_iterations)
+    changes = {"num_iterations": budget, "extrapolation": coefficients, "tolerance": plan.tolerance}
+    return identity.model_copy(update=changes)
 
 
 def identify_rows(
@@ -263,7 +294,10 @@ def identify_rows(
 def _label(label: str, plan: Plan | OwnPlan) -> str:
     if isinstance(plan, OwnPlan):
         return f"{label}, {plan.name}"
-    return f"{label}, truncated" + (" and extrapolated" if plan.extrapolation else "")
+    if plan.tolerance and plan.num_iterations == plan.teacher.num_iterations:
+        return f"{label}, adaptive"
+    how = " and extrapolated" if plan.extrapolation else " and adaptive" if plan.tolerance else ""
+    return f"{label}, truncated{how}"
 
 
 def _coefficients_at(num_iterations: Sequence[int], teacher: ModelIdentity) -> list[Coefficients]:

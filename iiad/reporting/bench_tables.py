@@ -11,7 +11,7 @@ from rich.text import Text
 from iiad.evaluation.bench_artefact import FIXED_PARTS, PARTS, Bench, BenchResult, Breakdown, Phase, Spread
 from iiad.progress import format_size
 
-from .tables import format_number, format_share, record_tables, stacked_tables
+from .tables import format_evaluations, format_number, format_share, record_tables, stacked_tables
 
 __all__ = ["bench_table", "explain_losses"]
 
@@ -101,6 +101,10 @@ def _milliseconds(phase: Phase, num_tokens: int) -> str:
     return f"{1000 * num_tokens / phase.tokens_per_second.median:.2f}"
 
 
+def _evaluations(phase: Phase) -> str:
+    return format_evaluations(phase.mean_evaluations, phase.evaluations_per_token)
+
+
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
@@ -119,15 +123,15 @@ def _columns(results: list[BenchResult]) -> _Columns:
             ("predicted,\ndecode", lambda row: _times(row.decode.predicted_speedup)),
         ]
         speeds: _Columns = [
-            ("evaluations\nof encoder", lambda row: str(row.prefill.evaluations_per_token)),
-            ("evaluations\nof decoder", lambda row: str(row.decode.evaluations_per_token)),
+            ("evaluations\nof encoder", lambda row: _evaluations(row.prefill)),
+            ("evaluations\nof decoder", lambda row: _evaluations(row.decode)),
             ("encoder\nms", lambda row: _milliseconds(row.prefill, row.batch_size * row.prompt_tokens)),
             ("decode step\nms", lambda row: _milliseconds(row.decode, row.batch_size)),
         ]
     else:
         predicted = [("predicted\nspeedup", lambda row: _times(row.decode.predicted_speedup))]
         speeds = [
-            ("evaluations\nper token", lambda row: str(row.decode.evaluations_per_token)),
+            ("evaluations\nper token", lambda row: _evaluations(row.decode)),
             ("prefill\ntokens/s", lambda row: _speed(row.prefill.tokens_per_second.median)),
             ("decode\ntokens/s", lambda row: _speed(row.decode.tokens_per_second.median)),
         ]

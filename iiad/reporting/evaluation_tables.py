@@ -10,7 +10,7 @@ from rich.table import Table
 from iiad.evaluation.quality_artefact import Evaluation, EvaluationResult, TaskMetric, TextMetric
 from iiad.progress import format_size
 
-from .tables import format_number, format_share, record_tables, report
+from .tables import format_evaluations, format_number, format_share, record_tables, report
 
 __all__ = ["evaluation_table"]
 
@@ -35,7 +35,10 @@ _TEXT: _Columns = [
 _COST: _Columns = [
     ("overhead\ncut", lambda row: format_share(row.overhead_cut)),
     ("compute\ncut", lambda row: format_share(row.compute_cut)),
-    ("evaluations\nper token", lambda row: str(row.evaluations_per_token)),
+    (
+        "evaluations\nper token",
+        lambda row: format_evaluations(row.mean_evaluations, row.evaluations_per_token),
+    ),
     ("cache per\ntoken", lambda row: format_size(row.cache_bytes_per_token)),
 ]
 _NATS: _Columns = [("nats per\ntoken", lambda row: format_number(row.nll, ".4f"))]
@@ -61,6 +64,8 @@ def evaluation_table(evaluation: Evaluation, width: int) -> RenderableType:
     groups = list(results[0].accuracy_by_group)
     if groups:
         tables += _group_tables(results, groups, width)
+    if any(row.evaluations_by_layer for row in results):
+        tables += _evaluation_tables(results, width)
     scores = [(task, metric) for task, found in results[0].tasks.items() for metric in found.metrics]
     if scores:
         tables += _task_tables(results, scores, width)
@@ -106,6 +111,23 @@ def _format_metric(metric: TaskMetric | None) -> str:
     if metric.standard_error is None:
         return format_number(metric.value, ".4f")
     return f"{format_number(metric.value, '.4f')} ± {metric.standard_error:.4f}"
+
+
+def _evaluation_tables(results: list[EvaluationResult], width: int) -> list[Table]:
+    """Mean evaluations where tokens stop by themselves: a row a layer and a class of token, a column a model."""
+    labels = results[0].model.layer_labels()
+    classes = list(dict.fromkeys(name for row in results for name in row.evaluations_by_class))
+
+    def column(result: EvaluationResult) -> tuple[str, Callable[[str], str]]:
+        by_layer = dict(
+            zip((f"layer {label}" for label in labels), result.evaluations_by_layer, strict=False)
+        )
+        found = by_layer | result.evaluations_by_class
+        return result.label, lambda name: format_number(found.get(name), ".2f")
+
+    measured = [row for row in results if row.evaluations_by_layer]
+    rows = [*(f"layer {label}" for label in labels), *classes]
+    return record_tables([("evaluations in", str), *map(column, measured)], rows, width)
 
 
 def _group_tables(results: list[EvaluationResult], groups: list[str], width: int) -> list[Table]:

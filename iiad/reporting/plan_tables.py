@@ -58,12 +58,15 @@ class PlanReport:
             table.add_column("each kept in")
         if plan.extrapolation:
             table.add_column("extrapolated by", justify="right")
+        if plan.expected_evaluations:
+            table.add_column("evaluations expected", justify="right")
         labels, whole = plan.teacher.layer_labels(), plan.teacher.num_iterations
         for t, (r, most) in enumerate(zip(plan.num_iterations, whole, strict=True)):
             marks = Text(kept * r, style="green") + Text(dropped * (most - r), style="dim")
             shares = [" ".join(f"{share:4.0%}" for share in frequencies[t])] if frequencies else []
             by = [format_coefficients(plan.extrapolation[t])] if plan.extrapolation else []
-            table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by)
+            run = [f"{plan.expected_evaluations[t]:.2f}"] if plan.expected_evaluations else []
+            table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by, *run)
         return table
 
     def _caption(self) -> str:
@@ -138,6 +141,13 @@ class PlanReport:
             settings = self.latency.settings
             machine = f"{settings.device} ({settings.device_name}), {settings.dtype}"
             yield f"Seconds predicted by a table measured on {machine}; its error is that of its own checks."
+        if plan.tolerance is not None:
+            moved = (
+                f"A token stops in a layer once its state moves by at most {plan.tolerance:.4g} of its length"
+            )
+            mean = sum(plan.expected_evaluations or [])
+            most = cost.num_evaluations
+            yield f"{moved}" + (f": {mean:.2f} of {most} evaluations a token expected." if mean else ".")
         if plan.predicted_loss is not None and plan.metric is not None:
             text = f"Predicted loss by {plan.metric}: {plan.predicted_loss:.4g}"
             if plan.predicted_loss_error is not None:

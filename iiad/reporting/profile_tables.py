@@ -63,6 +63,7 @@ class InfluenceReport:
             note = "a stage's score: the layer's predictor truncated before it, the corrector in full.\n"
             yield Text(note, style="dim")
         yield from self._extrapolation(labels)
+        yield from self._settling(labels)
         if self.details:
             yield Text("fixed points: does the iteration settle?", style="italic")
             yield _fixed_points(profile, trust)
@@ -91,6 +92,24 @@ class InfluenceReport:
         note = scored or "`iiad plan --extrapolate` takes it: no training, no evaluation"
         yield Text(
             f"z(i) + b1 (z(i) - z(i-1)) + b2 (z(i-1) - z(i-2)) + ... stands for z(i); {note}.\n", style="dim"
+        )
+
+    def _settling(self, labels: Sequence[str]) -> Iterator[RenderableType]:
+        most = max(self.profile.model.num_iterations)
+        if not self.profile.settling or most < 2:
+            return
+        rows = []
+        for label, layer, r in zip(
+            labels, self.profile.settling, self.profile.model.num_iterations, strict=True
+        ):
+            found = [[layer.quantile(i, share) for share in (0.1, 0.5, 0.9)] for i in range(1, r)]
+            cells = [" ".join("  -  " if at is None else f"{at:.1g}" for at in stop) for stop in found]
+            rows.append([label, *cells, *[""] * (most - 1 - len(cells))])
+        yield Text("tokens that stop by themselves: tolerance for 10, 50 and 90 % of them", style="italic")
+        yield filled_table(["layer", *(f"by iteration {i}" for i in range(1, most))], rows)
+        yield Text(
+            "tolerance: least |z(i) - z(i-1)| / |z(i-1)| so far; `iiad plan --tolerance-for` takes it.\n",
+            style="dim",
         )
 
     def _telling(self, rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:

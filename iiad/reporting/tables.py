@@ -12,6 +12,7 @@ from rich.text import Text
 __all__ = [
     "filled_table",
     "format_coefficients",
+    "format_evaluations",
     "format_number",
     "format_share",
     "record_tables",
@@ -79,6 +80,11 @@ def format_share(share: float | None, digits: int = 1) -> str:
 def format_coefficients(found: Sequence[float]) -> str:
     """Format the coefficients of a layer's stop, none as "-"."""
     return " ".join(f"{b:+.2f}" for b in found) or "-"
+
+
+def format_evaluations(mean: float | None, most: int) -> str:
+    """Format a token's evaluations: as measured, of those of the plan; None: all."""
+    return str(most) if mean is None else f"{mean:.2f} of {most}"
 
 
 def format_number(value: float | None, form: str = ".2f") -> str:

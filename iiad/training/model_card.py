@@ -84,6 +84,12 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         facts.append(f"iterations per layer (the plan): {config.iterations}")
         b = config.stop_extrapolation
         facts += [f"stops extrapolated by: {b}"] if any(b) else []
+        stop = config.tolerance
+        facts += (
+            []
+            if stop is None
+            else [f"a token stops once its state moves by at most {stop:.4g} of its length"]
+        )
     shown = {name: value for name, value in results.items() if not isinstance(value, list)}
     facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in shown.items()]
     has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too

@@ -23,6 +23,7 @@ KINDS = {
     "plain": partial(make_iiet, num_layers=2, num_iterations=[1, 0], history=False),
     "relaxed": partial(make_iiet, num_layers=2, num_iterations=PLAN, history=False, relaxation=True),
     "shared": partial(make_iiet, num_layers=2, num_iterations=PLAN, cache_policy="shared"),
+    "adaptive": partial(make_iiet, num_layers=2, num_iterations=3, cache_policy="shared", tolerance=0.3),
     "pcformer-rk2": partial(make_pcformer, num_layers=2),
     "llama": partial(make_llama, num_hidden_layers=2),
     "seq2seq": partial(

@@ -33,8 +33,8 @@ def iiad(iiad, monkeypatch):
 @pytest.mark.parametrize(
     ("claims", "counts"),
     [
-        (IN_PROCESS, "19 claims: 18 passed, 0 failed, 1 skipped"),
-        pytest.param(CLAIMS, "22 claims: 19 passed, 0 failed, 3 skipped", marks=pytest.mark.slow),
+        (IN_PROCESS, "20 claims: 18 passed, 0 failed, 2 skipped"),
+        pytest.param(CLAIMS, "23 claims: 19 passed, 0 failed, 4 skipped", marks=pytest.mark.slow),
     ],
 )
 def test_a_student_passes_every_claim_and_its_table_is_shown_again_from_the_file(
@@ -59,7 +59,8 @@ def test_a_student_passes_every_claim_and_its_table_is_shown_again_from_the_file
     assert row.split()[6:] == ["1.0e-04", "of", "logits'", "std"]
     check = Check.load(output)
     assert [result.name for result in check.results] == [claim.name for claim in claims]
-    assert {result.figure for result in check.results if result.bound == 0} == {0}
+    exact = [result.figure for result in check.results if result.bound == 0 and result.outcome != "skipped"]
+    assert set(exact) == {0}
     assert (check.model.num_iterations, check.teacher.num_iterations) == (PLAN, [2, 2])
     assert (check.settings.seed, check.settings.rounding_bound) == (2, 1e-4)
     assert iiad("show", output)[:2] == (0, out)
@@ -93,6 +94,8 @@ def test_a_fault_is_exit_code_1_with_the_table_and_the_file(iiad, pair, tmp_path
 def test_a_sound_model_of_any_kind_passes_what_applies_to_it(kind, model_folder):
     found = outcomes(quick_check(model_folder(kind)))
     skipped = {*ABOUT_TEACHERS, "model runs the plan", "compiled = eager"}
+    if kind != "adaptive":
+        skipped.add("cached = uncached: tokens that stop")
     if kind == "llama":
         skipped |= {*ABOUT_PLANS, "recompute by evaluation = none"}
     assert {name for name, outcome in found.items() if outcome == "skipped"} == skipped
