@@ -33,7 +33,7 @@ from iiad.checkpoints import load_model
 from iiad.evaluation.plan_trials import measure_truncations
 from iiad.influence import ProfileSettings, measure_influence
 from iiad.influence.batches import counted_positions, prepare_batch
-from iiad.influence.measurement import draw_calibration, numbered_batches
+from iiad.influence.calibration import draw_calibration, numbered_batches
 from iiad.influence.passes import FullPass
 from iiad.planning import Targets, plan_by_target
 from iiad.studies.estimation import estimate

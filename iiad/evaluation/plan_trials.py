@@ -15,10 +15,11 @@ from torch import Tensor
 from iiad.checkpoints import choose_device, choose_dtype, label_models, load_identified
 from iiad.data import PairLimits, model_inputs, resolve_inputs
 from iiad.errors import InputError
+from iiad.influence.averages import average
 from iiad.influence.batches import IteratedModel, prepare_batch, require_iterations
-from iiad.influence.measurement import as_data_sets, draw_calibration, numbered_batches
+from iiad.influence.calibration import as_data_sets, draw_calibration, numbered_batches
 from iiad.influence.metrics import FullOutput
-from iiad.influence.profile import Profile, ProfileSettings, average
+from iiad.influence.profile import Profile, ProfileSettings
 from iiad.memory import memory_explained
 from iiad.planning.verification import Candidate, Verification, VerificationSettings, verified
 from iiad.progress import print_status, progress

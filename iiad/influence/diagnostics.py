@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .averages import flatten
 from .convergence import FixedPoint
-from .profile import Profile, flatten
+from .profile import Profile
 
 __all__ = [
     "Agreement",

@@ -5,32 +5,21 @@ Legend: B blocks of a batch, T tokens of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from iiad.artefacts import Journal
 from iiad.checkpoints import (
     choose_device,
     choose_dtype,
     label_models,
-    load_config,
     load_identified,
     read_limits,
 )
 from iiad.data import (
-    AnyBlocks,
-    PairCorpus,
     PairLimits,
-    limit_pairs,
-    load_tokenizer,
-    make_blocks,
-    pack_for,
     resolve_inputs,
 )
 from iiad.errors import InputError
@@ -41,32 +30,19 @@ from iiad.outputs import lock_file
 from iiad.progress import format_size, print_status, progress
 
 from .batches import IteratedModel, require_iterations
+from .calibration import CalibrationSet, as_data_sets, batch_sizes, draw_calibration, numbered_batches
 from .convergence import TOLERANCES
 from .profile import METRICS, BatchRecord, Profile, ProfileSettings
 from .profiler import USUAL, kept_bytes, num_profile_evaluations, profile_batch, require_metrics
 
 __all__ = [
-    "CalibrationSet",
-    "as_data_sets",
-    "draw_calibration",
     "measure_influence",
-    "numbered_batches",
     "partial_path",
     "require_no_partial",
 ]
 
 LONGEST_DEFAULT_BLOCK = 512
 BYTES_PER_NUMBER = 25  # in a profile's file, indented
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Blocks drawn of one data set."""
-
-    blocks: AnyBlocks
-    indices: list[int]
-    identity: DataIdentity
-    """Its `num_tokens` counts the positions that are asked for, of text all."""
 
 
 def measure_influence(
@@ -171,7 +147,7 @@ def _measure(
         journal.start(records)  # without a last line that was cut off
     num_finished, total = len(records), sum(part.identity.num_tokens for part in sets)
     times = num_profile_evaluations(identity, metrics) / identity.num_evaluations
-    sizes = _batch_sizes(sets, batch_size)
+    sizes = batch_sizes(sets, batch_size)
     largest = max(kept_bytes(teacher, *size) for size in sizes)
     taken = format_size(int(USUAL * largest) if memory is None else max(memory, largest))
     print_status(
@@ -205,24 +181,13 @@ def _advance(advance: Callable[[float], None], size: int, share: float) -> None:
     advance(share * size)
 
 
-def _batch_sizes(sets: Sequence[CalibrationSet], batch_size: int) -> list[tuple[int, list[int]]]:
-    """Return B of each of `numbered_batches`, and its tokens in each stack."""
-    return [
-        (len(rows), part.blocks.lengths(rows)) for part in sets for rows in _cut(part.indices, batch_size)
-    ]
-
-
-def _cut(indices: list[int], batch_size: int) -> list[list[int]]:
-    return [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-
-
 def _require_small(
     identity: ModelIdentity, sets: Sequence[CalibrationSet], metrics: Sequence[str], batch_size: int
 ) -> None:
     """Raise InputError for a profile that would be larger than what is read as an artefact."""
     steps = sum(identity.num_iterations) + identity.num_layers * (identity.num_start_evaluations - 1)
     each = len(metrics) + 6 + (len(TOLERANCES) if identity.cache_policy == "shared" else 0)
-    size = len(_batch_sizes(sets, batch_size)) * steps * each * BYTES_PER_NUMBER
+    size = len(batch_sizes(sets, batch_size)) * steps * each * BYTES_PER_NUMBER
     if size > MOST_JSON_BYTES:
         raise InputError(
             f"batch_size: expected larger batches, or a lower max_tokens: a profile of about {format_size(size)} "
@@ -239,7 +204,7 @@ def _read_finished(
 ) -> list[BatchRecord]:
     """Return the batches of a journal. Raises InputError where they cannot be the first ones of this measurement."""
     records = journal.read()
-    num_batches = len(_batch_sizes(sets, batch_size))
+    num_batches = len(batch_sizes(sets, batch_size))
     for number, record in enumerate(records, 1):
         where = f"{journal.path}: line {number + 1}"
         if number > num_batches:
@@ -249,56 +214,6 @@ def _read_finished(
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
     return records
-
-
-def as_data_sets(data: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-    """One list of names is one data set; several lists are several. Raises InputError for none."""
-    names = [part for part in data if isinstance(part, str)]
-    sets = [list(part) for part in data if not isinstance(part, str)]
-    sets = [names, *sets] if names else sets
-    if not sets or not all(sets):
-        raise InputError("data: expected files, patterns, folders or stdlib, got none")
-    return sets
-
-
-def draw_calibration(
-    model: str | Path,
-    data: Sequence[str] | Sequence[Sequence[str]],
-    settings: ProfileSettings,
-    text_field: str = "text",
-    cache_dir: str | Path | None = None,
-    split: str = "train",
-    limits: PairLimits | None = None,
-) -> list[CalibrationSet]:
-    """Tokenize each data set and draw its blocks.
-
-    split: of `stdlib`, where no split is named. Raises InputError where text or tokenizer cannot be used.
-    """
-    tokenizer = load_tokenizer(model)
-    options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
-    drawn = []
-    for names in as_data_sets(data):
-        sources = resolve_inputs(names, split)
-        corpus = pack_for(load_config(model), sources, tokenizer, where=f"{model}: data", **options)
-        if isinstance(corpus, PairCorpus) and corpus.lengths.max() > settings.block_size:
-            corpus = limit_pairs(corpus, PairLimits(settings.block_size, settings.block_size))
-        blocks = make_blocks(corpus, settings.block_size)
-        indices = blocks.sample(settings.max_tokens, settings.seed)
-        # The names as given: those of the embedded corpus run to hundreds, and the fingerprint covers their content.
-        num_asked = None if blocks.num_asked is None else int(blocks.num_asked[indices].sum())
-        num_tokens = len(indices) * blocks.block_size if num_asked is None else num_asked
-        identity = DataIdentity(names=names, fingerprint=corpus.fingerprint, num_tokens=num_tokens)
-        drawn.append(CalibrationSet(blocks, indices, identity))
-    return drawn
-
-
-def numbered_batches(
-    sets: Sequence[CalibrationSet], batch_size: int
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield all blocks drawn as batches, the last of a set maybe smaller, each with the number of its set."""
-    for number, part in enumerate(sets):
-        for indices in _cut(part.indices, batch_size):
-            yield number, part.blocks.batch(indices)
 
 
 def partial_path(output: str | Path) -> Path:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from iiad.errors import InputError
 from iiad.identities import ModelIdentity
+from iiad.influence.averages import average
 from iiad.influence.convergence import Scores
-from iiad.influence.profile import Profile, average
+from iiad.influence.profile import Profile
 
 from .flops import count_flops, split_halves, unused_parameters
 from .latency import LatencyTable

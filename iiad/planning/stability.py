@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiad.errors import require_least
+from iiad.influence.averages import flatten
 from iiad.influence.convergence import Scores
 from iiad.influence.diagnostics import rank_correlation
-from iiad.influence.profile import Profile, flatten
+from iiad.influence.profile import Profile
 
 from .targets import Bounds
 from .threshold import normalize_scores, require_threshold, threshold_budget

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from iiad.influence.averages import flatten
 from iiad.influence.diagnostics import Agreement, Diagnosis, advice, agreements, diagnose
-from iiad.influence.profile import Profile, flatten
+from iiad.influence.profile import Profile
 
 from .costs import NEGLIGIBLE, predicted_loss
 from .curve import choose_threshold, threshold_curve

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from iiad.influence import Profile
-from iiad.influence.profile import average
+from iiad.influence.averages import average
 from tests.helpers import load_spoilt, make_profile, refused
 
 

@@ -19,7 +19,7 @@ from iiad.influence import (
     num_profile_evaluations,
     profile_batch,
 )
-from iiad.influence.measurement import CalibrationSet, numbered_batches
+from iiad.influence.calibration import CalibrationSet, numbered_batches
 from iiad.influence.profiler import sequences_at_once
 from tests.helpers import VARIANTS, make_iiet, make_llama, make_pcformer, refused
 from tests.influence.naive import TruncatedRuns, naive_gradients, naive_nll, naive_scores
