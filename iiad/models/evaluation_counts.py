@@ -5,16 +5,12 @@ Legend: B batch, T tokens, L layers of all stacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-
-from .layers import IterativeLayer
-from .solvers import moving
 
 __all__ = ["EvaluationCounts", "count_evaluations"]
 
@@ -27,6 +23,13 @@ class EvaluationCounts:
 
     def __init__(self, num_layers: int):
         self.calls: list[list[Tensor]] = [[] for _ in range(num_layers)]
+
+    def add(self, layer: int, states: Tensor, evaluated: Sequence[Tensor | None]) -> None:
+        """Count a call of a layer on states (B, T, D), given the tokens (B, T) of each evaluation; None: all."""
+        found = torch.zeros(states.shape[:2], dtype=torch.int16, device=states.device)
+        for tokens in evaluated:
+            found += 1 if tokens is None else tokens
+        self.calls[layer].append(found.cpu())
 
     @property
     def by_layer(self) -> list[float]:
@@ -47,28 +50,10 @@ def count_evaluations(model: Any) -> Iterator[EvaluationCounts]:
     """While the block runs, count the evaluations of an iterated model's tokens, layer by layer."""
     layers = model.base_model.layers
     counts = EvaluationCounts(len(layers))
-    with ExitStack() as patches:
+    try:
         for layer in layers:
-            patches.enter_context(patch.object(layer, "solve", _counted(layer, counts)))
+            layer.observe = counts.add
         yield counts
-
-
-def _counted(layer: IterativeLayer, counts: EvaluationCounts) -> Any:
-    solve = layer.solve  # as it is before it is patched
-
-    def run(*args: Any, num_stages: int | None = None, **kwargs: Any) -> tuple[Tensor, list[Tensor]]:
-        output, iterates = solve(*args, num_stages=num_stages, **kwargs)
-        start = num_stages or layer.config.num_start_evaluations
-        found = torch.full(iterates[0].shape[:2], start, device=iterates[0].device)
-        for i in range(1, len(iterates)):
-            if iterates[i] is iterates[i - 1]:
-                break  # none went on
-            # One that is gathered alone went on.
-            going = (
-                None if found.numel() == 1 and layer.gathers else moving(iterates[:i], layer.config.tolerance)
-            )
-            found += 1 if going is None else going
-        counts.calls[layer.place].append(found.to("cpu", torch.int16))
-        return output, iterates
-
-    return run
+    finally:
+        for layer in layers:
+            layer.observe = None

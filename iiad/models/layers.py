@@ -5,7 +5,7 @@ Legend: B batch, T tokens, D model width, N query heads, K key/value heads, E he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -210,6 +210,10 @@ class IterativeLayer(GradientCheckpointingLayer):
     slots: list[EvaluationSlot]
     """The layer's own, a plain list: `LayerStack.assign_slots` registers them in the model and fills it."""
 
+    observe: Callable[[int, Tensor, Sequence[Tensor | None]], None] | None = None
+    """Called by `solve` with the layer's place, its input (B, T, D) and the tokens (B, T) of each evaluation, None
+    for all of them."""
+
     def __init__(self, config: IIETConfig, layer: int, place: int | None = None):
         """layer: in its stack, from 0; the paper's t is layer + 1. place: in the plan; default, layer."""
         super().__init__()
@@ -275,7 +279,10 @@ class IterativeLayer(GradientCheckpointingLayer):
             point = self.input_layernorm(hidden_states)
             shared = self.self_attn.keys_and_values(point, self.slots[0], angles, cache, context)
 
+        evaluated: list[Tensor | None] = []
+
         def step(rule: Any, *states: Tensor, going: Tensor | None = None) -> Tensor:
+            evaluated.append(going)
             tokens = select_tokens(going, self.gathers)
             if tokens is None:
                 return states[0]
@@ -290,7 +297,10 @@ class IterativeLayer(GradientCheckpointingLayer):
 
         z = predict(hidden_states, step, norm, num_stages or self.config.num_start_evaluations)
         stop = self.extrapolation, self.config.tolerance
-        return self.corrector(z, hidden_states, history, self.num_iterations, step, *stop)
+        solved = self.corrector(z, hidden_states, history, self.num_iterations, step, *stop)
+        if self.observe is not None:
+            self.observe(self.place, hidden_states, evaluated)
+        return solved
 
     def output(self, state: Tensor, *history: Tensor) -> Tensor:
         """x_{t+1} where H_t is `state`, after H_0, ..., H_{t-1}, each (B, T, D)."""

@@ -28,7 +28,6 @@ __all__ = [
     "RungeKutta",
     "Step",
     "extrapolate",
-    "moving",
     "relative_change",
     "solve",
     "weighted_sum",
@@ -58,11 +57,11 @@ def solve(update: Update, z: Tensor, num_iterations: int, tolerance: float | Non
         if i > 1 and iterates[-1] is iterates[-2]:
             iterates.append(iterates[-1])  # none went on
         else:
-            iterates.append(update(i, iterates[-1], moving(iterates, tolerance)))
+            iterates.append(update(i, iterates[-1], _moving(iterates, tolerance)))
     return iterates
 
 
-def moving(iterates: Sequence[Tensor], tolerance: float | None) -> Tensor | None:
+def _moving(iterates: Sequence[Tensor], tolerance: float | None) -> Tensor | None:
     """Return the tokens (B, T) that go on after z(0), ..., z(i), see `solve`; None: all, of z(0) alone always."""
     if tolerance is None or len(iterates) == 1:
         return None
