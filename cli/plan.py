@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 
 from iiad.errors import require_seed
 
-from .options import (
-    Details,
-    Overwrite,
-    all_data,
-    claim_outputs,
-    pair_limits,
-    refuse_options,
-    require_models,
-    require_text,
-    split_data,
-)
-from .output import print_result
+from .options import Details, Overwrite, all_data, claim_outputs, require_models, require_text
+from .plan_steps import plan_family, plan_one
 
 __all__ = ["plan"]
 
@@ -170,158 +161,10 @@ def plan(
 
     Example:  iiad plan profile.json --curve --verify teacher --data valid.jsonl
     """
-    from iiad import planning
-    from iiad.errors import InputError
-    from iiad.influence.profile import Profile
-    from iiad.progress import print_status
-    from iiad.reporting.plan_tables import CurveReport, PlanReport, draw_trade_off
-
+    given = SimpleNamespace(**locals())
     files = {"output": output, "verification": verification}
     claim_outputs([profile, latency, verify], all_data(data or []), files=files, overwrite=overwrite)
     if family:
-        limits_of_layers = (min_iterations, max_iterations, pin or [])
-        _plan_family(command, profile, cuts, metric, extrapolate, output, limits_of_layers)
-        return
-    refuse_options(command, "without --family", "cuts")
-    if (verify is None) != (data is None):
-        raise InputError("verify: expected --verify and --data together, got one of them")
-    if verify is None:
-        refuse_options(command, "without --verify", "verification", "max_tokens", "text_field", "seed")
-        refuse_options(command, "without --verify", "max_source_tokens", "max_target_tokens")
-    limits = pair_limits(command, max_source_tokens, max_target_tokens, cut_sources)
-    if plot is not None:
-        from iiad.reporting.pictures import require_pictures
-
-        require_pictures(plot)
-    measured = Profile.load(profile)
-    extrapolate = extrapolate or measured.settings.extrapolate
-    if source_tokens is not None:
-        refuse_options(command, "beside --source-tokens", "context")
-        if not measured.model.num_encoder_layers:
-            raise InputError(f"source_tokens: expected an encoder-decoder, got {measured.model.model_type}")
-        context = source_tokens
-    # Without a table, device and dtype are those of --verify.
-    machine = {} if latency is None and verify is not None else {"device": device, "dtype": dtype}
-    wanted = {**machine, "batch_size": batch_size, "context": context, "target_tokens": target_tokens}
-    table = planning.load_latency(latency, measured.model, phase, **wanted)
-    bounds = planning.Bounds(min_iterations, max_iterations, planning.read_pins(pin or [], measured.model))
-    targets = planning.Targets(
-        overhead_cut=overhead_cut,
-        compute_cut=compute_cut,
-        max_evaluations=max_evaluations,
-        max_cache_bytes=max_cache_bytes,
-        max_latency_ms=max_latency_ms,
-        speedup=speedup,
-        max_score=max_score,
-        phase=phase or ("sentence" if measured.model.num_encoder_layers else "decode"),
-    )
-    made = None
-    if tolerance_for is not None:
-        refuse_options(command, "with --tolerance-for", "verify")  # evaluate --plan runs it
-        threshold = 0.0 if threshold is None and not targets else threshold
-    if threshold is not None or targets or not curve:
-        made = planning.make_plan(measured, threshold, targets, metric, normalize, bounds, table)
-        if extrapolate:
-            made = made.extrapolated(measured)
-        if tolerance_for is not None:
-            made = planning.with_tolerance(made, measured, tolerance_for)
-        if output is None:
-            raise InputError("output: expected a file for the plan, got none; --curve alone needs none")
+        plan_family(command, given)
     else:
-        refuse_options(command, "with --curve alone, without a threshold or a target", "output")
-        if table is None:
-            refuse_options(
-                command, "with --curve alone, without --latency", "context", "target_tokens", "batch_size"
-            )
-
-    curves = planning.trade_off(measured, metric, normalize or "none", bounds)
-    if made is not None:
-        costs, kept = made.costs(context, batch_size, table, target_tokens), None
-        if threshold is not None:
-            kept = planning.keep_frequency(measured, metric, threshold, normalize or "none", bounds)
-    if verify is not None:
-        from iiad.evaluation.plan_trials import verify_plans
-        from iiad.reporting.verification_tables import VerificationReport, draw_predictions
-
-        found = verify_plans(
-            verify,
-            split_data(data or []),
-            measured,
-            metric,
-            planning.candidates(
-                measured,
-                curves,
-                made.num_iterations if made else None,
-                seed=seed,
-                extrapolate=extrapolate,
-            ),
-            text_field=text_field,
-            max_tokens=max_tokens,
-            device=device,
-            dtype=dtype,
-            limits=limits,
-        )
-        if verification is not None:
-            found.save(verification)
-        if plot is not None:
-            draw_predictions(found, plot)
-    if plot is not None:
-        draw_trade_off(curves, plot)
-    if made is not None and output is not None:
-        # After all that can go wrong, before the reader of the tables (`| head`) may go away.
-        made.save(output)
-        print_status(f"plan written to {output}")
-    if verify is not None:
-        print_result(found, lambda width: VerificationReport(found, details))
-    if curve:
-        print_result(
-            {"kind": "curve", **vars(curves)},
-            lambda width: CurveReport(curves, table, targets.phase, details),
-        )
-    if made is not None:
-        report = PlanReport(made, costs, kept, table)
-        print_result(made, lambda width: report)
-
-
-_OF_FAMILIES = (
-    "profile family cuts extrapolate metric min_iterations max_iterations pin output overwrite details json quiet"
-).split()
-
-
-def _plan_family(
-    command: typer.Context,
-    profile: Path,
-    cuts: str | None,
-    metric: str,
-    extrapolate: bool,
-    output: Path | None,
-    limits: tuple[int | None, int | None, list[str]],
-) -> None:
-    """Make nested plans, write and print them. limits: fewest and most iterations of a layer, and pins.
-
-    Raises InputError for options of a single plan.
-    """
-    from iiad import planning
-    from iiad.errors import InputError
-    from iiad.influence.profile import Profile
-    from iiad.planning.family import DEFAULT_CUTS
-    from iiad.progress import print_status
-    from iiad.reporting.plan_tables import family_table
-
-    others = [
-        str(parameter.name) for parameter in command.command.params if parameter.name not in _OF_FAMILIES
-    ]
-    refuse_options(command, "with --family", *others)
-    if output is None:
-        raise InputError("output: expected a file for the plans, got none")
-    wanted = DEFAULT_CUTS if cuts is None else planning.read_cuts(cuts)
-    measured = Profile.load(profile)
-    least, most, pins = limits
-    bounds = planning.Bounds(least, most, planning.read_pins(pins, measured.model))
-    extrapolate = extrapolate or measured.settings.extrapolate
-    made = planning.make_family(measured, wanted, metric, bounds, extrapolate)
-    made.save(output)
-    print_status(f"{len(made.plans)} plans written to {output}")
-    if len(made.plans) < len(wanted):
-        print_status(f"{len(wanted) - len(made.plans)} cuts gave a plan that was there already; left out")
-    print_result(made, lambda width: family_table(made))
+        plan_one(command, given)

@@ -218,7 +218,7 @@ def test_a_long_curve_is_thinned_and_says_so():
 
 
 def test_a_plan_is_written_before_it_is_printed_so_that_a_reader_may_go_away(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["cli.plan"], "print_result", Mock(side_effect=BrokenPipeError))
+    monkeypatch.setattr(sys.modules["cli.plan_steps"], "print_result", Mock(side_effect=BrokenPipeError))
     with pytest.raises(BrokenPipeError):
         run("--threshold", "0.1")
     assert Plan.load(tmp_path / "plan.json").threshold == 0.1
