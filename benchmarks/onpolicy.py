@@ -34,6 +34,7 @@ from iiad.training.head import asked_values
 from iiad.training.learner import Learner
 
 OWN = OnPolicySection(max_steps=1, fraction=1.0)
+OFFLINE = "offline (fraction 0)"
 
 
 class Job(NamedTuple):
@@ -48,7 +49,7 @@ class Job(NamedTuple):
 def main() -> None:
     """Run what is not finished, score, time and print."""
     args = parse_options()
-    arms = {"the plan's student as it is": (0.0, 0), "offline (fraction 0)": (0.0, args.steps)}
+    arms = {"the plan's student as it is": (0.0, 0), OFFLINE: (0.0, args.steps)}
     arms |= {f"fraction {fraction:g}": (fraction, args.steps) for fraction in args.fractions}
     if args.long_steps:
         arms[f"offline, {args.long_steps} steps"] = (0.0, args.long_steps)
@@ -64,14 +65,30 @@ def main() -> None:
     )
     print("| arm | held-out loss | KL, held-out | reverse | KL, own tokens | reverse | seconds a step |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    columns = {
+        arm: columns_of(
+            [
+                [result["validation_nll"], *kls]
+                for job, result, kls in zip(jobs, results, found, strict=True)
+                if job.arm == arm
+            ]
+        )
+        for arm in arms
+    }
     for arm, (fraction, steps) in arms.items():
-        numbers = [number for number, job in enumerate(jobs) if job.arm == arm]
-        losses = spread([results[number]["validation_nll"] for number in numbers])
-        kls = [spread(list(column)) for column in zip(*(found[number] for number in numbers), strict=True)]
         seconds = f"{offline + fraction * (own - offline):.2f}" if steps else ""
-        print(f"| {arm} | {losses} | {' | '.join(kls)} | {seconds} |")
+        print(f"| {arm} | {' | '.join(map(spread, columns[arm]))} | {seconds} |")
+        if fraction:
+            pairs = zip(columns[arm], columns[OFFLINE], strict=True)
+            changes = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
+            print(f"| change from offline | {' | '.join(map(spread, changes))} | |")
     teachers = [result["teacher_validation_nll"] for job, result in zip(jobs, results, strict=True)]
     print(f"| teacher | {spread(teachers[:: len(arms)])} | | | | | |")
+
+
+def columns_of(rows: list[list[float]]) -> list[list[float]]:
+    """Return each figure of all pairs, of the figures of each pair."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def parse_options() -> argparse.Namespace:
@@ -166,7 +183,7 @@ def log_probs(model: Any, batch: Batch) -> Tensor:
 def time_steps(args: argparse.Namespace) -> tuple[float, float]:
     """Return the seconds of a step on text and of one on continuations, medians of turns."""
     folder = args.pair[0][0]
-    student = load_model(folder_of(args, Job("offline (fraction 0)", 0, 0.0, args.steps))).train()
+    student = load_model(folder_of(args, Job(OFFLINE, 0, 0.0, args.steps))).train()
     teacher = load_model(folder)
     section = DistillationSection(ce_weight=0.0, divergence=args.divergence)
     learner = Learner(student, LearnFromTeacher(LiveTeacher(teacher), section, student.config.num_layers))

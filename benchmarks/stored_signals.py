@@ -51,13 +51,12 @@ def main() -> None:
     """Capture, learn and print."""
     args = parse_options()
     torch.set_num_threads(1)
-    stored = {name: capture(args, name) for name in KINDS}
+    stored = {name: capture(args, name) for name in args.kinds}
     tokenizer = load_tokenizer(args.teacher)
     blocks = TokenBlocks(
         pack(resolve_inputs([args.data], "train"), tokenizer, progress=False), args.block_size
     )
     lost = {name: rounding(args, blocks, signals) for name, signals in stored.items() if signals.record.head}
-    plain = rounding(args, blocks, next(signals for signals in stored.values() if signals.record.head), True)
     figures: dict[str, dict[str, list[float]]] = {
         name: defaultdict(list, bytes=[signals.record.layout.bytes_per_token])
         for name, signals in stored.items()
@@ -72,7 +71,7 @@ def main() -> None:
     )
     print("| teacher | bytes a token | KL lost | KL seen first | KL after | seconds a step | of live |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in (LIVE, *KINDS):
+    for name in (LIVE, *stored):
         found = figures[name]
         size = f"{found['bytes'][0]:,.0f}" if found["bytes"] else ""
         loss = f"{lost[name]:.2e}" if name in lost else ""
@@ -81,7 +80,9 @@ def main() -> None:
             f"{median(found[each]):.2f}" if found[each] else "" for each in ("seconds", "ratio")
         )
         print(f"| {name} | {size} | {loss} | {kls} | {times} |")
-    print(f"\nKL lost in int8 without scales of channels: {plain:.2e}")
+    if lost:
+        plain = rounding(args, blocks, stored[next(iter(lost))], plain_int8=True)
+        print(f"\nKL lost in int8 without scales of channels: {plain:.2e}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -97,6 +98,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--score-blocks", type=int, default=32)
     args = parser.parse_args()
     if args.plan is not None and args.validation is None:
@@ -115,14 +117,9 @@ def capture(args: argparse.Namespace, name: str) -> StoredSignals:
 
 
 def head_bytes(stored: dict[str, StoredSignals]) -> float:
-    """Return the size of a head's file in MiB."""
-    return next(
-        iter(
-            (each.folder / "head.safetensors").stat().st_size / 2**20
-            for each in stored.values()
-            if each.record.head
-        )
-    )
+    """Return the size of a head's file in MiB, 0 where there is none."""
+    folders = (each.folder for each in stored.values() if each.record.head)
+    return max(((folder / "head.safetensors").stat().st_size / 2**20 for folder in folders), default=0.0)
 
 
 @torch.no_grad()
