@@ -5,8 +5,8 @@
 Teachers of one recipe and several seeds, under the shared cache. Each is profiled on --data; its tolerances for
 six cuts, the best plans by `kl` and as many iterations everywhere are run on --held-out. Printed for each tolerance:
 mean evaluations of a token there, growth of the loss in nats, that of the static plans at as many evaluations (of two
-plans with the tokens shared out between them, where none has that number), and the same of accuracy; means over the
-teachers with a 95 % interval.
+plans with the tokens shared out between them, where none has that number), that of these plans with tolerances, the
+best on the held-out text itself, and the same of accuracy; means over the teachers with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from iiad.checkpoints import load_config, load_model
 from iiad.data import LabelledCorpus, evaluation_windows, load_tokenizer, pack_for, resolve_inputs
+from iiad.errors import InputError
 from iiad.evaluation.evaluation_tally import EvaluationTally, token_classes
 from iiad.influence import Profile, measure_influence
 from iiad.models import count_evaluations
@@ -90,8 +91,27 @@ def measure(folder: str, options: Any) -> dict[str, Any]:
     planned = (plan_by_target(profile, Targets(overhead_cut=cut), "kl") for cut in PLANNED)
     plans = {tuple(plan.num_iterations) for plan in planned}
     influence = [score(plan, None, folder)[0] for plan in sorted(plans)]
+    pairs = [(plan, cut) for plan in sorted(plans) for cut in CUTS if reaches(profile, plan, cut)]
+    both = [score(plan, find_tolerance(profile, plan, cut), folder)[0] for plan, cut in pairs]
     uniform = [score([min(r, most) for most in full], None, folder)[0] for r in range(max(full) + 1)]
-    return {"whole": whole, "adaptive": adaptive, "influence": [whole, *influence], "uniform": uniform}
+    own = [row["point"] for row in adaptive]
+    static = [whole, *influence]
+    return {
+        "whole": whole,
+        "adaptive": adaptive,
+        "influence": static,
+        "uniform": uniform,
+        "both": [*static, *own, *both],
+    }
+
+
+def reaches(profile: Profile, plan: Sequence[int], cut: float) -> bool:
+    """Return whether some tolerance reaches the cut with this plan, which does not by itself."""
+    try:
+        find_tolerance(profile, plan, cut)
+    except InputError:
+        return False
+    return True
 
 
 def show(values: Sequence[float]) -> str:
@@ -108,8 +128,11 @@ def report(results: Sequence[dict[str, Any]]) -> None:
         f"all iterations: {whole[0].evaluations:.0f} evaluations, nats {[round(w.nll, 4) for w in whole]}\n"
     )
     for field in ("nll", "accuracy"):
-        print(f"| cut | evaluations | {field}, adaptive | best plans | uniform | adaptive - best plans |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print(
+            f"| cut | evaluations | {field}, adaptive | best plans | uniform | plans with tolerances | "
+            "adaptive - best plans | with tolerances - best plans |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for k, row in enumerate(results[0]["adaptive"]):
             points = [each["adaptive"][k]["point"] for each in results]
             base = [getattr(each, field) for each in whole]
@@ -119,11 +142,11 @@ def report(results: Sequence[dict[str, Any]]) -> None:
                     at(each[name], point.evaluations, field) - b
                     for each, point, b in zip(results, points, base, strict=True)
                 ]
-                for name in ("influence", "uniform")
+                for name in ("influence", "uniform", "both")
             ]
-            gap = [a - b for a, b in zip(own, others[0], strict=True)]
+            gaps = [[a - b for a, b in zip(each, others[0], strict=True)] for each in (own, others[2])]
             mean = sum(point.evaluations for point in points) / len(points)
-            print(f"| {row['cut']:.0%} | {mean:.2f} | {' | '.join(map(show, (own, *others, gap)))} |")
+            print(f"| {row['cut']:.0%} | {mean:.2f} | {' | '.join(map(show, (own, *others, *gaps)))} |")
         print()
     for row in results[0]["adaptive"]:
         classes = {name: round(value, 2) for name, value in row["evaluations_by_class"].items()}
