@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from iiad.checkpoints import (
     DTYPES,
     choose_device,
     choose_dtype,
-    label_models,
     load_config,
     load_identified,
     read_limits,
@@ -22,29 +21,19 @@ from iiad.conversion.quantization import check_kinds, quantized_copy
 from iiad.data import (
     AnyCorpus,
     AnySource,
-    LabelledCorpus,
     PairCorpus,
     PairLimits,
-    TokenCorpus,
-    Window,
-    evaluation_windows,
-    load_tokenizer,
-    pack_for,
     resolve_inputs,
 )
 from iiad.errors import InputError, require_least
 from iiad.identities import DataIdentity, ModelIdentity
-from iiad.memory import memory_explained
-from iiad.models import count_evaluations
 from iiad.planning.costs import compare_costs
 from iiad.planning.plan import AnyPlan, OwnPlan, Plan, identify_rows, read_plan
-from iiad.progress import progress
-from iiad.training.scoring import evaluate_model
 
-from .evaluation_tally import EvaluationTally, token_classes
 from .harness import Tasks, TaskSet
 from .hypotheses import Hypotheses, Texts
-from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings, bits_per_byte, perplexity
+from .quality_artefact import Evaluation, EvaluationResult, EvaluationSettings
+from .text_scores import Reader, make_readers, score_text, windows_of
 
 __all__ = ["evaluate_models"]
 
@@ -108,7 +97,7 @@ def evaluate_models(
     task_set = None if tasks is None else TaskSet(tasks)
     sources = resolve_inputs(data, "validation") if data else []
     options: dict[str, Any] = {"text_field": text_field, "cache_dir": cache_dir, "limits": limits}
-    readers = _make_readers(models, configs, sources, options)
+    readers = make_readers(models, configs, sources, options)
     positions = {str(model): read_limits(model)[0] for model in models} if data else {}
     settings = EvaluationSettings(
         block_size=_choose_block(positions, block_size, readers[0].corpus) if data else None,
@@ -119,7 +108,7 @@ def evaluate_models(
     )
     corpora = [reader.corpus for reader in readers if reader.corpus is not None]
     for corpus in corpora:  # checks the values; reads nothing yet
-        _windows(corpus, settings)
+        windows_of(corpus, settings)
     hypotheses = None if texts is None else _prepare_texts(texts, sources, corpora, max_tokens, positions)
     results = _measure(readers, budget, kinds, settings, task_set, hypotheses)
     if task_set is not None:
@@ -130,32 +119,8 @@ def evaluate_models(
     return Evaluation(settings=settings, data=_identify_data(corpora, max_tokens), results=results)
 
 
-class _Reader(NamedTuple):
-    """A model to evaluate and the text as its tokenizer reads it; corpus: None without a text."""
-
-    model: str | Path
-    label: str
-    tokenizer: Any
-    corpus: AnyCorpus | None
-
-
-def _make_readers(
-    models: Sequence[str | Path],
-    configs: Sequence[Any],
-    sources: Sequence[AnySource],
-    options: Mapping[str, Any],
-) -> list[_Reader]:
-    """Tokenize the sources for each model. options: of `pack_for`."""
-    readers = []
-    for model, label, config in zip(models, label_models(models), configs, strict=True):
-        tokenizer = load_tokenizer(model)
-        corpus = pack_for(config, sources, tokenizer, where=f"{model}: data", **options) if sources else None
-        readers.append(_Reader(model, label, tokenizer, corpus))
-    return readers
-
-
 def _measure(
-    readers: Sequence[_Reader],
+    readers: Sequence[Reader],
     plan: Plan | OwnPlan | None,
     kinds: Sequence[str],
     settings: EvaluationSettings,
@@ -174,7 +139,7 @@ def _measure(
             loaded, reader.label, identity, None if results else plan, extra, settings.dtype
         ):
             share = 1 / (num_rows - len(results))
-            found = {} if reader.corpus is None else _score_text(name, runner, reader, settings, share)
+            found = {} if reader.corpus is None else score_text(name, runner, reader, settings, share)
             if task_set is not None:
                 found["tasks"] = task_set.run(runner, reader.tokenizer, name, settings, share)
             if hypotheses is not None:
@@ -183,60 +148,6 @@ def _measure(
             results.append(_compare(result, results[0] if results else result))
         del loaded, runner
     return results
-
-
-def _windows(corpus: AnyCorpus, settings: EvaluationSettings) -> Iterable[Window]:
-    assert settings.block_size is not None
-    return evaluation_windows(corpus, settings.block_size, settings.max_tokens, settings.batch_size)
-
-
-def _score_text(
-    name: str,
-    model: Any,
-    reader: _Reader,
-    settings: EvaluationSettings,
-    share: float,
-) -> dict[str, Any]:
-    """Score a model on the text; return the fields of its entry. share: of all work left."""
-    corpus = reader.corpus
-    assert corpus is not None
-    used = len(corpus.targets(settings.max_tokens or corpus.num_tokens)) - isinstance(corpus, TokenCorpus)
-    where, size = f"{name} on {settings.device}", settings.batch_size
-    with (
-        progress(f"evaluating {name}", used, "tokens", share) as advance,
-        memory_explained(where, model, size, settings.block_size, cached=False),
-    ):
-        windows, taken = _windows(corpus, settings), {}
-        options: dict[str, Any] = {"name": name, "dtype": settings.dtype, "advance": advance}
-        if getattr(model.config, "tolerance", None) is None:
-            score = evaluate_model(model, windows, **options)
-        else:
-            tally = _make_tally(model, reader)
-            with count_evaluations(model) as counts:
-                score = evaluate_model(model, tally.watch(windows, counts), **options)
-            taken = tally.result()
-    groups = (
-        {f"{corpus.grouped_by} {group}": part for group, (_, part) in score.by_group.items()}
-        if isinstance(corpus, LabelledCorpus)
-        else {}
-    )
-    return {
-        "data": corpus.fingerprint,
-        "tokens": score.tokens,
-        "nll": score.nll,
-        "perplexity": perplexity(score.nll),
-        "bits_per_byte": bits_per_byte(score.nll, corpus.tokens_per_byte),
-        "accuracy": score.accuracy,
-        "accuracy_by_group": groups,
-        **taken,
-    }
-
-
-def _make_tally(model: Any, reader: _Reader) -> EvaluationTally:
-    """Tell tokens apart by their groups, or by the text of what is read."""
-    if isinstance(reader.corpus, LabelledCorpus):
-        return EvaluationTally(model, None, reader.corpus.grouped_by)
-    return EvaluationTally(model, token_classes(reader.tokenizer, model.config.vocab_size))
 
 
 def _runners(
