@@ -164,7 +164,8 @@ def time_layers(
     over rounds. It is left as measured: an iteration that takes no time calls for more rounds.
 
     Args:
-        model: with at least one iteration, in evaluation mode. Its plan is restored at the end.
+        model: with at least one iteration, in evaluation mode. All of them run, whatever its tolerance; that and
+            its plan are restored at the end.
         prompts: (B, T) token ids on the model's device, the context.
         plans: r_t for each layer, to be measured whole; at least one.
         num_steps: decoding steps of each plan in a round, each at the context: what a step adds is taken back. Of an
@@ -174,7 +175,7 @@ def time_layers(
 
     Returns the phases "decode" and "prefill".
     """
-    own = list(model.config.iterations)
+    own, tolerance = list(model.config.iterations), model.config.tolerance
     levels = [[min(r, most) for most in own] for r in range(max(own) + 1)]
     turns = [(plan, True) for plan in levels] + [(list(plan), False) for plan in plans]
     steps = [min(STEPS_PER_TURN, num_steps - done) for done in range(0, num_steps, STEPS_PER_TURN)]
@@ -183,6 +184,7 @@ def time_layers(
     seconds = {phase: np.zeros(shape) for phase in ("decode", "prefill")}
     shuffler = random.Random(0)
     try:
+        model.reconfigure(tolerance=None)
         # With a slot for each evaluation of the model's own plan. All plans decode from it, from as many slots as
         # they have evaluations: the time does not depend on what keys and values say.
         filled = new_cache(model)
@@ -198,6 +200,7 @@ def time_layers(
                         advance(1)
     finally:
         model.set_num_iterations(own)
+        model.reconfigure(tolerance=tolerance)
     seconds["decode"] /= num_steps
     return {phase: _summarise(found[1:], own, plans) for phase, found in seconds.items()}
 

@@ -14,8 +14,8 @@ from iiad.evaluation import (
     check_model,
     evaluate_models,
     measure_latency,
-    quality,
     speed,
+    text_scores,
     timing,
 )
 from iiad.evaluation.checks import CLAIMS
@@ -118,7 +118,7 @@ def fill_layers(folders, monkeypatch):
 
 
 def fill_evaluation(folders, monkeypatch):
-    monkeypatch.setattr(quality, "evaluate_model", fill)
+    monkeypatch.setattr(text_scores, "evaluate_model", fill)
     evaluate_models([folders.teacher], [str(folders.text)], batch_size=4, block_size=32, device="cpu")
 
 
