@@ -111,7 +111,7 @@ class _Source(ABC):
     """Prompts of one kind of data, and batches of their continuations."""
 
     takes: str
-    """What of a batch the continuations are inputs of."""
+    """Name of the batch's field that continuations are put into."""
 
     def __init__(self, kind: Prompting):
         self.kind = kind

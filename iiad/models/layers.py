@@ -239,7 +239,7 @@ class IterativeLayer(GradientCheckpointingLayer):
 
     @property
     def gathers(self) -> bool:
-        """Whether tokens that go on are gathered. Gradients, compiled graphs and other attention than these evaluate
+        """True where tokens that go on are gathered. Gradients, compiled graphs and other attention than these evaluate
         all of them, and keep what is theirs."""
         sequential = torch.is_grad_enabled() or torch.compiler.is_compiling()
         return not sequential and self.config._attn_implementation in ("sdpa", "eager")

@@ -1,4 +1,4 @@
-"""Where evaluations went, by layer and class of token."""
+"""Evaluations by layer and class of token."""
 
 import pytest
 import torch

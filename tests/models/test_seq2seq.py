@@ -35,7 +35,7 @@ def attention(w, name, config, queries, states, allowed, rotated):
 
 
 def settle(points, found, tolerance):
-    """What was found or, for tokens whose last step from z(i-1) to z(i), i > 0, was small, z(i) again."""
+    """The state found or, for tokens whose last step from z(i-1) to z(i), i > 0, was small, z(i) again."""
     if tolerance is None or len(points) < 3:
         return found
     step, before = points[-1] - points[-2], points[-2]
