@@ -239,8 +239,10 @@ class IterativeLayer(GradientCheckpointingLayer):
 
     @property
     def gathers(self) -> bool:
-        """True where tokens that go on are gathered. Gradients, compiled graphs and other attention than these evaluate
-        all of them, and keep what is theirs."""
+        """True where the tokens that go on are gathered.
+
+        Under gradients, in compiled graphs and with other attention all are evaluated, and the others keep theirs.
+        """
         sequential = torch.is_grad_enabled() or torch.compiler.is_compiling()
         return not sequential and self.config._attn_implementation in ("sdpa", "eager")
 
