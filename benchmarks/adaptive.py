@@ -2,11 +2,11 @@
 
     python benchmarks/adaptive.py shared-0 shared-1 shared-2 --data train.jsonl --held-out valid.jsonl
 
-Teachers of one recipe and several seeds, under the shared cache. Each is profiled on --data; its tolerances for
-six cuts, the best plans by `kl` and as many iterations everywhere are run on --held-out. Printed for each tolerance:
-mean evaluations of a token there, growth of the loss in nats, that of the static plans at as many evaluations (of two
-plans with the tokens shared out between them, where none has that number), that of these plans with tolerances, the
-best on the held-out text itself, and the same of accuracy; means over the teachers with a 95 % interval.
+Teachers of one recipe and several seeds, under the shared cache. Each is profiled on --data and planned by `kl`; its
+stops and tolerances for six cuts, the best plans and as many iterations everywhere are run on --held-out. Printed for
+each cut: mean evaluations of a token there, growth of the loss in nats, that of the static plans at as many evaluations
+(of two plans with the tokens shared out between them, where none has that number), and the same of accuracy; means over
+the teachers with a 95 % interval, the paired differences from the best plans and their sign by teacher.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 from iiad.checkpoints import load_config, load_model
 from iiad.data import LabelledCorpus, evaluation_windows, load_tokenizer, pack_for, resolve_inputs
-from iiad.errors import InputError
 from iiad.evaluation.evaluation_tally import EvaluationTally, token_classes
 from iiad.influence import Profile, measure_influence
 from iiad.models import count_evaluations
-from iiad.planning import Targets, find_tolerance, plan_by_target
+from iiad.planning import Targets, plan_by_target
 from iiad.studies.estimation import estimate
 from iiad.training.scoring import evaluate_model
 
@@ -76,42 +75,23 @@ def measure(folder: str, options: Any) -> dict[str, Any]:
     classes = None if labelled else token_classes(tokenizer, model.config.vocab_size)
     full = profile.model.num_iterations
 
-    def score(plan: Sequence[int], tolerance: float | None, name: str) -> tuple[Point, dict[str, Any]]:
+    def score(plan: Sequence[int], tolerance: Any = None) -> tuple[Point, dict[str, Any]]:
         model.reconfigure(**model.config.split_plan(plan), tolerance=tolerance)
         windows = evaluation_windows(corpus, options.block_size, options.tokens, options.batch_size)
         tally = EvaluationTally(model, classes, corpus.grouped_by if labelled else None)
-        return run(model, windows, tally, name)
+        return run(model, windows, tally, folder)
 
-    whole, _ = score(full, None, folder)
+    whole, _ = score(full)
     adaptive = []
     for cut in CUTS:
-        tolerance = find_tolerance(profile, full, cut)
-        point, found = score(full, tolerance, folder)
-        adaptive.append({"cut": cut, "tolerance": tolerance, "point": point, **found})
+        plan = plan_by_target(profile, Targets(tolerance_for=cut), "kl")
+        point, found = score(plan.num_iterations, plan.tolerance)
+        adaptive.append({"cut": cut, "plan": plan, "point": point, **found})
     planned = (plan_by_target(profile, Targets(overhead_cut=cut), "kl") for cut in PLANNED)
     plans = {tuple(plan.num_iterations) for plan in planned}
-    influence = [score(plan, None, folder)[0] for plan in sorted(plans)]
-    pairs = [(plan, cut) for plan in sorted(plans) for cut in CUTS if reaches(profile, plan, cut)]
-    both = [score(plan, find_tolerance(profile, plan, cut), folder)[0] for plan, cut in pairs]
-    uniform = [score([min(r, most) for most in full], None, folder)[0] for r in range(max(full) + 1)]
-    own = [row["point"] for row in adaptive]
-    static = [whole, *influence]
-    return {
-        "whole": whole,
-        "adaptive": adaptive,
-        "influence": static,
-        "uniform": uniform,
-        "both": [*static, *own, *both],
-    }
-
-
-def reaches(profile: Profile, plan: Sequence[int], cut: float) -> bool:
-    """Return whether some tolerance reaches the cut with this plan, which does not by itself."""
-    try:
-        find_tolerance(profile, plan, cut)
-    except InputError:
-        return False
-    return True
+    static = [whole, *(score(plan)[0] for plan in sorted(plans))]
+    uniform = [score([min(r, most) for most in full])[0] for r in range(max(full) + 1)]
+    return {"whole": whole, "adaptive": adaptive, "influence": static, "uniform": uniform}
 
 
 def show(values: Sequence[float]) -> str:
@@ -129,10 +109,9 @@ def report(results: Sequence[dict[str, Any]]) -> None:
     )
     for field in ("nll", "accuracy"):
         print(
-            f"| cut | evaluations | {field}, adaptive | best plans | uniform | plans with tolerances | "
-            "adaptive - best plans | with tolerances - best plans |"
+            f"| cut | evaluations | {field}, adaptive | best plans | uniform | adaptive - best plans | by teacher |"
         )
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
         for k, row in enumerate(results[0]["adaptive"]):
             points = [each["adaptive"][k]["point"] for each in results]
             base = [getattr(each, field) for each in whole]
@@ -142,18 +121,19 @@ def report(results: Sequence[dict[str, Any]]) -> None:
                     at(each[name], point.evaluations, field) - b
                     for each, point, b in zip(results, points, base, strict=True)
                 ]
-                for name in ("influence", "uniform", "both")
+                for name in ("influence", "uniform")
             ]
-            gaps = [[a - b for a, b in zip(each, others[0], strict=True)] for each in (own, others[2])]
+            gaps = [a - b for a, b in zip(own, others[0], strict=True)]
             mean = sum(point.evaluations for point in points) / len(points)
-            print(f"| {row['cut']:.0%} | {mean:.2f} | {' | '.join(map(show, (own, *others, *gaps)))} |")
+            cells = [f"{row['cut']:.0%}", f"{mean:.2f}", *map(show, (own, *others, gaps))]
+            print(f"| {' | '.join(cells)} | {' '.join(f'{gap:+.4f}' for gap in gaps)} |")
         print()
     for row in results[0]["adaptive"]:
         classes = {name: round(value, 2) for name, value in row["evaluations_by_class"].items()}
         layers = [round(value, 2) for value in row["evaluations_by_layer"]]
-        print(
-            f"first teacher, {row['cut']:.0%}: tolerance {row['tolerance']:.4g}, layers {layers}, {classes}"
-        )
+        stops = list(zip(row["plan"].num_iterations, row["plan"].tolerance or [], strict=False))
+        expected = sum(row["plan"].expected_evaluations or [])
+        print(f"first teacher, {row['cut']:.0%}: {stops}, {expected:.2f} expected, layers {layers}, {classes}")
 
 
 def main() -> int:

@@ -72,8 +72,8 @@ def plan(
     tolerance_for: Annotated[
         float | None,
         _by(
-            "Let tokens stop by themselves: find the tolerance that drops this share of all iterations, beside what "
-            "the plan drops. Of a teacher with a shared cache."
+            "Let tokens stop by themselves: choose stops and tolerances of the layers so that tokens drop this share "
+            "of all iterations in the mean, within what other targets keep. Of a teacher with a shared cache."
         ),
     ] = None,
     metric: Annotated[str, _by("Metric of the profile to plan by.")] = "kl",

@@ -139,8 +139,8 @@ def _targets(given: Any, measured: Profile) -> Targets:
     from iiad import planning
 
     names = (
-        "overhead_cut compute_cut max_evaluations max_cache_bytes max_latency_ms speedup max_score".split()
-    )
+        "overhead_cut compute_cut max_evaluations max_cache_bytes max_latency_ms speedup max_score tolerance_for"
+    ).split()
     phase = given.phase or ("sentence" if measured.model.num_encoder_layers else "decode")
     return planning.Targets(**{name: getattr(given, name) for name in names}, phase=phase)
 
@@ -157,27 +157,18 @@ def _make(
     from iiad import planning
     from iiad.errors import InputError
 
-    threshold = _threshold(given, targets)
-    if threshold is None and not targets and given.curve:
+    if given.threshold is None and not targets and given.curve:
         refuse_options(command, "with --curve alone, without a threshold or a target", "output")
         if table is None:
             where = "with --curve alone, without --latency"
             refuse_options(command, where, "context", "target_tokens", "batch_size")
         return None
-    made = planning.make_plan(measured, threshold, targets, given.metric, given.normalize, bounds, table)
+    made = planning.make_plan(measured, given.threshold, targets, given.metric, given.normalize, bounds, table)
     if given.extrapolate or measured.settings.extrapolate:
         made = made.extrapolated(measured)
-    if given.tolerance_for is not None:
-        made = planning.with_tolerance(made, measured, given.tolerance_for)
     if given.output is None:
         raise InputError("output: expected a file for the plan, got none; --curve alone needs none")
     return made
-
-
-def _threshold(given: Any, targets: Targets) -> float | None:
-    """Return the threshold; a tolerance alone keeps all iterations, for tokens to stop at."""
-    alone = given.tolerance_for is not None and given.threshold is None and not targets
-    return 0.0 if alone else given.threshold
 
 
 def _describe(

@@ -39,6 +39,7 @@ __all__ = [
     "Record",
     "Share",
     "Size",
+    "Tolerances",
     "check_fields",
     "describe_problems",
     "list_differences",
@@ -58,6 +59,8 @@ Coefficient = Annotated[float, Field(gt=-1000, lt=1000)]
 Coefficients = list[Coefficient]
 """b_1, b_2, ... of one layer at its stop; none: not extrapolated."""
 Share = Annotated[float, Field(ge=0, le=1)]
+Tolerances = list[Annotated[float, Field(ge=0, lt=1e6)] | None]
+"""Of each layer: how little a token's state moves where it stops by itself; None: it runs all iterations."""
 
 
 def _require_finite(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .artefacts import Amount, Coefficients, Count, Iterations, Record, Size, without_empty
+from .artefacts import Coefficients, Count, Iterations, Record, Size, Tolerances, without_empty
 
 __all__ = ["DataIdentity", "ModelIdentity", "ModelShape", "layer_name", "require_iterations_to_plan"]
 
@@ -66,9 +66,10 @@ class ModelIdentity(Record):
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its stop; not written where there are none"
     )
-    tolerance: Amount | None = Field(
+    tolerance: Tolerances | None = Field(
         default=None,
-        description="how little a token's state moves where it stops by itself; not written where none does",
+        description="of each layer: how little a token's state moves where it stops by itself; not written where none "
+        "does",
     )
 
     @model_validator(mode="after")

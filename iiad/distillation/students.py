@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from iiad.artefacts import Tolerances
 from iiad.checkpoints import load_model
 from iiad.data import load_tokenizer, tokenizer_fingerprint
 from iiad.errors import InputError, one_line
@@ -43,11 +44,9 @@ def require_change(teacher: Any, plan: Plan | None, section: StudentSection) -> 
         raise InputError(
             f"student.cache_policy: expected one other than the teacher's, or a plan, got {policy!r}"
         )
-    stop = teacher.tolerance if plan is None else plan.tolerance
-    if policy == "exact" and stop is not None:
-        raise InputError(
-            f"student.cache_policy: expected 'shared' with a tolerance of {stop:.4g}, got 'exact'"
-        )
+    adaptive = (teacher if plan is None else plan).tolerance is not None
+    if policy == "exact" and adaptive:
+        raise InputError("student.cache_policy: expected 'shared' with a tolerance, got 'exact'")
     if stages is not None and stages > getattr(teacher, "predictor_order", 0):
         order = getattr(teacher, "predictor_order", None)
         most = (
@@ -62,7 +61,7 @@ def make_student(
     section: StudentSection,
     device: str,
     extrapolation: Sequence[Sequence[float]] | None = None,
-    tolerance: float | None = None,
+    tolerance: Tolerances | None = None,
 ) -> PreTrainedModel:
     """Make the student in float32 on its device.
 
@@ -138,9 +137,9 @@ def changed_layers(teacher: Any, student: Any) -> list[int]:
         [config.num_start_evaluations + r for r in config.iterations] for config in (teacher, student)
     )
     other_policy = teacher.cache_policy != student.cache_policy
-    other_stop = teacher.tolerance != student.tolerance
-    pairs = enumerate(zip(before, after, strict=True))
-    return [layer for layer, (old, new) in pairs if old != new or ((other_policy or other_stop) and new > 1)]
+    other = [other_policy or a != b for a, b in zip(teacher.tolerances, student.tolerances, strict=True)]
+    layers = enumerate(zip(before, after, other, strict=True))
+    return [layer for layer, (old, new, otherwise) in layers if old != new or (otherwise and new > 1)]
 
 
 @contextmanager

@@ -43,9 +43,10 @@ class Row:
         """Return the model after setting the row's plan."""
         if hasattr(self.model, "follow_plan"):
             wanted, config = self.identity, self.model.config
-            runs = (config.iterations, config.stop_extrapolation, config.tolerance)
+            runs = (config.iterations, config.stop_extrapolation, config.tolerances)
+            stops = wanted.tolerance or [None] * wanted.num_layers
             # Setting the same plan again would have a compiled model compiled again.
-            if runs != (wanted.num_iterations, wanted.coefficients, wanted.tolerance):
+            if runs != (wanted.num_iterations, wanted.coefficients, stops):
                 self.model.follow_plan(wanted)
         return self.model
 

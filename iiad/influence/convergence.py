@@ -105,6 +105,19 @@ class Settling(Record):
         own = self.shares[(iteration - 1) * size : iteration * size]
         return float(np.interp(np.log(tolerance), np.log(TOLERANCES), own, left=0.0))
 
+    def missed(self, iteration: int, tolerance: float) -> float:
+        """Share of what iteration i + 1 contributes that tokens lose that have stopped by i, in [0, 1] (ours).
+
+        What a token loses is taken to grow with the square of how little it moved, as a divergence does: those that
+        stop have moved the least. tolerance: one of TOLERANCES.
+        """
+        size = len(TOLERANCES)
+        own = np.array([*self.shares[(iteration - 1) * size : iteration * size], 1.0])
+        moved = np.diff(own, prepend=0.0) * np.square([*TOLERANCES, TOLERANCES[-1]])
+        stopped = np.array([at <= tolerance for at in TOLERANCES] + [False])
+        total = float(moved.sum())
+        return float(moved[stopped].sum()) / total if total > 0 else 0.0
+
     def quantile(self, iteration: int, share: float) -> float | None:
         """Least of TOLERANCES at which that share of tokens has stopped by the iteration; None: above all."""
         return next((at for at in TOLERANCES if self.stopped(iteration, at) >= share), None)

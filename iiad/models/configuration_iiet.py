@@ -54,8 +54,9 @@ class IIETConfig(PreTrainedConfig):
         of them: only `model.set_cache_policy` changes it.
 
     tolerance: None or how little a token's state may move, |z(i) - z(i-1)| / |z(i-1)|, for its iterations in a layer
-        to stop there (ours); at most r_t are run, and one is. Needs the shared cache policy, under which a token
-        that stops leaves no hole in the cache, and no extrapolation.
+        to stop there (ours); at most r_t are run, and one is. One number for all layers, or for each a number or
+        None. Needs the shared cache policy, under which a token that stops leaves no hole in the cache, and no
+        extrapolation.
 
     `num_hidden_layers` is derived: the number of cache slots, because transformers sizes its caches by that name.
     Under the exact policy it is the number of block evaluations, `num_evaluations`, under the shared one that of
@@ -109,7 +110,7 @@ class IIETConfig(PreTrainedConfig):
     extrapolation: list | None = None
     plans: list | None = None
     cache_policy: str = "exact"
-    tolerance: int | float | None = None
+    tolerance: int | float | list | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_names(kwargs, self.transformers_version is not None)
@@ -229,6 +230,11 @@ class IIETConfig(PreTrainedConfig):
         return table if any(table) else None
 
     @property
+    def tolerances(self) -> list[float | None]:
+        """Of each layer, an encoder's before a decoder's; None: its tokens run all iterations."""
+        return self.tolerance if isinstance(self.tolerance, list) else [self.tolerance] * len(self.iterations)
+
+    @property
     def num_start_evaluations(self) -> int:
         """Block evaluations that produce a layer's first iterate z(0): one, the explicit Euler step."""
         return 1
@@ -285,6 +291,7 @@ class IIETConfig(PreTrainedConfig):
             "none with cache_policy 'exact', whose later evaluations attend to each other, or extrapolation"
         )
         self._require("tolerance", self.tolerance is None or alone, accepted)
+        self._require("tolerance", len(self.tolerances) == L, f"one number, or one for each of {L} layers")
         names = [plan["name"] for plan in self.plans or []]
         accepted = f"plans of other names and of {L} numbers from 0 to {most} (max_num_iterations)"
         fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])

@@ -34,6 +34,10 @@ def _one_or_more(least: int, most: int) -> AcceptedValues:
     return lambda value: all(map(accepts, _as_list(value))), f"{words} or a list of them"
 
 
+def _is_tolerance(value: Any) -> bool:
+    return _is_between(value, -1, 1e6) and value >= 0
+
+
 def _as_list(value: Any) -> list[Any] | tuple[Any, ...]:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -99,8 +103,8 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "extrapolation": (_is_table, "for each layer a list of lists of numbers between -1000 and 1000"),
     "plans": (_is_family, "a list of plans, each with a name and num_iterations, perhaps nll and accuracy"),
     "tolerance": (
-        lambda value: _is_between(value, -1, 1e6) and value >= 0,
-        "a number from 0, below 1,000,000",
+        lambda value: all(each is None or _is_tolerance(each) for each in _as_list(value)),
+        "a number from 0, below 1,000,000, or a list of them and of None",
     ),
     "cache_policy": (lambda value: value in ("exact", "shared"), "'exact' or 'shared'"),
 }

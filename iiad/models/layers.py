@@ -298,7 +298,7 @@ class IterativeLayer(GradientCheckpointingLayer):
             return self.corrector.start_norm(prediction)
 
         z = predict(hidden_states, step, norm, num_stages or self.config.num_start_evaluations)
-        stop = self.extrapolation, self.config.tolerance
+        stop = self.extrapolation, self.config.tolerances[self.place]
         solved = self.corrector(z, hidden_states, history, self.num_iterations, step, *stop)
         if self.observe is not None:
             self.observe(self.place, hidden_states, evaluated)

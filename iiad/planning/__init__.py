@@ -22,7 +22,6 @@ from .search import make_plan, plan_by_target
 from .stability import Stability, keep_frequency, measure_stability
 from .targets import Bounds, Targets, read_pins
 from .threshold import normalize_scores, plan_by_threshold, threshold_budget
-from .tolerance import expected_evaluations, find_tolerance, with_tolerance
 from .verification import Candidate, Verification, candidates
 
 __all__ = [
@@ -47,9 +46,7 @@ __all__ = [
     "compute_cut",
     "cost_of",
     "even_family",
-    "expected_evaluations",
     "find_knee",
-    "find_tolerance",
     "keep_frequency",
     "load_latency",
     "make_family",
@@ -66,5 +63,4 @@ __all__ = [
     "threshold_budget",
     "threshold_curve",
     "trade_off",
-    "with_tolerance",
 ]

@@ -16,7 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from iiad.artefacts import Amount, Artefact, Coefficients, Iterations, Number, check_fields, without_empty
+from iiad.artefacts import (
+    Amount,
+    Artefact,
+    Coefficients,
+    Iterations,
+    Number,
+    Tolerances,
+    check_fields,
+    without_empty,
+)
 from iiad.errors import InputError
 from iiad.identities import ModelIdentity
 from iiad.influence.profile import Metric, Profile
@@ -83,11 +92,10 @@ class Plan(Artefact):
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its budget; null: none; not written then"
     )
-    tolerance: float | None = Field(
+    tolerance: Tolerances | None = Field(
         default=None,
-        gt=0,
-        lt=1e6,
-        description="how little a token's state moves where it stops by itself; null: none does; not written then",
+        description="of each layer: how little a token's state moves where it stops by itself; null: none does; not "
+        "written then",
     )
     expected_evaluations: list[Amount] | None = Field(
         default=None,
@@ -109,16 +117,20 @@ class Plan(Artefact):
     def of(
         cls, profile: Profile, metric: str, num_iterations: Sequence[int], bounds: Bounds, **made: Any
     ) -> Self:
-        """Make a plan from a profile, with what it is predicted to lose. made: the other fields on its origin."""
+        """Make a plan from a profile, with what it is predicted to lose. made: fields that are
+        not this, and others' values.
+        """
         return cls(
             teacher=profile.model,
             num_iterations=list(num_iterations),
             metric=metric,
             bounds=bounds or None,
-            predicted_loss=predicted_loss(profile.scores_of(metric), num_iterations),
-            predicted_loss_error=predicted_loss_error(profile, metric, num_iterations),
             profile_fingerprint=profile.fingerprint,
-            **made,
+            **{
+                "predicted_loss": predicted_loss(profile.scores_of(metric), num_iterations),
+                "predicted_loss_error": predicted_loss_error(profile, metric, num_iterations),
+                **made,
+            },
         )
 
     @model_serializer(mode="wrap")
@@ -190,9 +202,11 @@ class Plan(Artefact):
 
     @field_validator("tolerance")
     @classmethod
-    def _stops_safely(cls, tolerance: float | None, info: ValidationInfo) -> float | None:
+    def _stops_safely(cls, tolerance: Tolerances | None, info: ValidationInfo) -> Tolerances | None:
         if tolerance is None or not {"teacher", "extrapolation"} <= info.data.keys():
             return tolerance
+        if len(tolerance) != (size := info.data["teacher"].num_layers):
+            raise ValueError(f"expected {size} entries, one a layer, got {len(tolerance)}")
         if info.data["teacher"].cache_policy != "shared":
             raise ValueError(f"expected null for a teacher without a shared cache, got {tolerance}")
         if any(info.data["extrapolation"] or []):
@@ -243,7 +257,7 @@ def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
         return plan
     made = Plan.explicit(plan.num_iterations, identity)
     found = [list(layer) for layer in plan.extrapolation]
-    changes = {"extrapolation": found if any(found) else None, "tolerance": identity.tolerance or None}
+    changes = {"extrapolation": found if any(found) else None, "tolerance": identity.tolerance}
     return made.model_copy(update=changes)
 
 

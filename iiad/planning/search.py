@@ -9,28 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from typing import Any
 
 from iiad.errors import InputError
 from iiad.identities import ModelIdentity
 from iiad.influence.profile import Profile
 
+from .choices import TOLERANCE, Rows, minimise
 from .costs import LOSS_UNITS, compute_cut, count_evaluations, dropped_scores, overhead_cut, predicted_loss
 from .curve import pareto_front
 from .latency import LatencyTable, PhaseLatency, check_latency
 from .plan import Plan
 from .targets import Bounds, Targets
 from .threshold import plan_by_threshold
+from .tolerance import choose_stops
 
-__all__ = ["TOLERANCE", "make_plan", "minimise", "plan_by_target"]
-
-TOLERANCE = 1e-6
-"""Share of a target by which a plan may miss it, and of the largest single number by which `minimise` may err."""
+__all__ = ["make_plan", "plan_by_target"]
 
 AT_LEAST = ("overhead_cut", "compute_cut", "speedup")
 """Targets that are the least of what they name; the others are the most."""
-
-Rows = Sequence[Sequence[float]]
-"""For each layer one number for each of its choices."""
 
 
 def make_plan(
@@ -76,6 +73,9 @@ def plan_by_target(
     Iterations with scores below zero are dropped where that helps. Targets hold up to `TOLERANCE`; the best is
     exact but for the rounding of sums and, where a latency table has a say, up to `TOLERANCE` too.
 
+    With `tolerance_for` layers run at most what the plan of the other targets says, and may have tolerances, by
+    `choose_stops`.
+
     bounds: what each layer may run. Default: up to the teacher's. latency: needed for `max_latency_ms` and
     `speedup`; must be of this teacher.
 
@@ -100,6 +100,15 @@ def plan_by_target(
         budget = _search_rows(profile, targets, metric, bounds, None)
     else:
         budget = _search_front(profile, targets, metric, bounds)
+    stops: dict[str, Any] = {}
+    if targets.tolerance_for is not None:
+        fewest = [low for low, _ in bounds.limits(profile.model)]
+        limits = list(zip(fewest, budget, strict=True))
+        chosen = choose_stops(profile, metric, limits, targets.tolerance_for)
+        budget, tolerances, expected, losses = map(list, zip(*chosen, strict=True))
+        if any(tolerances):
+            stops = {"tolerance": tolerances, "expected_evaluations": expected}
+            stops |= {"predicted_loss": math.fsum(losses), "predicted_loss_error": None}
     return Plan.of(
         profile,
         metric,
@@ -109,45 +118,8 @@ def plan_by_target(
         targets=targets,
         latency_fingerprint=latency.fingerprint if latency is not None and timed else None,
         explanation=_explain(targets, metric, bounds.describe(profile.model), timed),
+        **stops,
     )
-
-
-def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -> list[int]:
-    """Choose one entry for each layer and return its position: least first objective, of equals least second, ...
-
-    objectives: to be least in turn, in total over the chosen entries. limits: numbers and the most that they may
-    total; must be possible. Both hold up to `TOLERANCE`.
-    """
-    import numpy as np
-    from scipy.optimize import Bounds as Range
-    from scipy.optimize import LinearConstraint, milp  # takes a third of a second to import
-
-    lengths = [len(layer) for layer in objectives[0]]
-    layer_of = np.repeat(np.arange(len(lengths)), lengths)  # of each variable, 1 where its entry is chosen
-    one_of_each = (np.arange(len(lengths))[:, None] == layer_of).astype(float)
-    constraints = [LinearConstraint(one_of_each, 1, 1)]
-
-    def scaled(rows: Rows) -> tuple[np.ndarray, float]:
-        numbers = np.array([number for layer in rows for number in layer], dtype=float)
-        scale = float(abs(numbers).max()) or 1.0
-        return numbers / scale, scale
-
-    for rows, most in limits:
-        numbers, scale = scaled(rows)
-        constraints.append(LinearConstraint(numbers, -np.inf, most / scale + TOLERANCE))
-    chosen = None
-    for rows in objectives:
-        numbers, _ = scaled(rows)
-        found = milp(
-            numbers, integrality=1, bounds=Range(0, 1), constraints=constraints, options={"mip_rel_gap": 0}
-        )
-        if found.x is None and chosen is not None:
-            break  # within the solver's rounding nothing else is as good so far
-        assert found.x is not None, found.message
-        chosen = found.x > 0.5
-        constraints.append(LinearConstraint(numbers, -np.inf, numbers[chosen].sum() + TOLERANCE))
-    assert chosen is not None
-    return [int(chosen[layer_of == t].argmax()) for t in range(len(lengths))]
 
 
 def _search_front(profile: Profile, targets: Targets, metric: str, bounds: Bounds) -> list[int]:

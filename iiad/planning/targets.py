@@ -30,6 +30,8 @@ class Targets:
     max_latency_ms: most milliseconds of one call, above 0, as a latency table predicts them.
     speedup: least factor between the teacher's predicted seconds and the plan's, above 0.
     max_score: most predicted loss, in the metric's unit.
+    tolerance_for: least share of the teacher's iterations that tokens drop in the mean, above 0 and at most 1, where
+        they may stop by themselves. Not with max_score.
     phase: decode, prefill or, of an encoder-decoder, sentence: the calls that the two latency targets are about.
 
     Raises InputError for a value out of range, NaN or infinity.
@@ -44,10 +46,11 @@ class Targets:
     max_latency_ms: float | None = None
     speedup: float | None = None
     max_score: float | None = None
+    tolerance_for: float | None = None
     phase: str = "decode"
 
     def __post_init__(self) -> None:
-        for name in ("overhead_cut", "compute_cut"):
+        for name in ("overhead_cut", "compute_cut", "tolerance_for"):
             self._require(name, "a share from 0 to 1", lambda share: 0 <= share <= 1)
         for name in ("max_evaluations", "max_cache_bytes"):
             self._require(
@@ -56,6 +59,8 @@ class Targets:
         for name in ("max_latency_ms", "speedup"):
             self._require(name, "a number above 0", lambda value: 0 < value < math.inf)
         self._require("max_score", "a number", lambda value: abs(value) <= 1e100)
+        alone = self.tolerance_for is None
+        self._require("max_score", "none with tolerance_for", lambda _: alone)
         self._require("phase", "decode, prefill or sentence", lambda phase: phase in PHASES)
 
     def __bool__(self) -> bool:
@@ -83,6 +88,7 @@ class Targets:
             "max_latency_ms": lambda value: f"at most {value:g} ms of {self.phase}",
             "speedup": lambda value: f"a speedup of {self.phase} of at least {value:g}",
             "max_score": lambda value: f"a predicted loss of at most {value:g}",
+            "tolerance_for": lambda share: f"{100 * share:.6g}% of the iterations dropped by tokens in the mean",
         }
         return " and ".join(texts[name](value) for name, value in self.given.items())
 

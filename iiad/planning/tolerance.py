@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from iiad.artefacts import check_fields
 from iiad.errors import InputError
-from iiad.influence.convergence import TOLERANCES
+from iiad.influence.convergence import TOLERANCES, Settling
 from iiad.influence.profile import Profile
 
-from .costs import overhead_cut
-from .plan import Plan, check_plan
+from .choices import minimise
+from .costs import dropped_scores, overhead_cut
 
-__all__ = ["expected_evaluations", "find_tolerance", "with_tolerance"]
-
-STEPS = 60
-"""Halvings of the interval that the tolerance is in: as fine as a float is."""
+__all__ = ["LayerStop", "choose_stops"]
 
 
-def expected_evaluations(profile: Profile, num_iterations: Sequence[int], tolerance: float) -> list[float]:
-    """Return each layer's mean evaluations of a token at most at r_t iterations: start + sum_i P(still going).
+class LayerStop(NamedTuple):
+    """What a layer runs: r_t iterations or, with a tolerance, as many as each token needs, at most r_t.
 
-    Of the profiled text, and as if no layer before had stopped early. Raises InputError for a profile without what
-    that takes.
+    expected_evaluations: mean of a token. predicted_loss: in the metric's unit.
+    """
+
+    num_iterations: int
+    tolerance: float | None
+    expected_evaluations: float
+    predicted_loss: float
+
+
+def choose_stops(
+    profile: Profile, metric: str, limits: Sequence[tuple[int, int]], cut: float
+) -> list[LayerStop]:
+    """Choose a stop for each layer: the least predicted loss at which tokens drop that share of all iterations.
+
+    What tokens drop is expected from the profiled text, as if no layer before had stopped early. limits: fewest and
+    most iterations of each layer; one that may not run a single one has no tolerance, as its tokens might.
+    Raises InputError for a profile without what that takes, and for a cut that the limits do not reach, or that they
+    make by themselves.
     """
     if not profile.settling:
         got = profile.model.cache_policy
@@ -30,43 +44,39 @@ def expected_evaluations(profile: Profile, num_iterations: Sequence[int], tolera
             "an older one; measure again" if got == "shared" else f"one of a model with cache_policy {got!r}"
         )
         raise InputError(f"profile: expected one that holds `settling`, of a shared cache, got {why}")
-    start = profile.model.num_start_evaluations
-    return [
-        start + min(r, 1) + sum(1 - layer.stopped(i, tolerance) for i in range(1, r))
-        for r, layer in zip(num_iterations, profile.settling, strict=True)
-    ]
-
-
-def find_tolerance(profile: Profile, num_iterations: Sequence[int], cut: float) -> float:
-    """Return the least tolerance at which tokens are expected to drop that share of all of the model's iterations.
-
-    num_iterations: r_t, the most of each layer. Raises InputError for a cut that no tolerance reaches, or that the
-    plan reaches without one.
-    """
-    start, whole = profile.model.num_start_evaluations, sum(profile.model.num_iterations)
-
-    def dropped(tolerance: float) -> float:
-        run = expected_evaluations(profile, num_iterations, tolerance)
-        return 1 - sum(each - start for each in run) / whole
-
-    low, high = TOLERANCES[0], TOLERANCES[-1]
-    least, most = overhead_cut(num_iterations, profile.model.num_iterations), dropped(high)
+    whole, start = profile.model.num_iterations, profile.model.num_start_evaluations
+    least, most = (overhead_cut([limit[side] for limit in limits], whole) for side in (1, 0))
     if not least < cut <= most:
-        expected = f"above {least:.4g} and at most {most:.4g}, as every token runs one iteration of a layer"
-        raise InputError(f"tolerance_for: expected a cut {expected}, got {cut:.4g}")
-    for _ in range(STEPS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if dropped(middle) >= cut else (middle, high)
-    return high
+        raise InputError(
+            f"tolerance_for: expected a share above {least:.4g} and at most {most:.4g}, got {cut:.4g}"
+        )
+    layers = zip(profile.settling, profile.scores_of(metric), limits, strict=True)
+    stops = [_front(_stops(settling, scores, start, *limit)) for settling, scores, limit in layers]
+    losses = [[stop.predicted_loss for stop in layer] for layer in stops]
+    evaluations = [[stop.expected_evaluations for stop in layer] for layer in stops]
+    total = start * len(whole) + (1 - cut) * sum(whole)
+    chosen = minimise([losses, evaluations], [(evaluations, total)])
+    return [layer[choice] for layer, choice in zip(stops, chosen, strict=True)]
 
 
-def with_tolerance(plan: Plan, profile: Profile, cut: float) -> Plan:
-    """Return the plan with the tolerance of `find_tolerance`, and the evaluations that it is expected to take.
+def _stops(
+    settling: Settling, scores: Sequence[float], start: int, fewest: int, most: int
+) -> list[LayerStop]:
+    """All stops of a layer. Of an iteration's score is lost what `Settling.missed` says."""
+    lost = dropped_scores([scores])[0]
+    found = [LayerStop(r, None, start + r, lost[r]) for r in range(fewest, most + 1)]
+    for r in range(2, most + 1) if fewest <= 1 else ():
+        for tolerance in TOLERANCES:
+            stopped = sum(settling.stopped(i, tolerance) for i in range(1, r))
+            missed = (scores[i] * settling.missed(i, tolerance) for i in range(1, r))
+            found.append(LayerStop(r, tolerance, start + r - stopped, lost[r] + math.fsum(missed)))
+    return found
 
-    Raises InputError as `find_tolerance`, and for a profile of another teacher.
-    """
-    check_plan(plan, profile.model)
-    tolerance = find_tolerance(profile, plan.num_iterations, cut)
-    expected = expected_evaluations(profile, plan.num_iterations, tolerance)
-    made = {"tolerance": tolerance, "expected_evaluations": expected}
-    return check_fields(Plan, {**plan.model_dump(), **made}, "plan")
+
+def _front(stops: Sequence[LayerStop]) -> list[LayerStop]:
+    """Leave out stops that lose no less than one of no more evaluations."""
+    kept: list[LayerStop] = []
+    for stop in sorted(stops, key=lambda stop: (stop.expected_evaluations, stop.predicted_loss)):
+        if not kept or stop.predicted_loss < kept[-1].predicted_loss:
+            kept.append(stop)
+    return kept

@@ -16,7 +16,7 @@ from iiad.planning.latency import LatencyTable
 from iiad.planning.plan import Plan
 from iiad.progress import print_status
 
-from .tables import format_coefficients
+from .tables import format_coefficients, format_number
 
 __all__ = ["CurveReport", "PlanReport", "draw_trade_off", "family_table"]
 
@@ -60,13 +60,16 @@ class PlanReport:
             table.add_column("extrapolated by", justify="right")
         if plan.expected_evaluations:
             table.add_column("evaluations expected", justify="right")
+        if plan.tolerance:
+            table.add_column("tolerance", justify="right")
         labels, whole = plan.teacher.layer_labels(), plan.teacher.num_iterations
         for t, (r, most) in enumerate(zip(plan.num_iterations, whole, strict=True)):
             marks = Text(kept * r, style="green") + Text(dropped * (most - r), style="dim")
             shares = [" ".join(f"{share:4.0%}" for share in frequencies[t])] if frequencies else []
             by = [format_coefficients(plan.extrapolation[t])] if plan.extrapolation else []
             run = [f"{plan.expected_evaluations[t]:.2f}"] if plan.expected_evaluations else []
-            table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by, *run)
+            at = [format_number(plan.tolerance[t], ".3g")] if plan.tolerance else []
+            table.add_row(labels[t], marks, f"{r} of {most}", *shares, *by, *run, *at)
         return table
 
     def _caption(self) -> str:
@@ -142,12 +145,9 @@ class PlanReport:
             machine = f"{settings.device} ({settings.device_name}), {settings.dtype}"
             yield f"Seconds predicted by a table measured on {machine}; its error is that of its own checks."
         if plan.tolerance is not None:
-            moved = (
-                f"A token stops in a layer once its state moves by at most {plan.tolerance:.4g} of its length"
-            )
-            mean = sum(plan.expected_evaluations or [])
-            most = cost.num_evaluations
-            yield f"{moved}" + (f": {mean:.2f} of {most} evaluations a token expected." if mean else ".")
+            mean, whole = sum(plan.expected_evaluations or []), self.whole.num_evaluations
+            expected = f": {mean:.2f} of {whole} evaluations a token expected" if mean else ""
+            yield f"A token stops in a layer once its state moves by at most its tolerance of its length{expected}."
         if plan.predicted_loss is not None and plan.metric is not None:
             text = f"Predicted loss by {plan.metric}: {plan.predicted_loss:.4g}"
             if plan.predicted_loss_error is not None:

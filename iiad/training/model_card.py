@@ -88,7 +88,7 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         facts += (
             []
             if stop is None
-            else [f"a token stops once its state moves by at most {stop:.4g} of its length"]
+            else [f"a token stops in a layer once its state moves by at most this part of its length: {config.tolerances}"]
         )
     shown = {name: value for name, value in results.items() if not isinstance(value, list)}
     facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in shown.items()]

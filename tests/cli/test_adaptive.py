@@ -40,7 +40,8 @@ def test_a_plan_carries_its_tolerance_to_evaluation_bench_text_student_and_check
     planned, iiad, shared, little_text, tmp_path
 ):
     plan = Plan.load(planned[1])
-    assert (plan.num_iterations, sum(plan.expected_evaluations)) == ([3, 3], pytest.approx(8 - 0.4 * 6))
+    assert 4 < sum(plan.expected_evaluations) <= 8 - 0.4 * 6 + 1e-6
+    assert any(plan.tolerance)
     output, student, data = tmp_path / "evaluation.json", tmp_path / "student", ("--data", little_text)
     code, shown, errors = iiad("evaluate", shared, *data, "--plan", planned[1], "--output", output)
     assert code == 0, errors
@@ -72,10 +73,10 @@ def test_a_plan_carries_its_tolerance_to_evaluation_bench_text_student_and_check
     options += ["--set", "data.block_size=32"]
     code, _, errors = iiad("distill", shared, planned[1], *data, *options, "--output-dir", student)
     assert code == 0, errors
-    assert "a token stops once" in (student / "README.md").read_text()
+    assert "a token stops in a layer once" in (student / "README.md").read_text()
     learnt, teacher, tokens = load_model(student), load_model(shared), torch.arange(3, 20)[None]
     teacher.follow_plan(plan)
-    assert learnt.config.tolerance == plan.tolerance
+    assert learnt.config.tolerances == plan.tolerance
     with torch.no_grad():
         torch.testing.assert_close(learnt(tokens).logits, teacher(tokens).logits, rtol=0, atol=1e-4)
     names = (
@@ -110,7 +111,8 @@ def test_a_profile_is_of_all_iterations_whatever_the_models_tolerance(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tolerance-for", "0.9"), "tolerance_for: expected a cut above 0 and at most"),
+        (("--tolerance-for", "0.3", "--overhead-cut", "0.5"), "tolerance_for: expected a share above 0.5"),
+        (("--tolerance-for", "0.3", "--threshold", "0.1"), "threshold: expected a threshold or targets"),
         (("--tolerance-for", "nan"), "tolerance_for: expected from 0 to 1"),
         (("--tolerance-for", "-0.1"), "tolerance_for: expected from 0 to 1"),
         (("--tolerance-for", "0.4", "--family"), "tolerance-for"),
@@ -135,6 +137,6 @@ def test_a_damaged_tolerance_or_a_student_with_an_exact_cache_is_one_line_and_ex
     code, _, errors = iiad("distill", shared, planned[1], *data, *exact)
     assert (code, "student.cache_policy: expected 'shared' with a tolerance" in errors) == (2, True)
     fields = json.loads(planned[1].read_text())
-    planned[1].write_text(json.dumps({**fields, "tolerance": -1}))
+    planned[1].write_text(json.dumps({**fields, "tolerance": [-1, 0.1]}))
     code, _, errors = iiad("evaluate", shared, *data, "--plan", planned[1])
     assert (code, len(errors.strip().splitlines())) == (2, 1)

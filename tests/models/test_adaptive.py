@@ -18,6 +18,7 @@ KINDS = {
         **FIELDS | {"tolerance": 0.02} | changes, history=False, relaxation=True
     ),
     "pcformer": lambda **changes: make_pcformer(**FIELDS | changes),
+    "layers": lambda **changes: make_iiet(**FIELDS | {"tolerance": [0.4, None, 0.1]} | changes),
 }
 pytestmark = pytest.mark.usefixtures("norms_in_float64")
 
@@ -35,11 +36,11 @@ def text():
 
 def reference(model, text, mask=None):
     """Logits, token by token, of the model whose layers run all iterations, and each layer's evaluations (B, T)."""
-    tolerance, model.config.tolerance = model.config.tolerance, None
+    (own, tolerances), model.config.tolerance = (model.config.tolerance, model.config.tolerances), None
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     x, context = model.model.prepare(text, mask, positions)
     history, counts = (x,), []
-    for layer in model.model.layers:
+    for layer, tolerance in zip(model.model.layers, tolerances, strict=True):
         _, iterates = layer.solve(x, model.model.first_iterate, *history, **context)
         rows, stops = [], torch.zeros(text.shape, dtype=torch.long)
         for b in range(len(text)):
@@ -48,7 +49,7 @@ def reference(model, text, mask=None):
                 i = min(1, layer.num_iterations)
                 while i < layer.num_iterations:
                     before, after = iterates[i - 1][b, t], iterates[i][b, t]
-                    if (after - before).norm() <= tolerance * before.norm():
+                    if tolerance is not None and (after - before).norm() <= tolerance * before.norm():
                         break
                     i += 1
                 states.append(iterates[i][b, t])
@@ -57,7 +58,7 @@ def reference(model, text, mask=None):
         state = torch.stack(rows)
         x, history = layer.output(state, *history), (*history, state)
         counts.append(stops)
-    model.config.tolerance = tolerance
+    model.config.tolerance = own
     return model.lm_head(model.model.norm(x)), torch.stack(counts)
 
 
@@ -182,10 +183,15 @@ def test_a_saved_tolerance_is_loaded_and_another_can_be_given(text, tmp_path):
         assert torch.equal(plain(text).logits, model(text).logits)
 
 
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", True])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", True, [0.1, None, -1], [[0.1], 0.1, 0.1]])
 def test_a_tolerance_is_a_number_from_0(value):
-    with pytest.raises(ValueError, match="tolerance: expected a number from 0, below 1,000,000, got"):
+    with pytest.raises(ValueError, match="tolerance: expected a number from 0, below 1,000,000, or a list"):
         make_iiet(**FIELDS | {"tolerance": value})
+
+
+def test_a_list_of_tolerances_has_one_for_each_layer():
+    with pytest.raises(ValueError, match=r"tolerance: expected one number, or one for each of 3 layers, got"):
+        make_iiet(**FIELDS | {"tolerance": [0.1, 0.2]})
 
 
 def test_a_tolerance_needs_the_shared_cache_and_no_extrapolation():

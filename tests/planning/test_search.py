@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iiad.errors import InputError
 from iiad.planning import Bounds, Plan, Targets, make_plan, plan_by_target
-from iiad.planning.search import minimise
+from iiad.planning.choices import minimise
 from tests.helpers import make_profile, make_table, profile_of, refused
 
 SLACK = 1e-5
@@ -269,7 +269,7 @@ def test_exactly_one_of_threshold_and_targets_is_wanted():
     cut = Targets(overhead_cut=0.5)
     for arguments, words in (
         ({}, "targets: expected one of --threshold, --overhead-cut, --compute-cut"),
-        ({"targets": Targets()}, "--max-score, got none; --curve"),
+        ({"targets": Targets()}, "--tolerance-for, got none; --curve"),
         (
             {"threshold": 0.1, "targets": Targets(0.5, speedup=2.0)},
             "targets, got it and overhead_cut, speedup",

@@ -1,13 +1,15 @@
 """Plans whose iterations stop by themselves."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 
 from iiad.influence.convergence import TOLERANCES, Settling
-from iiad.planning import Plan, expected_evaluations, find_tolerance, plan_by_threshold, with_tolerance
+from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
 from iiad.planning.plan import truncated_identity
+from iiad.planning.tolerance import choose_stops
 from tests.helpers import load_spoilt, make_profile, printed, refused
 from tests.planning.test_plan_command import PROFILE, report
 
@@ -22,51 +24,95 @@ def settled(*medians):
 SHARED = PROFILE.model.model_copy(update={"cache_policy": "shared"})
 LAYERS = [settled(0.2), settled(), settled(0.4, 0.1)]
 MEASURED = PROFILE.model_copy(update={"model": SHARED, "settling": LAYERS})
+SCORES = PROFILE.scores_of("kl")
+WHOLE = [(0, 2), (0, 0), (0, 3)]
 
 
-def make_plan(cut=0.4):
-    return with_tolerance(plan_by_threshold(MEASURED, 0), MEASURED, cut)
+def make_plan(cut=0.4, **targets):
+    return plan_by_target(MEASURED, Targets(tolerance_for=cut, **targets))
 
 
-def test_expected_evaluations_are_one_iteration_and_those_of_tokens_that_go_on():
-    assert SHARED.num_iterations == [2, 0, 3]
-    at = float(GRID[20])
-    goes_on = [1 - at / 0.4, 1 - at / 0.8, 1 - min(at / 0.2, 1)]
-    found = expected_evaluations(MEASURED, [2, 0, 3], at)
-    assert found == pytest.approx([2 + goes_on[0], 1, 2 + goes_on[1] + goes_on[2]])
-    assert expected_evaluations(MEASURED, [1, 0, 2], at) == pytest.approx([2, 1, 2 + goes_on[1]])
-    assert expected_evaluations(MEASURED, [2, 0, 3], 1e-5) == [3, 1, 4]  # below what was counted: none stops
+def reckon(layer, r, tolerance):
+    """Expected evaluations and predicted loss of a stop, written out."""
+    going, lost, settling = 1 + r, sum(SCORES[layer][r:]), LAYERS[layer]
+    for i in range(1, r if tolerance else 0):
+        shares = [settling.stopped(i, at) for at in TOLERANCES]
+        parts = [(b - a) * at**2 for a, b, at in zip([0, *shares], shares, TOLERANCES, strict=False)]
+        rest = (1 - shares[-1]) * TOLERANCES[-1] ** 2
+        missed = sum(part for part, at in zip(parts, TOLERANCES, strict=True) if at <= tolerance)
+        going -= settling.stopped(i, tolerance)
+        lost += SCORES[layer][i] * missed / (sum(parts) + rest)
+    return going, lost
 
 
-@pytest.mark.parametrize(("plan", "cut"), [([2, 0, 3], 0.1), ([2, 0, 3], 0.55), ([1, 0, 3], 0.3)])
-def test_the_least_tolerance_that_drops_the_share_is_found(plan, cut):
-    at = find_tolerance(MEASURED, plan, cut)
-    dropped = [
-        1 - (sum(expected_evaluations(MEASURED, plan, each)) - 3) / 5 for each in (at, at * (1 - 1e-9))
-    ]
-    assert dropped[0] == pytest.approx(cut, abs=1e-9)
-    assert dropped[0] >= cut > dropped[1]
+def options(layer, fewest, most):
+    """All stops of a layer."""
+    stops = [(r, at) for r in range(fewest, most + 1) for at in (None, *TOLERANCES) if at is None or r > 1]
+    return [reckon(layer, *stop) for stop in stops]
+
+
+@pytest.mark.parametrize("cut", [0.05, 0.2, 0.4, 0.55, 0.8, 1])
+def test_of_all_stops_and_tolerances_the_chosen_lose_least_at_the_cut(cut):
+    chosen = choose_stops(MEASURED, "kl", WHOLE, cut)
+    for layer, stop in enumerate(chosen):
+        evaluations, lost = reckon(layer, stop.num_iterations, stop.tolerance)
+        assert (stop.expected_evaluations, stop.predicted_loss) == pytest.approx((evaluations, lost))
+    assert sum(stop.expected_evaluations for stop in chosen) <= 3 + (1 - cut) * 5 + 1e-5
+    everything = product(*(options(layer, *limits) for layer, limits in enumerate(WHOLE)))
+    affordable = [stops for stops in everything if sum(cost for cost, _ in stops) <= 3 + (1 - cut) * 5]
+    least = min(sum(lost for _, lost in stops) for stops in affordable)
+    assert sum(stop.predicted_loss for stop in chosen) <= least + 1e-5
+
+
+def test_what_stopped_tokens_lose_is_less_than_their_share_and_grows_to_all():
+    layer = LAYERS[0]
+    lost = [layer.missed(1, at) for at in TOLERANCES]
+    assert lost == sorted(lost)
+    assert (lost[0], lost[-1]) == (pytest.approx(0, abs=1e-6), pytest.approx(1))
+    assert all(missed <= layer.stopped(1, at) + 1e-12 for missed, at in zip(lost, TOLERANCES, strict=True))
+
+
+def test_bounds_and_other_targets_hold_for_what_a_layer_runs_at_most():
+    limited = make_plan(0.5, overhead_cut=0.4)
+    assert sum(limited.num_iterations) <= 3
+    plan = plan_by_target(MEASURED, Targets(tolerance_for=0.2), bounds=Bounds(min_iterations=2))
+    assert (plan.num_iterations, plan.tolerance) == ([2, 0, 2], None)  # one that stops might run one alone
+
+
+def test_a_plan_predicts_the_loss_and_the_evaluations_of_its_tolerances():
+    plan = make_plan()
+    stops = zip(range(3), plan.num_iterations, plan.tolerance, strict=True)
+    evaluations, losses = zip(*(reckon(*stop) for stop in stops), strict=True)
+    assert plan.expected_evaluations == pytest.approx(evaluations)
+    assert plan.predicted_loss == pytest.approx(sum(losses))
+    assert (plan.targets.tolerance_for, plan.predicted_loss_error) == (0.4, None)
+    assert "40% of the iterations dropped by tokens in the mean" in plan.explanation
 
 
 @pytest.mark.parametrize(
-    ("plan", "cut", "range_"),
+    ("targets", "message"),
     [
-        ([2, 0, 3], 0.7, "above 0 and at most 0.6"),
-        ([2, 0, 3], 0, "above 0 and"),
-        ([2, 0, 3], float("nan"), "above 0 and"),
-        ([1, 0, 2], 0.3, "above 0.4 and at most 0.6"),
+        ({"cut": 0}, "tolerance_for: expected a share above 0 and at most 1, got 0"),
+        ({"cut": float("nan")}, "tolerance_for: expected a share from 0 to 1"),
+        ({"cut": 0.3, "overhead_cut": 0.4}, "tolerance_for: expected a share above 0.4 and at most 1"),
+        ({"max_score": 0.1}, "max_score: expected none with tolerance_for"),
     ],
 )
-def test_a_cut_that_no_tolerance_makes_is_refused(plan, cut, range_):
-    with refused(f"tolerance_for: expected a cut {range_}"):
-        find_tolerance(MEASURED, plan, cut)
+def test_a_cut_that_no_tolerance_makes_is_refused(targets, message):
+    with refused(message):
+        make_plan(**targets)
+
+
+def test_a_cut_beyond_the_bounds_is_refused():
+    with refused("tolerance_for: expected a share above 0 and at most 0.6"):
+        plan_by_target(MEASURED, Targets(tolerance_for=0.7), bounds=Bounds(min_iterations=1))
 
 
 def test_a_profile_of_an_exact_cache_or_of_an_older_version_has_no_tolerance():
     with refused("profile: expected one that holds `settling`, of a shared cache, got one of a model with"):
-        find_tolerance(PROFILE, [2, 0, 3], 0.4)
+        plan_by_target(PROFILE, Targets(tolerance_for=0.4))
     with refused("got an older one; measure again"):
-        find_tolerance(make_profile(model=SHARED), [2, 0, 3], 0.4)
+        plan_by_target(make_profile(model=SHARED), Targets(tolerance_for=0.4))
     assert "settling" not in json.loads(PROFILE.model_dump_json())
 
 
@@ -80,9 +126,10 @@ def test_a_plan_comes_back_from_its_file_and_others_keep_their_hash(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("tolerance", -0.1, "tolerance: "),
-        ("tolerance", float("nan"), "tolerance: "),
-        ("tolerance", 0, "tolerance: expected"),
+        ("tolerance", [None, None, -0.1], "tolerance.2: expected greater than or equal to 0, got -0.1"),
+        ("tolerance", 0.1, "tolerance: expected a valid array, got 0.1"),
+        ("tolerance", [0.1], "tolerance: expected 3 entries, one a layer, got 1"),
+        ("tolerance", [0.1, None, float("nan")], "tolerance"),
         (
             "expected_evaluations",
             [1.0],
@@ -100,15 +147,14 @@ def test_a_tolerance_for_an_exact_cache_or_with_extrapolation_is_refused(tmp_pat
     teacher = json.loads(PROFILE.model.model_dump_json())
     with refused("tolerance: expected null for a teacher without a shared cache"):
         load_spoilt(make_plan(), tmp_path, "teacher", teacher)
-    cut = Plan.explicit([1, 0, 2], SHARED).model_copy(update={"extrapolation": [[0.5], [], [0.1]]})
-    with refused("plan: tolerance: expected null in a plan that is extrapolated"):
-        with_tolerance(cut, MEASURED, 0.5)
+    with refused("tolerance: expected null in a plan that is extrapolated"):
+        load_spoilt(make_plan(0.5), tmp_path, "extrapolation", [[], [], [0.1]])
 
 
 def test_a_model_under_the_plan_is_identified_with_its_tolerance():
     identity = truncated_identity(SHARED, make_plan())
     assert identity.tolerance == make_plan().tolerance
-    assert truncated_identity(identity, plan_by_threshold(MEASURED, 0)).tolerance is None
+    assert truncated_identity(SHARED, plan_by_threshold(MEASURED, 0)).tolerance is None
 
 
 def test_the_table_shows_what_each_layer_is_expected_to_run():
