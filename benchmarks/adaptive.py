@@ -4,9 +4,9 @@
 
 Teachers of one recipe and several seeds, under the shared cache. Each is profiled on --data and planned by `kl`; its
 stops and tolerances for six cuts, the best plans and as many iterations everywhere are run on --held-out. Printed for
-each cut: mean evaluations of a token there, growth of the loss in nats, that of the static plans at as many evaluations
-(of two plans with the tokens shared out between them, where none has that number), and the same of accuracy; means over
-the teachers with a 95 % interval, the paired differences from the best plans and their sign by teacher.
+each cut: mean evaluations of a token there, growth of the loss in nats, that of the static plans at as many (of two
+plans with the tokens shared out between them, where none has that number), and the same of accuracy; means over the
+teachers with a 95 % interval, the paired differences from the best plans and those of each teacher.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def report(results: Sequence[dict[str, Any]]) -> None:
         layers = [round(value, 2) for value in row["evaluations_by_layer"]]
         stops = list(zip(row["plan"].num_iterations, row["plan"].tolerance or [], strict=False))
         expected = sum(row["plan"].expected_evaluations or [])
-        print(f"first teacher, {row['cut']:.0%}: {stops}, {expected:.2f} expected, layers {layers}, {classes}")
+        print(
+            f"first teacher, {row['cut']:.0%}: {stops}, {expected:.2f} expected, layers {layers}, {classes}"
+        )
 
 
 def main() -> int:

@@ -163,7 +163,9 @@ def _make(
             where = "with --curve alone, without --latency"
             refuse_options(command, where, "context", "target_tokens", "batch_size")
         return None
-    made = planning.make_plan(measured, given.threshold, targets, given.metric, given.normalize, bounds, table)
+    made = planning.make_plan(
+        measured, given.threshold, targets, given.metric, given.normalize, bounds, table
+    )
     if given.extrapolate or measured.settings.extrapolate:
         made = made.extrapolated(measured)
     if given.output is None:

@@ -68,8 +68,8 @@ class ModelIdentity(Record):
     )
     tolerance: Tolerances | None = Field(
         default=None,
-        description="of each layer: how little a token's state moves where it stops by itself; not written where none "
-        "does",
+        description="of each layer: how little a token's state moves where it stops by itself; not written where "
+        "none does",
     )
 
     @model_validator(mode="after")

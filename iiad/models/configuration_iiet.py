@@ -274,6 +274,17 @@ class IIETConfig(PreTrainedConfig):
             self._require(name, not getattr(self, name, None), "none: a layer attends to all positions")
         self._require("relaxation", not (self.history and self.relaxation), "false with history")
         most = self.max_num_iterations or 0
+        for field, name in self.plan_fields.items():
+            plan, length = self._plan_of(field), getattr(self, name)
+            self._require(field, len(plan) == length, f"an int or a list of {name} ({length})")
+            for layer, r in enumerate(plan):
+                if r > most:
+                    accepted = f"from 0 to {most} (max_num_iterations)"
+                    raise ValueError(f"{field}[{layer}]: expected {accepted}, got {r}")
+        self._validate_stops(most)
+
+    def _validate_stops(self, most: int) -> None:
+        """Raise ValueError for an extrapolation, tolerance or list of plans that does not fit the layers."""
         rows, L = self.extrapolation, sum(getattr(self, name) for name in self.plan_fields.values())
         longest = max(most - 1, 0)
         accepted = (
@@ -297,13 +308,6 @@ class IIETConfig(PreTrainedConfig):
         fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])
         fits = fits and all(max(plan["num_iterations"]) <= most for plan in self.plans or [])
         self._require("plans", fits and len(set(names)) == len(names), accepted)
-        for field, name in self.plan_fields.items():
-            plan, length = self._plan_of(field), getattr(self, name)
-            self._require(field, len(plan) == length, f"an int or a list of {name} ({length})")
-            for layer, r in enumerate(plan):
-                if r > most:
-                    accepted = f"from 0 to {most} (max_num_iterations)"
-                    raise ValueError(f"{field}[{layer}]: expected {accepted}, got {r}")
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""

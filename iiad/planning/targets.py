@@ -88,7 +88,9 @@ class Targets:
             "max_latency_ms": lambda value: f"at most {value:g} ms of {self.phase}",
             "speedup": lambda value: f"a speedup of {self.phase} of at least {value:g}",
             "max_score": lambda value: f"a predicted loss of at most {value:g}",
-            "tolerance_for": lambda share: f"{100 * share:.6g}% of the iterations dropped by tokens in the mean",
+            "tolerance_for": lambda share: (
+                f"{100 * share:.6g}% of the iterations dropped by tokens in the mean"
+            ),
         }
         return " and ".join(texts[name](value) for name, value in self.given.items())
 

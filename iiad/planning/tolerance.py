@@ -60,7 +60,7 @@ def choose_stops(
 
 
 def _stops(
-    settling: Settling, scores: Sequence[float], start: int, fewest: int, most: int
+    settling: Settling, scores: list[float], start: int, fewest: int, most: int
 ) -> list[LayerStop]:
     """All stops of a layer. Of an iteration's score is lost what `Settling.missed` says."""
     lost = dropped_scores([scores])[0]

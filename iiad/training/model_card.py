@@ -84,12 +84,9 @@ def model_card(model: PreTrainedModel, record: RunRecord, results: dict[str, Any
         facts.append(f"iterations per layer (the plan): {config.iterations}")
         b = config.stop_extrapolation
         facts += [f"stops extrapolated by: {b}"] if any(b) else []
-        stop = config.tolerance
-        facts += (
-            []
-            if stop is None
-            else [f"a token stops in a layer once its state moves by at most this part of its length: {config.tolerances}"]
-        )
+        if config.tolerance is not None:
+            stop = "a token stops in a layer once its state moves by at most this part of its length"
+            facts.append(f"{stop}: {config.tolerances}")
     shown = {name: value for name, value in results.items() if not isinstance(value, list)}
     facts += [f"{name.replace('_', ' ')}: {_figure(value)}" for name, value in shown.items()]
     has_code = config.model_type != "llama"  # transformers reads the configuration for the tokenizer, too
