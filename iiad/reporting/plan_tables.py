@@ -97,6 +97,14 @@ class PlanReport:
         yield "iterations", whole.num_iterations, cost.num_iterations, f"{plan.overhead_cut:.1%} overhead cut"
         cut = f"{plan.compute_cut:.1%} compute cut"
         yield "block evaluations", whole.num_evaluations, cost.num_evaluations, cut
+        if plan.expected_evaluations:
+            mean = sum(plan.expected_evaluations)
+            yield (
+                "evaluations expected",
+                whole.num_evaluations,
+                f"{mean:.2f}",
+                f"{1 - mean / whole.num_evaluations:.1%} of them",
+            )
         target = "" if cost.target_tokens is None else " target"
         for side, before, after in zip(
             ("source", "target"), whole.phase_evaluations, cost.phase_evaluations, strict=True
@@ -145,9 +153,7 @@ class PlanReport:
             machine = f"{settings.device} ({settings.device_name}), {settings.dtype}"
             yield f"Seconds predicted by a table measured on {machine}; its error is that of its own checks."
         if plan.tolerance is not None:
-            mean, whole = sum(plan.expected_evaluations or []), self.whole.num_evaluations
-            expected = f": {mean:.2f} of {whole} evaluations a token expected" if mean else ""
-            yield f"A token stops in a layer once its state moves by at most its tolerance of its length{expected}."
+            yield "A token stops in a layer once |z(i) - z(i-1)| <= tolerance |z(i-1)|; the budget is the most it runs."
         if plan.predicted_loss is not None and plan.metric is not None:
             text = f"Predicted loss by {plan.metric}: {plan.predicted_loss:.4g}"
             if plan.predicted_loss_error is not None:
