@@ -47,13 +47,17 @@ class EvaluationCounts:
 
 @contextmanager
 def count_evaluations(model: Any) -> Iterator[EvaluationCounts]:
-    """While the block runs, count the evaluations of an iterated model's tokens, layer by layer."""
+    """While the block runs, count the evaluations of an iterated model's tokens, layer by layer.
+
+    A block inside of another counts for itself; the outer one goes on after it.
+    """
     layers = model.base_model.layers
     counts = EvaluationCounts(len(layers))
+    before = [layer.observe for layer in layers]
     try:
         for layer in layers:
             layer.observe = counts.add
         yield counts
     finally:
-        for layer in layers:
-            layer.observe = None
+        for layer, observe in zip(layers, before, strict=True):
+            layer.observe = observe

@@ -57,3 +57,16 @@ def test_tokens_are_words_numbers_signs_spaces_or_special(folders):
         assert TOKEN_CLASSES[classes[tokenizer.encode(text)[-1]]] == name
     assert {TOKEN_CLASSES[classes[token]] for token in tokenizer.all_special_ids} == {"special"}
     assert [TOKEN_CLASSES[kind] for kind in classes[-3:]] == ["special"] * 3
+
+
+@torch.no_grad()
+def test_a_count_inside_of_another_counts_for_itself_and_the_outer_one_goes_on(tokens):
+    model = make_iiet(num_iterations=3, cache_policy="shared", tolerance=0.3)
+    with count_evaluations(model) as outer:
+        model(tokens)
+        with count_evaluations(model) as inner:
+            model(tokens)
+        model(tokens)
+    model(tokens)
+    assert [len(calls) for calls in outer.calls] == [2] * 3
+    assert [len(calls) for calls in inner.calls] == [1] * 3
