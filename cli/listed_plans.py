@@ -31,15 +31,16 @@ def resolve_plan(plan: str | None, model: str) -> Plan | OwnPlan | None:
     if Path(plan).is_file():
         found = read_plan(plan)
         assert isinstance(found, Plan)
-        if plans and all(each["num_iterations"] != found.num_iterations for each in plans):
+        own = (found.num_iterations, found.tolerance)
+        if plans and all((each["num_iterations"], each.get("tolerance")) != own for each in plans):
             print_status(f"plan: none of those that {model} was trained for, {names}")
         return found
     wanted = _find_own(plans, plan)
     if wanted is None:
-        own = f", or one of {names}, or a cut up to {_cuts(plans)[-1]:.4g}" if plans else ""
-        raise InputError(f"plan: expected a file{own}, got {shorten(plan)}")
+        others = f", or one of {names}, or a cut up to {_cuts(plans)[-1]:.4g}" if plans else ""
+        raise InputError(f"plan: expected a file{others}, got {shorten(plan)}")
     at = load_config(model, **config.split_plan(wanted["num_iterations"]))
-    return OwnPlan(wanted["name"], wanted["num_iterations"], at.stop_extrapolation)
+    return OwnPlan(wanted["name"], wanted["num_iterations"], at.stop_extrapolation, wanted.get("tolerance"))
 
 
 def _find_own(plans: list[dict[str, Any]], text: str) -> dict[str, Any] | None:
@@ -56,4 +57,5 @@ def _find_own(plans: list[dict[str, Any]], text: str) -> dict[str, Any] | None:
 def _cuts(plans: list[dict[str, Any]]) -> list[float]:
     from iiad.planning.costs import overhead_cut
 
-    return [overhead_cut(plan["num_iterations"], plans[0]["num_iterations"]) for plan in plans]
+    dropped = (overhead_cut(plan["num_iterations"], plans[0]["num_iterations"]) for plan in plans)
+    return [plan.get("cut", cut) for plan, cut in zip(plans, dropped, strict=True)]

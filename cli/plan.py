@@ -61,6 +61,13 @@ def plan(
         str | None,
         _by("Of --family: shares of all iterations to drop at least. Default: 0,0.3,0.55,0.75,1."),
     ] = None,
+    adaptive: Annotated[
+        bool,
+        _by(
+            "Of --family: layers have tolerances, as with --tolerance-for; cuts are of the mean.",
+            "--adaptive",
+        ),
+    ] = False,
     extrapolate: Annotated[
         bool,
         _by(

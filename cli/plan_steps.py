@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["plan_family", "plan_one"]
 
 _OF_FAMILIES = (
-    "profile family cuts extrapolate metric min_iterations max_iterations pin output overwrite details json quiet"
+    "profile family cuts adaptive extrapolate metric min_iterations max_iterations pin "
+    "output overwrite details json quiet"
 ).split()
 
 
@@ -40,8 +41,15 @@ def plan_family(command: typer.Context, given: Any) -> None:
         raise InputError("output: expected a file for the plans, got none")
     wanted = DEFAULT_CUTS if given.cuts is None else planning.read_cuts(given.cuts)
     measured = Profile.load(given.profile)
-    extrapolate = given.extrapolate or measured.settings.extrapolate
-    made = planning.make_family(measured, wanted, given.metric, _bounds(given, measured), extrapolate)
+    extrapolate, bounds = given.extrapolate or measured.settings.extrapolate, _bounds(given, measured)
+    if given.adaptive and extrapolate:
+        raise InputError(
+            "adaptive: expected no extrapolation with it, got --extrapolate or a profile so measured"
+        )
+    if given.adaptive:
+        made = planning.make_adaptive_family(measured, wanted, given.metric, bounds)
+    else:
+        made = planning.make_family(measured, wanted, given.metric, bounds, extrapolate)
     made.save(given.output)
     print_status(f"{len(made.plans)} plans written to {given.output}")
     if len(made.plans) < len(wanted):
@@ -85,7 +93,7 @@ def _check_options(command: typer.Context, given: Any) -> None:
     """Raise InputError for options that do not go together, or pictures that cannot be drawn."""
     from iiad.errors import InputError
 
-    refuse_options(command, "without --family", "cuts")
+    refuse_options(command, "without --family", "cuts", "adaptive")
     if (given.verify is None) != (given.data is None):
         raise InputError("verify: expected --verify and --data together, got one of them")
     if given.verify is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from iiad.artefacts import Count, Iterations, Number, Record, Size, check_fields
+from iiad.artefacts import Count, Iterations, Number, Record, Share, Size, Tolerances, check_fields
 from iiad.folders import read_config, weight_shapes
 
 __all__ = ["ListedPlan", "ModelSummary", "summarize_model"]
@@ -21,6 +21,10 @@ class ListedPlan(Record):
     num_iterations: list[Iterations]
     nll: Number | None = Field(default=None, description="validation loss, nats a token")
     accuracy: Number | None = None
+    tolerance: Tolerances | None = Field(
+        default=None, description="of each layer, where tokens stop by themselves"
+    )
+    cut: Share | None = Field(default=None, description="expected of the tolerance")
 
 
 class ModelSummary(Record):

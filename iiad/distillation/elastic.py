@@ -79,7 +79,7 @@ def choose_family(
 
 def make_sandwich(family: Family, section: ElasticSection) -> Sandwich:
     """Return the turns in which a student learns a family."""
-    plans = [NamedPlan(each.name, each.num_iterations) for each in family.plans]
+    plans = [NamedPlan(each.name, each.num_iterations, each.tolerance) for each in family.plans]
     return Sandwich(plans, section.num_between, section.weights)
 
 
@@ -168,9 +168,11 @@ def give_plans(student: PreTrainedModel, family: Family, scores: Scores | None =
     """
     listed = []
     for plan in reversed(family.members):
-        student.set_num_iterations(plan.num_iterations, plan.coefficients)
+        student.follow_plan(plan)
     for each in family.plans:
         entry: dict[str, Any] = {"name": each.name, "num_iterations": list(each.num_iterations)}
+        if each.tolerance:
+            entry |= {"tolerance": list(each.tolerance), "cut": each.cut}
         if scores is not None:
             entry |= {"nll": scores[each.name].nll, "accuracy": scores[each.name].accuracy}
         listed.append(entry)

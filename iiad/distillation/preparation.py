@@ -47,7 +47,8 @@ class Distillation:
         assert not isinstance(plan, Family)
         if plan is not None:
             check_plan(plan, self.identity)
-        require_change(self.teacher_config, plan, recipe.student)
+        plans = self.family.members if self.family is not None else [] if plan is None else [plan]
+        require_change(self.teacher_config, plans, recipe.student)
         num_layers = (
             self.teacher_config.num_layers
         )  # an encoder-decoder's hidden states are those of its decoder

@@ -28,24 +28,23 @@ shared_embeddings history relaxation qk_norm predictor_order coefficients
 """Configuration fields that must match to exchange weights."""
 
 
-def require_change(teacher: Any, plan: Plan | None, section: StudentSection) -> None:
+def require_change(teacher: Any, plans: Sequence[Plan], section: StudentSection) -> None:
     """Raise InputError where the student would be no cheaper than its teacher, or its teacher cannot be changed so.
 
-    teacher: its configuration.
+    teacher: its configuration. plans: those that the student learns; none: the teacher's.
     """
     stages, policy = section.predictor_stages, section.cache_policy
-    if plan is None and stages is None and policy is None:
+    if not plans and stages is None and policy is None:
         raise InputError(
             "plan: expected plan.json, student.cache_policy or, for a PCformer, student.predictor_stages, got none"
         )
     if not hasattr(teacher, "cache_policy"):
         raise InputError(f"teacher: expected an IIET or a PCformer, got a {teacher.model_type}")
-    if plan is None and stages is None and policy == teacher.cache_policy:
+    if not plans and stages is None and policy == teacher.cache_policy:
         raise InputError(
             f"student.cache_policy: expected one other than the teacher's, or a plan, got {policy!r}"
         )
-    adaptive = (teacher if plan is None else plan).tolerance is not None
-    if policy == "exact" and adaptive:
+    if policy == "exact" and any(each.tolerance is not None for each in plans or [teacher]):
         raise InputError("student.cache_policy: expected 'shared' with a tolerance, got 'exact'")
     if stages is not None and stages > getattr(teacher, "predictor_order", 0):
         order = getattr(teacher, "predictor_order", None)

@@ -46,8 +46,9 @@ class IIETConfig(PreTrainedConfig):
         is empty, and a layer that runs none or all of its iterations has none, so that each plan finds its own and
         the full one is the teacher.
     plans: None or the plans that an elastic student was trained for, the largest first: of each its name,
-        num_iterations (for all layers, as in `iterations`) and, where they were measured, nll in nats a token and
-        accuracy. A description, which changes nothing that the model computes.
+        num_iterations (for all layers, as in `iterations`), its tolerance, if any, and the cut expected of that, and,
+        where they were measured, nll in nats a token and accuracy. A description, which changes nothing that the
+        model computes.
     cache_policy: "exact", each evaluation attends to keys and values of its own (paper); "shared" (ours), all
         evaluations of a layer attend to those of its first one, in training, prefill and decoding alike, which saves
         the other evaluations' key and value projections and their place in the cache. Weights are trained for one
@@ -307,6 +308,8 @@ class IIETConfig(PreTrainedConfig):
         accepted = f"plans of other names and of {L} numbers from 0 to {most} (max_num_iterations)"
         fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])
         fits = fits and all(max(plan["num_iterations"]) <= most for plan in self.plans or [])
+        stops = [plan["tolerance"] for plan in self.plans or [] if "tolerance" in plan]
+        fits = fits and all(alone and len(stop) == L for stop in stops)
         self._require("plans", fits and len(set(names)) == len(names), accepted)
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:

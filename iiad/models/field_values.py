@@ -60,18 +60,23 @@ def _is_table(value: Any) -> bool:
     return all(_is_between(number, -1000, 1000) for number in value)
 
 
+_OF_MEMBERS = {"name", "num_iterations", "nll", "accuracy", "tolerance", "cut"}
+
+
 def _is_family(value: Any) -> bool:
     return isinstance(value, list) and 1 <= len(value) <= 64 and all(map(_is_member, value))
 
 
 def _is_member(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() - {"name", "num_iterations", "nll", "accuracy"}:
+    if not isinstance(value, dict) or value.keys() - _OF_MEMBERS:
         return False
     name, plan = value.get("name"), value.get("num_iterations")
     named = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9.-]{0,39}", name)
     counted = isinstance(plan, list) and plan and all(_is_whole(r) and 0 <= r <= 1000 for r in plan)
     figures = _is_between(value.get("nll", 0), -1, 1e6) and _is_between(value.get("accuracy", 0), -1, 2)
-    return bool(named and counted and figures)
+    stops = value.get("tolerance", [])
+    stops = isinstance(stops, list) and all(each is None or _is_tolerance(each) for each in stops)
+    return bool(named and counted and figures and stops and _is_between(value.get("cut", 0), -1, 2))
 
 
 _SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")
@@ -101,7 +106,10 @@ ACCEPTED: dict[str, AcceptedValues] = {
     "num_iterations": _one_or_more(0, 1000),
     "max_num_iterations": whole(0, 1000),
     "extrapolation": (_is_table, "for each layer a list of lists of numbers between -1000 and 1000"),
-    "plans": (_is_family, "a list of plans, each with a name and num_iterations, perhaps nll and accuracy"),
+    "plans": (
+        _is_family,
+        "a list of plans, each with a name, num_iterations and perhaps nll, accuracy, tolerance, cut",
+    ),
     "tolerance": (
         lambda value: all(each is None or _is_tolerance(each) for each in _as_list(value)),
         "a number from 0, below 1,000,000, or a list of them and of None",

@@ -15,7 +15,7 @@ from .curve import (
     threshold_curve,
     trade_off,
 )
-from .family import Family, FamilyPlan, even_family, make_family, read_cuts
+from .family import Family, FamilyPlan, even_family, make_adaptive_family, make_family, read_cuts
 from .latency import LatencyTable, check_latency, load_latency
 from .plan import Plan, check_plan
 from .search import make_plan, plan_by_target
@@ -49,6 +49,7 @@ __all__ = [
     "find_knee",
     "keep_frequency",
     "load_latency",
+    "make_adaptive_family",
     "make_family",
     "make_plan",
     "measure_stability",

@@ -20,6 +20,7 @@ from iiad.artefacts import (
     Number,
     Record,
     Share,
+    Tolerances,
     check_fields,
     without_empty,
 )
@@ -29,17 +30,19 @@ from iiad.identities import ModelIdentity
 from iiad.influence.profile import Metric, Profile
 
 from .baselines import spread_evenly
+from .choices import TOLERANCE
 from .costs import overhead_cut, predicted_loss
 from .curve import front_within
 from .plan import Plan
-from .search import TOLERANCE
 from .targets import Bounds
+from .tolerance import choose_stops
 
 __all__ = [
     "DEFAULT_CUTS",
     "Family",
     "FamilyPlan",
     "even_family",
+    "make_adaptive_family",
     "make_family",
     "read_budget",
     "read_cuts",
@@ -56,7 +59,9 @@ class FamilyPlan(Record):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]{0,39}$")] = Field(
         description="by which --plan finds it: full, or cut- and the percentage that was asked for"
     )
-    cut: Share = Field(description="share of the teacher's iterations that it drops")
+    cut: Share = Field(
+        description="share of the teacher's iterations that it drops; with tolerances that of the profiled tokens"
+    )
     num_iterations: list[Iterations] = Field(description="r_t for each layer")
     predicted_loss: Number | None = Field(
         default=None, description="sum of the dropped scores, in the metric's unit; null without a profile"
@@ -64,10 +69,13 @@ class FamilyPlan(Record):
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its budget; not written where there is none"
     )
+    tolerance: Tolerances | None = Field(
+        default=None, description="of each layer; not written where none has one"
+    )
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(write(self), "extrapolation")
+        return without_empty(write(self), "extrapolation", "tolerance")
 
 
 class Family(Artefact):
@@ -92,6 +100,7 @@ class Family(Artefact):
                 "num_iterations": each.num_iterations,
                 "origin": "explicit",
                 "extrapolation": each.extrapolation,
+                "tolerance": each.tolerance,
             }
             for each in self.plans
         )
@@ -101,13 +110,13 @@ class Family(Artefact):
     def _holds_together(self) -> Self:
         names = [each.name for each in self.plans]
         for number, (each, plan) in enumerate(zip(self.plans, self.members, strict=True)):
-            if not math.isclose(each.cut, plan.overhead_cut, abs_tol=1e-6):
+            if not each.tolerance and not math.isclose(each.cut, plan.overhead_cut, abs_tol=1e-6):
                 raise ValueError(
                     f"plans.{number}.cut: expected the plan's {plan.overhead_cut:.6g}, got {each.cut}"
                 )
             if each.name in names[:number]:
                 raise ValueError(f"plans.{number}.name: expected each once, got {each.name} twice")
-        require_nested([each.num_iterations for each in self.plans], self.teacher, names)
+        require_nested(self.plans, self.teacher)
         return self
 
 
@@ -118,17 +127,24 @@ def read_budget(plan: Plan | Family | str | Path | None) -> Plan | Family | None
     return Plan.load(plan) if isinstance(plan, str | Path) else plan
 
 
-def require_nested(plans: Sequence[Sequence[int]], teacher: ModelIdentity, names: Sequence[str]) -> None:
-    """Raise InputError unless each plan is contained in the one before, and smaller."""
+def require_nested(plans: Sequence[FamilyPlan], teacher: ModelIdentity) -> None:
+    """Raise InputError unless each plan is contained in the one before, and smaller.
+
+    Contained: no layer runs more iterations, and where it may run several its tolerance is not below the other's.
+    """
     for number, (before, plan) in enumerate(pairwise(plans), 1):
-        for layer, (most, r) in enumerate(zip(before, plan, strict=True)):
+        for layer, (most, r) in enumerate(zip(before.num_iterations, plan.num_iterations, strict=True)):
+            name = teacher.layer_name(layer)
             if r > most:
-                layer_name = teacher.layer_name(layer)
-                expected = f"at most {most} iterations of {layer_name}, as in {names[number - 1]} before it"
+                expected = f"at most {most} iterations of {name}, as in {before.name} before it"
                 raise InputError(f"plans.{number}: expected {expected}, got {r}")
-        if list(before) == list(plan):
+            least, own = (each.tolerance[layer] if each.tolerance else None for each in (before, plan))
+            if r > 1 and least is not None and (own is None or own < least):
+                expected = f"a tolerance of at least {least:.4g} in {name}, as in {before.name} before it"
+                raise InputError(f"plans.{number}: expected {expected}, got {own}")
+        if (before.num_iterations, before.tolerance) == (plan.num_iterations, plan.tolerance):
             raise InputError(
-                f"plans.{number}: expected fewer iterations than {names[number - 1]}, got the same plan twice"
+                f"plans.{number}: expected fewer iterations than {before.name}, got the same plan twice"
             )
 
 
@@ -195,6 +211,40 @@ def make_family(
         )
         for name, plan in _named(found, teacher)
     ]
+    return Family(teacher=teacher, metric=metric, profile_fingerprint=profile.fingerprint, plans=plans)
+
+
+def make_adaptive_family(
+    profile: Profile,
+    cuts: Sequence[float] = DEFAULT_CUTS,
+    metric: str = "kl",
+    bounds: Bounds | None = None,
+) -> Family:
+    """Make nested plans with tolerances: tokens drop at least these shares of the iterations in the mean (ours).
+
+    Each is the best by `choose_stops` of those that the plan before contains. Raises InputError as `make_family` and
+    as that.
+    """
+    teacher, scores = profile.model, profile.scores_of(metric)
+    limits, least, dropped = (bounds or Bounds()).limits(teacher), None, -1.0
+    start, whole = teacher.num_start_evaluations * teacher.num_layers, sum(teacher.num_iterations)
+    plans: list[FamilyPlan] = []
+    for cut in check_cuts(cuts):
+        if cut <= dropped:
+            continue
+        plan, tolerances = [most for _, most in limits], None
+        lost, dropped = predicted_loss(scores, plan), overhead_cut(plan, teacher.num_iterations)
+        if cut > dropped:
+            stops = choose_stops(profile, metric, limits, cut, least)
+            plan, least = [stop.num_iterations for stop in stops], [stop.tolerance for stop in stops]
+            tolerances = least if any(least) else None
+            lost = math.fsum(stop.predicted_loss for stop in stops)
+            dropped = 1 - (sum(stop.expected_evaluations for stop in stops) - start) / whole
+        name = f"cut-{100 * cut:.6g}" if plans or dropped > 0 else "full"
+        plans.append(
+            FamilyPlan(name=name, cut=dropped, num_iterations=plan, predicted_loss=lost, tolerance=tolerances)
+        )
+        limits = [(fewest, r) for (fewest, _), r in zip(limits, plan, strict=True)]
     return Family(teacher=teacher, metric=metric, profile_fingerprint=profile.fingerprint, plans=plans)
 
 

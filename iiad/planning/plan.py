@@ -243,11 +243,13 @@ class OwnPlan:
     """A plan that a model's configuration lists: of `bind_plan`, once the model is loaded.
 
     extrapolation: coefficients of each layer at the plan's stops, by the configuration.
+    tolerance: of each layer, where the plan has one of its own.
     """
 
     name: str
     num_iterations: Sequence[int]
     extrapolation: Sequence[Coefficients]
+    tolerance: Tolerances | None = None
 
 
 def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
@@ -257,7 +259,10 @@ def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
         return plan
     made = Plan.explicit(plan.num_iterations, identity)
     found = [list(layer) for layer in plan.extrapolation]
-    changes = {"extrapolation": found if any(found) else None, "tolerance": identity.tolerance}
+    changes = {
+        "extrapolation": found if any(found) else None,
+        "tolerance": plan.tolerance or identity.tolerance,
+    }
     return made.model_copy(update=changes)
 
 

@@ -29,12 +29,17 @@ class LayerStop(NamedTuple):
 
 
 def choose_stops(
-    profile: Profile, metric: str, limits: Sequence[tuple[int, int]], cut: float
+    profile: Profile,
+    metric: str,
+    limits: Sequence[tuple[int, int]],
+    cut: float,
+    least: Sequence[float | None] | None = None,
 ) -> list[LayerStop]:
     """Choose a stop for each layer: the least predicted loss at which tokens drop that share of all iterations.
 
     What tokens drop is expected from the profiled text, as if no layer before had stopped early. limits: fewest and
-    most iterations of each layer; one that may not run a single one has no tolerance, as its tokens might.
+    most iterations of each layer; one that may not run a single one has no tolerance, as its tokens might. least: the
+    least tolerance of each layer where it may run several iterations; None: any, or none.
     Raises InputError for a profile without what that takes, and for a cut that the limits do not reach, or that they
     make by themselves.
     """
@@ -45,13 +50,14 @@ def choose_stops(
         )
         raise InputError(f"profile: expected one that holds `settling`, of a shared cache, got {why}")
     whole, start = profile.model.num_iterations, profile.model.num_start_evaluations
-    least, most = (overhead_cut([limit[side] for limit in limits], whole) for side in (1, 0))
-    if not least < cut <= most:
-        raise InputError(
-            f"tolerance_for: expected a share above {least:.4g} and at most {most:.4g}, got {cut:.4g}"
-        )
-    layers = zip(profile.settling, profile.scores_of(metric), limits, strict=True)
-    stops = [_front(_stops(settling, scores, start, *limit)) for settling, scores, limit in layers]
+    own, most = (overhead_cut([limit[side] for limit in limits], whole) for side in (1, 0))
+    if not own < cut <= most:
+        expected = f"a share above {own:.4g} and at most {most:.4g}"
+        raise InputError(f"tolerance_for: expected {expected}, got {cut:.4g}")
+    layers = zip(
+        profile.settling, profile.scores_of(metric), limits, least or [None] * len(whole), strict=True
+    )
+    stops = [_front(_stops(settling, scores, start, *limit, at)) for settling, scores, limit, at in layers]
     losses = [[stop.predicted_loss for stop in layer] for layer in stops]
     evaluations = [[stop.expected_evaluations for stop in layer] for layer in stops]
     total = start * len(whole) + (1 - cut) * sum(whole)
@@ -60,13 +66,14 @@ def choose_stops(
 
 
 def _stops(
-    settling: Settling, scores: list[float], start: int, fewest: int, most: int
+    settling: Settling, scores: list[float], start: int, fewest: int, most: int, least: float | None
 ) -> list[LayerStop]:
     """All stops of a layer. Of an iteration's score is lost what `Settling.missed` says."""
     lost = dropped_scores([scores])[0]
-    found = [LayerStop(r, None, start + r, lost[r]) for r in range(fewest, most + 1)]
+    most_alike = most if least is None else min(most, 1)  # of those that all tokens run
+    found = [LayerStop(r, None, start + r, lost[r]) for r in range(fewest, most_alike + 1)]
     for r in range(2, most + 1) if fewest <= 1 else ():
-        for tolerance in TOLERANCES:
+        for tolerance in (at for at in TOLERANCES if at >= (least or 0)):
             stopped = sum(settling.stopped(i, tolerance) for i in range(1, r))
             missed = (scores[i] * settling.missed(i, tolerance) for i in range(1, r))
             found.append(LayerStop(r, tolerance, start + r - stopped, lost[r] + math.fsum(missed)))

@@ -153,7 +153,7 @@ class PlanReport:
             machine = f"{settings.device} ({settings.device_name}), {settings.dtype}"
             yield f"Seconds predicted by a table measured on {machine}; its error is that of its own checks."
         if plan.tolerance is not None:
-            yield "A token stops in a layer once |z(i) - z(i-1)| <= tolerance |z(i-1)|; the budget is the most it runs."
+            yield "A token stops in a layer once |z(i) - z(i-1)| <= tolerance |z(i-1)|, or after its budget."
         if plan.predicted_loss is not None and plan.metric is not None:
             text = f"Predicted loss by {plan.metric}: {plan.predicted_loss:.4g}"
             if plan.predicted_loss_error is not None:
@@ -236,11 +236,16 @@ def family_table(family: Family) -> Table:
     table = Table(title="family: nested plans", title_justify="left")
     for name in ("plan", "overhead cut", "evaluations", "predicted loss", "iterations per layer"):
         table.add_column(name, justify="left" if name.startswith(("plan", "iter")) else "right")
+    adaptive = any(each.tolerance for each in family.plans)
+    if adaptive:
+        table.add_column("tolerance per layer")
+    start, whole = count_evaluations(family.teacher, []), sum(family.teacher.num_iterations)
     for each in family.plans:
-        evaluations = count_evaluations(family.teacher, each.num_iterations)
+        evaluations = f"{start + (1 - each.cut) * whole:.4g}"
         loss = "" if each.predicted_loss is None else f"{each.predicted_loss:.3g}"
         budgets = " ".join(map(str, each.num_iterations))
-        table.add_row(each.name, f"{each.cut:.1%}", str(evaluations), loss, budgets)
+        stops = [" ".join(format_number(at, ".3g") for at in each.tolerance or [])] if adaptive else []
+        table.add_row(each.name, f"{each.cut:.1%}", evaluations, loss, budgets, *stops)
     if family.metric is not None:
         table.caption = f"Loss: predicted, {LOSS_UNITS[family.metric]}, if the layers add up."
     return table

@@ -39,10 +39,15 @@ class Turns:
 
 
 class NamedPlan(NamedTuple):
-    """A plan and its name."""
+    """A plan and its name. tolerance: of each layer; None: no token stops by itself."""
 
     name: str
     num_iterations: Sequence[int]
+    tolerance: Sequence[float | None] | None = None
+
+    def fields(self, config: Any) -> dict[str, Any]:
+        """Fields of the configuration that say it."""
+        return {**config.split_plan(self.num_iterations), "tolerance": self.tolerance}
 
 
 class Sandwich(Turns):
@@ -95,32 +100,32 @@ class Sandwich(Turns):
         Making new ones would take 10 ms for 24 layers, and have torch.compile begin anew.
         """
         self.turn = turn
-        _follow(model.config, self.plans[self.plan].num_iterations)
+        _follow(model.config, self.plans[self.plan])
 
     def leave(self, model: Any) -> None:
         """Give the model the largest plan."""
         self.turn = 0
-        _follow(model.config, self.plans[0].num_iterations)
+        _follow(model.config, self.plans[0])
 
     def score(self, model: Any, score: Callable[[Any], TokenScore]) -> Scores:
         """Score the model under each plan."""
         found = {}
-        for name, plan in self.plans:
-            model.set_num_iterations(plan)
-            found[name] = score(model)
-        model.set_num_iterations(self.plans[0].num_iterations)
+        for plan in self.plans:
+            model.reconfigure(**plan.fields(model.config))
+            found[plan.name] = score(model)
+        model.reconfigure(**self.plans[0].fields(model.config))
         return found
 
     def count_evaluations(self, config: Any, seed: int) -> tuple[float, list[int]]:
         """Count block evaluations of a token in a step's passes, in the mean, and in one pass of each plan alone."""
         start = config.num_start_evaluations * len(config.iterations)
-        alone = [start + sum(plan) for _, plan in self.plans]
+        alone = [start + sum(plan.num_iterations) for plan in self.plans]
         steps = [sum(alone[number] for number in self._draw(seed, step)) for step in range(_COUNTED_STEPS)]
         return sum(steps) / len(steps), alone
 
 
-def _follow(config: Any, plan: Sequence[int]) -> None:
-    for field, value in config.split_plan(plan).items():
+def _follow(config: Any, plan: NamedPlan) -> None:
+    for field, value in plan.fields(config).items():
         setattr(config, field, value)
 
 

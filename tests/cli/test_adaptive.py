@@ -94,6 +94,48 @@ def test_a_plan_carries_its_tolerance_to_evaluation_bench_text_student_and_check
     assert {result.name: result.outcome for result in check.results}["model runs the plan"] == "failed"
 
 
+def test_an_elastic_student_learns_plans_with_tolerances_and_runs_each_by_its_name(
+    planned, iiad, shared, little_text, tmp_path
+):
+    plans, student, data = tmp_path / "plans.json", tmp_path / "student", ("--data", little_text)
+    family = ("--family", "--adaptive", "--cuts", "0,0.3,0.5", "--output", plans)
+    code, shown, errors = iiad("plan", planned[0], *family)
+    assert (code, "tolerance" in shown) == (0, True), errors
+    settings = [
+        "distill={max_steps: 2, learning_rate: 1e-3}",
+        "recover.max_steps=0",
+        "check_teacher=false",
+    ]
+    options = [word for each in settings for word in ("--set", f"distillation.{each}")]
+    options += ["--set", "data.block_size=32", "--set", f"data.validation=['{little_text}']"]
+    options += ["--elastic", "--plans", plans, "--output-dir", student]
+    code, _, errors = iiad("distill", shared, *data, *options)
+    assert code == 0, errors
+    listed = load_model(student).config.plans
+    made = json.loads(plans.read_text())["plans"]
+    assert [each.get("tolerance") for each in listed] == [each.get("tolerance") for each in made]
+    assert load_model(student).config.tolerance is None  # the largest plan
+    output = tmp_path / "evaluation.json"
+    code, _, errors = iiad("evaluate", student, *data, "--plan", "0.3", "--output", output)
+    assert code == 0, errors
+    row = json.loads(output.read_text())["results"][-1]
+    assert row["model"]["tolerance"] == made[1]["tolerance"]
+    assert row["mean_evaluations"] < 8
+    code, shown, _ = iiad("show", plans)
+    assert (code, "tolerance" in shown) == (0, True)
+    code, _, errors = iiad(
+        "distill",
+        shared,
+        *data,
+        *options[:-2],
+        "--set",
+        "student.cache_policy=exact",
+        "--output-dir",
+        tmp_path / "other",
+    )
+    assert (code, "student.cache_policy: expected 'shared' with a tolerance" in errors) == (2, True), errors
+
+
 def test_a_profile_is_of_all_iterations_whatever_the_models_tolerance(
     planned, iiad, shared, little_text, tmp_path
 ):
@@ -116,6 +158,8 @@ def test_a_profile_is_of_all_iterations_whatever_the_models_tolerance(
         (("--tolerance-for", "nan"), "tolerance_for: expected from 0 to 1"),
         (("--tolerance-for", "-0.1"), "tolerance_for: expected from 0 to 1"),
         (("--tolerance-for", "0.4", "--family"), "tolerance-for"),
+        (("--adaptive", "--tolerance-for", "0.4"), "adaptive"),
+        (("--family", "--adaptive", "--extrapolate"), "adaptive: expected no extrapolation with it"),
         (("--tolerance-for", "0.4", "--verify", "TEACHER", "--data", "stdlib"), "verify"),
     ],
 )

@@ -72,13 +72,16 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_gradient_of_a_sandwich_is_the_sum_of_the_plans_own(norms_in_float64, tokens):
-    teacher, student, other = (make_iiet(num_iterations=3).double() for _ in range(3))
+@pytest.mark.parametrize("tolerances", [[None] * 4, [None, [0.1, 0.2, 0.3], [0.4, 0.3, 0.3], None]])
+def test_the_gradient_of_a_sandwich_is_the_sum_of_the_plans_own(tolerances, norms_in_float64, tokens):
+    fields = {"cache_policy": "shared"} if any(tolerances) else {}
+    teacher, student, other = (make_iiet(num_iterations=3, **fields).double() for _ in range(3))
+    nested = [plan._replace(tolerance=at) for plan, at in zip(NESTED, tolerances, strict=True)]
     section = DistillationSection(kl_weight=2.0, hidden_weight=0.3)
     live = LiveTeacher(teacher, [0, 1, 2, 3])
     inner = LearnFromTeacher(live, section, 3)
     batch = {"input_ids": tokens, "labels": tokens}
-    sandwich = Sandwich(NESTED, num_between=1)
+    sandwich = Sandwich(nested, num_between=1)
     sandwich.draw(seed=0, step=3)
     learner = Learner(student, LearnPlans(inner, sandwich, loss_weights=[1, 0.5, 0.25, 2]))
     for turn in range(sandwich.num_turns):
@@ -86,10 +89,10 @@ def test_the_gradient_of_a_sandwich_is_the_sum_of_the_plans_own(norms_in_float64
         loss, _ = learner(batch, learner.objective.signal(batch))
         loss.backward()
     sandwich.leave(student)
-    assert student.config.num_iterations == [3, 3, 3]
+    assert (student.config.num_iterations, student.config.tolerance) == ([3, 3, 3], None)
     wanted = {}
     for number in sandwich.drawn:
-        other.set_num_iterations(NESTED[number].num_iterations)
+        other.reconfigure(num_iterations=nested[number].num_iterations, tolerance=tolerances[number])
         other.zero_grad()
         loss, _ = Learner(other, inner)(batch, inner.signal(batch))
         loss.backward()

@@ -2,13 +2,13 @@
 
 import json
 import re
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 
 from iiad.influence.convergence import TOLERANCES, Settling
-from iiad.planning import Bounds, Plan, Targets, plan_by_target, plan_by_threshold
+from iiad.planning import Bounds, Plan, Targets, make_adaptive_family, plan_by_target, plan_by_threshold
 from iiad.planning.plan import truncated_identity
 from iiad.planning.tolerance import choose_stops
 from tests.helpers import load_spoilt, make_profile, printed, refused
@@ -164,3 +164,42 @@ def test_the_table_shows_what_each_layer_is_expected_to_run():
     assert re.search(rf"evaluations expected . 8 \S+ {mean:.2f} .{1 - mean / 8: .1%} of them", text)
     assert "<= tolerance |z(i-1)|" in text
     assert "expected" not in printed(report(plan_by_threshold(MEASURED, 0)))
+
+
+@pytest.mark.parametrize("cuts", [[0, 0.2, 0.4, 0.8], [0.3, 0.5, 0.55, 1]])
+def test_a_family_with_tolerances_is_nested_and_begins_with_the_best(cuts):
+    family = make_adaptive_family(MEASURED, cuts)
+    for cut, plan in zip(cuts, family.plans, strict=True):
+        assert plan.cut >= cut - 1e-6
+    first = next(plan for plan in family.plans if plan.cut)
+    best = make_plan(next(cut for cut in cuts if cut))
+    assert (first.num_iterations, first.tolerance) == (best.num_iterations, best.tolerance)
+    losses = [plan.predicted_loss for plan in family.plans]
+    assert losses == sorted(losses)
+    for before, plan in pairwise(family.plans):  # what `Family` checks, written out
+        for most, r, least, at in zip(
+            before.num_iterations,
+            plan.num_iterations,
+            before.tolerance or [None] * 3,
+            plan.tolerance or [None] * 3,
+            strict=True,
+        ):
+            assert r <= most
+            assert r < 2 or least is None or (at is not None and at >= least)
+    assert any(plan.tolerance for plan in family.plans)
+
+
+def test_a_family_file_whose_tolerances_are_not_nested_is_refused(tmp_path):
+    family = make_adaptive_family(MEASURED, [0, 0.2, 0.4])
+    fields = json.loads(family.model_dump_json())["plans"]
+    assert fields[1]["tolerance"][2] > 0
+    fields[2] |= {"num_iterations": fields[1]["num_iterations"], "tolerance": [0.3, None, 1e-3]}
+    with refused(
+        "plans.2: expected a tolerance of at least", "in layer 3, as in cut-20 before it, got 0.001"
+    ):
+        load_spoilt(family, tmp_path, "plans", fields)
+
+
+def test_a_cut_that_the_plan_before_makes_adds_none():
+    family = make_adaptive_family(MEASURED, [0.79, 0.8, 1])
+    assert [plan.name for plan in family.plans] == ["cut-79", "cut-100"]
