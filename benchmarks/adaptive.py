@@ -131,7 +131,9 @@ def report(results: Sequence[dict[str, Any]]) -> None:
     for row in results[0]["adaptive"]:
         classes = {name: round(value, 2) for name, value in row["evaluations_by_class"].items()}
         layers = [round(value, 2) for value in row["evaluations_by_layer"]]
-        stops = list(zip(row["plan"].num_iterations, row["plan"].tolerance or [], strict=False))
+        stops = list(
+            zip(row["plan"].num_iterations, row["plan"].tolerance or [None] * len(layers), strict=True)
+        )
         expected = sum(row["plan"].expected_evaluations or [])
         print(
             f"first teacher, {row['cut']:.0%}: {stops}, {expected:.2f} expected, layers {layers}, {classes}"

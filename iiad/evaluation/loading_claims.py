@@ -133,7 +133,9 @@ def plan_and_back(subject: Subject) -> float:
 def loaded_at_own_plan(subject: Subject) -> float:
     """Load the model with `num_iterations=` its own plan."""
     plan = _own_plan(subject)
-    return subject.compare(subject.forward(subject.load_again(**subject.model.config.split_plan(plan))))
+    config = subject.model.config
+    again = subject.load_again(**config.split_plan(plan), tolerance=config.tolerance)
+    return subject.compare(subject.forward(again))
 
 
 def teacher_at_plan(subject: Subject, full: bool) -> float:

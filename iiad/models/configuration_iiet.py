@@ -309,7 +309,7 @@ class IIETConfig(PreTrainedConfig):
         fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])
         fits = fits and all(max(plan["num_iterations"]) <= most for plan in self.plans or [])
         stops = [plan["tolerance"] for plan in self.plans or [] if "tolerance" in plan]
-        fits = fits and all(alone and len(stop) == L for stop in stops)
+        fits = fits and all(len(stop) == L for stop in stops)
         self._require("plans", fits and len(set(names)) == len(names), accepted)
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:

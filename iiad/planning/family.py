@@ -230,7 +230,7 @@ def make_adaptive_family(
     start, whole = teacher.num_start_evaluations * teacher.num_layers, sum(teacher.num_iterations)
     plans: list[FamilyPlan] = []
     for cut in check_cuts(cuts):
-        if cut <= dropped:
+        if cut * (1 - TOLERANCE) <= dropped:
             continue
         plan, tolerances = [most for _, most in limits], None
         lost, dropped = predicted_loss(scores, plan), overhead_cut(plan, teacher.num_iterations)
@@ -239,7 +239,7 @@ def make_adaptive_family(
             plan, least = [stop.num_iterations for stop in stops], [stop.tolerance for stop in stops]
             tolerances = least if any(least) else None
             lost = math.fsum(stop.predicted_loss for stop in stops)
-            dropped = 1 - (sum(stop.expected_evaluations for stop in stops) - start) / whole
+            dropped = (start + whole - sum(stop.expected_evaluations for stop in stops)) / whole
         name = f"cut-{100 * cut:.6g}" if plans or dropped > 0 else "full"
         plans.append(
             FamilyPlan(name=name, cut=dropped, num_iterations=plan, predicted_loss=lost, tolerance=tolerances)

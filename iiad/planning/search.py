@@ -26,7 +26,7 @@ from .tolerance import choose_stops
 
 __all__ = ["make_plan", "plan_by_target"]
 
-AT_LEAST = ("overhead_cut", "compute_cut", "speedup")
+AT_LEAST = ("overhead_cut", "compute_cut", "speedup", "tolerance_for")
 """Targets that are the least of what they name; the others are the most."""
 
 
@@ -102,8 +102,9 @@ def plan_by_target(
         budget = _search_front(profile, targets, metric, bounds)
     stops: dict[str, Any] = {}
     if targets.tolerance_for is not None:
-        fewest = [low for low, _ in bounds.limits(profile.model)]
-        limits = list(zip(fewest, budget, strict=True))
+        limits = bounds.limits(profile.model)
+        if len(targets.given) > 1:
+            limits = [(low, most) for (low, _), most in zip(limits, budget, strict=True)]
         chosen = choose_stops(profile, metric, limits, targets.tolerance_for)
         budget, tolerances, expected, losses = map(list, zip(*chosen, strict=True))
         if any(tolerances):
