@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from iiad.errors import InputError, shorten
 
 if TYPE_CHECKING:
-    from iiad.planning.plan import OwnPlan, Plan
+    from iiad.planning.binding import OwnPlan
+    from iiad.planning.plan import Plan
 
 __all__ = ["resolve_plan"]
 
@@ -16,13 +17,15 @@ __all__ = ["resolve_plan"]
 def resolve_plan(plan: str | None, model: str) -> Plan | OwnPlan | None:
     """Return the plan of a file or, of an elastic student's own, the one with that name or cut.
 
-    A cut is the least share of the largest plan's iterations to drop. Says if a file's plan is none of those that the
+    A cut is the least share of iterations to drop, of the largest plan's or, where plans have tolerances, of the
+    teacher's. Says if a file's plan is none of those that the
     model was trained for. Raises InputError for anything else.
     """
     if plan is None:
         return None
     from iiad.checkpoints.configs import load_config
-    from iiad.planning.plan import OwnPlan, Plan, read_plan
+    from iiad.planning.binding import OwnPlan, read_plan
+    from iiad.planning.plan import Plan
     from iiad.progress import print_status
 
     config = load_config(model)
@@ -40,7 +43,10 @@ def resolve_plan(plan: str | None, model: str) -> Plan | OwnPlan | None:
         others = f", or one of {names}, or a cut up to {_cuts(plans)[-1]:.4g}" if plans else ""
         raise InputError(f"plan: expected a file{others}, got {shorten(plan)}")
     at = load_config(model, **config.split_plan(wanted["num_iterations"]))
-    return OwnPlan(wanted["name"], wanted["num_iterations"], at.stop_extrapolation, wanted.get("tolerance"))
+    tolerance = config.tolerances if config.is_adaptive else None
+    if any("tolerance" in each for each in plans):
+        tolerance = wanted.get("tolerance")
+    return OwnPlan(wanted["name"], wanted["num_iterations"], at.stop_extrapolation, tolerance)
 
 
 def _find_own(plans: list[dict[str, Any]], text: str) -> dict[str, Any] | None:

@@ -295,7 +295,7 @@ def require_plan(plan: Given) -> Given:
 
     A word without a suffix that names no file may be a plan that the model lists.
     """
-    from iiad.planning.plan import read_plan
+    from iiad.planning.binding import read_plan
 
     if isinstance(plan, str) and (Path(plan).is_file() or Path(plan).suffix == ".json"):
         read_plan(plan)

@@ -42,11 +42,8 @@ def plan_family(command: typer.Context, given: Any) -> None:
     wanted = DEFAULT_CUTS if given.cuts is None else planning.read_cuts(given.cuts)
     measured = Profile.load(given.profile)
     extrapolate, bounds = given.extrapolate or measured.settings.extrapolate, _bounds(given, measured)
-    if given.adaptive and extrapolate:
-        raise InputError(
-            "adaptive: expected no extrapolation with it, got --extrapolate or a profile so measured"
-        )
     if given.adaptive:
+        refuse_options(command, "with --adaptive", "extrapolate")
         made = planning.make_adaptive_family(measured, wanted, given.metric, bounds)
     else:
         made = planning.make_family(measured, wanted, given.metric, bounds, extrapolate)
@@ -101,7 +98,7 @@ def _check_options(command: typer.Context, given: Any) -> None:
         refuse_options(command, "without --verify", "max_source_tokens", "max_target_tokens")
     _limits(command, given)
     if given.tolerance_for is not None:
-        refuse_options(command, "with --tolerance-for", "verify")  # evaluate --plan runs it
+        refuse_options(command, "with --tolerance-for", "verify", "extrapolate")  # evaluate --plan runs it
     if given.plot is not None:
         from iiad.reporting.pictures import require_pictures
 

@@ -79,7 +79,7 @@ def identify_model(model: PreTrainedModel, name: str | Path) -> ModelIdentity:
             cache_policy=config.cache_policy if iterated else "exact",
             shape=shape,
             extrapolation=coefficients if any(coefficients) else None,
-            tolerance=config.tolerances if iterated and config.tolerance is not None else None,
+            tolerance=config.tolerances if iterated and config.is_adaptive else None,
         )
     except (AttributeError, TypeError, ValidationError) as error:
         got = f"a {config.model_type}: {one_line(error)}"

@@ -24,7 +24,9 @@ class ListedPlan(Record):
     tolerance: Tolerances | None = Field(
         default=None, description="of each layer, where tokens stop by themselves"
     )
-    cut: Share | None = Field(default=None, description="expected of the tolerance")
+    cut: Share | None = Field(
+        default=None, description="share of iterations that its tokens drop in the mean"
+    )
 
 
 class ModelSummary(Record):

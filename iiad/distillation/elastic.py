@@ -166,13 +166,15 @@ def give_plans(student: PreTrainedModel, family: Family, scores: Scores | None =
 
     Coefficients of the plans' stops become the configuration's, too. The student then runs the largest plan.
     """
-    listed = []
+    listed, adaptive = [], any(each.tolerance for each in family.plans)
     for plan in reversed(family.members):
         student.follow_plan(plan)
     for each in family.plans:
         entry: dict[str, Any] = {"name": each.name, "num_iterations": list(each.num_iterations)}
+        if adaptive:
+            entry["cut"] = each.cut
         if each.tolerance:
-            entry |= {"tolerance": list(each.tolerance), "cut": each.cut}
+            entry["tolerance"] = list(each.tolerance)
         if scores is not None:
             entry |= {"nll": scores[each.name].nll, "accuracy": scores[each.name].accuracy}
         listed.append(entry)

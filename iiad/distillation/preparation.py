@@ -43,11 +43,13 @@ class Distillation:
         self.teacher, self.identity = load_identified(teacher_folder, device, "float32", cast=True, kind=None)
         self.teacher_config: Any = self.teacher.config
         self.family = choose_family(budget, recipe.distillation, self.identity)
-        plan = budget if self.family is None else self.family.members[0]
-        assert not isinstance(plan, Family)
+        assert self.family is not None or not isinstance(budget, Family)
+        plans = (
+            self.family.members if self.family is not None else [budget] if isinstance(budget, Plan) else []
+        )
+        plan = plans[0] if plans else None
         if plan is not None:
             check_plan(plan, self.identity)
-        plans = self.family.members if self.family is not None else [] if plan is None else [plan]
         require_change(self.teacher_config, plans, recipe.student)
         num_layers = (
             self.teacher_config.num_layers

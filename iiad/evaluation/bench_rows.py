@@ -20,7 +20,8 @@ from iiad.errors import InputError
 from iiad.identities import ModelIdentity
 from iiad.memory import cache_bytes, describe_run, free_bytes, memory_explained, weight_bytes
 from iiad.models import count_evaluations
-from iiad.planning.plan import OwnPlan, Plan, identify_rows
+from iiad.planning.binding import OwnPlan, identify_rows
+from iiad.planning.plan import Plan
 from iiad.progress import format_size, print_status
 
 from .activation_memory import peaks_in_turn

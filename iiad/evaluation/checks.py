@@ -21,7 +21,8 @@ from iiad.checkpoints import (
 from iiad.errors import InputError, one_line, require_least, require_seed
 from iiad.identities import ModelIdentity
 from iiad.memory import is_out_of_memory, memory_explained
-from iiad.planning.plan import AnyPlan, Plan, bind_plan, read_plan, truncated_identity
+from iiad.planning.binding import AnyPlan, bind_plan, read_plan, truncated_identity
+from iiad.planning.plan import Plan
 from iiad.progress import progress
 
 from .check_artefact import Check, CheckResult, CheckSettings

@@ -37,8 +37,8 @@ from iiad.errors import InputError, require_least, require_seed
 from iiad.influence.batches import IteratedModel
 from iiad.memory import memory_explained
 from iiad.models import IIETConfig
+from iiad.planning.binding import AnyPlan, bind_plan, read_plan
 from iiad.planning.latency import LatencySettings, LatencyTable, PhaseLatency
-from iiad.planning.plan import AnyPlan, bind_plan, read_plan
 from iiad.progress import progress
 
 from .timing import describe_machine, new_cache, random_prompts, reads_sources, require_positions

@@ -160,8 +160,9 @@ def runs_plan(subject: Subject) -> float:
     if len(own) != len(wanted):
         raise ValueError(f"plan: expected {len(wanted)} layers, got {len(own)}")
     coefficients = zip(subject.identity.coefficients, subject.plan.coefficients, strict=True)
-    other_stop = subject.identity.tolerance != subject.plan.tolerance
-    different = [r != budget or other_stop for r, budget in zip(own, wanted, strict=True)]
+    stops = [each.tolerance or [None] * len(own) for each in (subject.identity, subject.plan)]
+    runs, asked = (zip(budget, stop, strict=True) for budget, stop in zip((own, wanted), stops, strict=True))
+    different = [a != b for a, b in zip(runs, asked, strict=True)]
     return sum(other or a != b for other, (a, b) in zip(different, coefficients, strict=True))
 
 

@@ -27,8 +27,9 @@ from iiad.data import (
 )
 from iiad.errors import InputError, require_least
 from iiad.identities import DataIdentity, ModelIdentity
+from iiad.planning.binding import AnyPlan, OwnPlan, identify_rows, read_plan
 from iiad.planning.costs import compare_costs
-from iiad.planning.plan import AnyPlan, OwnPlan, Plan, identify_rows, read_plan
+from iiad.planning.plan import Plan
 
 from .harness import Tasks, TaskSet
 from .hypotheses import Hypotheses, Texts

@@ -14,8 +14,8 @@ from iiad.checkpoints import choose_device, choose_dtype, label_models, require_
 from iiad.conversion.quantization import check_kinds
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained, weight_bytes
+from iiad.planning.binding import AnyPlan, read_plan
 from iiad.planning.costs import phase_evaluations, predicted_speedups
-from iiad.planning.plan import AnyPlan, read_plan
 from iiad.progress import progress
 
 from .bench_artefact import Bench, BenchResult, BenchSettings, Breakdown, Phase, Spread

@@ -13,7 +13,8 @@ from iiad.data import load_tokenizer
 from iiad.errors import InputError, one_line
 from iiad.identities import ModelIdentity
 from iiad.models import IIETConfig
-from iiad.planning.plan import OwnPlan, Plan, bind_plan
+from iiad.planning.binding import OwnPlan, bind_plan
+from iiad.planning.plan import Plan
 
 __all__ = [
     "Draft",
@@ -58,19 +59,20 @@ def self_draft(
     teacher: Any,
     num_iterations: Sequence[int] | int = 0,
     extrapolation: Sequence[Sequence[float]] | None = None,
+    tolerance: Sequence[float | None] | None = None,
 ) -> Any:
     """Make a second model on the teacher's own parameters, under a smaller plan (ours).
 
     Parameters and buffers are the teacher's tensors: no memory, and what changes one changes the other. Modules and
     configuration are copied, so that the teacher's own plan stays as it is. num_iterations: r_t for each layer, or
-    one number for all. extrapolation: of each layer there. Raises InputError for a teacher without iterations, or
-    a plan that it cannot run.
+    one number for all. extrapolation, tolerance: of each layer there; by default no token stops by itself. Raises
+    InputError for a teacher without iterations, or a plan that it cannot run.
     """
     _require_iterations(teacher)
     draft = copy_sharing_tensors(teacher)
     try:
         budget = num_iterations if isinstance(num_iterations, int) else list(num_iterations)
-        draft.set_num_iterations(budget, extrapolation)
+        draft.reconfigure(**draft.config.split_plan(budget, extrapolation), tolerance=tolerance)
     except ValueError as error:
         raise InputError(f"draft plan: {one_line(error)}") from None
     return draft
@@ -98,11 +100,12 @@ def candidate_plans(teacher: Any) -> list[list[int]]:
 def _trained_plans(teacher: Any) -> list[list[int]]:
     """Return the plans that an elastic teacher lists and that are smaller than the one it runs, cheapest first.
 
-    Raises InputError for a teacher without iterations.
+    Plans with tolerances are left out. Raises InputError for a teacher without iterations.
     """
     _require_iterations(teacher)
     own = sum(teacher.config.iterations)
-    listed = [list(plan["num_iterations"]) for plan in getattr(teacher.config, "plans", None) or []]
+    plans = getattr(teacher.config, "plans", None) or []
+    listed = [list(plan["num_iterations"]) for plan in plans if "tolerance" not in plan]
     return sorted((plan for plan in listed if sum(plan) < own), key=sum)
 
 
@@ -157,9 +160,7 @@ def load_draft(
     if plan is None:
         return Draft(self_draft(teacher, next(iter(_trained_plans(teacher)), 0)), length)
     found = bind_plan(plan, identity)
-    drafting = self_draft(teacher, found.num_iterations, found.coefficients)
-    drafting.reconfigure(tolerance=found.tolerance)
-    return Draft(drafting, length)
+    return Draft(self_draft(teacher, found.num_iterations, found.coefficients, found.tolerance), length)
 
 
 def check_draft(teacher: Any, draft: Draft, num_tokens: int) -> None:

@@ -21,7 +21,7 @@ from iiad.data import load_tokenizer
 from iiad.errors import InputError, require_least, require_seed
 from iiad.memory import memory_explained
 from iiad.models import EvaluationCounts, count_evaluations
-from iiad.planning.plan import AnyPlan, bind_plan, read_plan
+from iiad.planning.binding import AnyPlan, bind_plan, read_plan
 from iiad.progress import progress
 
 from .draft_choice import Choice, choose_draft

@@ -106,10 +106,10 @@ class Settling(Record):
         return float(np.interp(np.log(tolerance), np.log(TOLERANCES), own, left=0.0))
 
     def missed(self, iteration: int, tolerance: float) -> float:
-        """Share of what iteration i + 1 contributes that tokens lose that have stopped by i, in [0, 1] (ours).
+        """Return the share of iteration i + 1's influence that is lost to tokens stopped by i, in [0, 1] (ours).
 
-        What a token loses is taken to grow with the square of how little it moved, as a divergence does: those that
-        stop have moved the least. tolerance: one of TOLERANCES.
+        A token's part is taken to be the square of its least movement so far, as a divergence grows with the square
+        of a change. tolerance: one of TOLERANCES.
         """
         size = len(TOLERANCES)
         own = np.array([*self.shares[(iteration - 1) * size : iteration * size], 1.0])

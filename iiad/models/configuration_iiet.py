@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .field_values import ACCEPTED, AcceptedValues
+from .stops import fits_extrapolation, fits_plans, with_stop
 
 __all__ = ["IIETConfig"]
 
@@ -161,14 +162,15 @@ class IIETConfig(PreTrainedConfig):
             raise ValueError(f"cache_policy: expected {accepted}, got {found!r}")
         made = super().from_dict({**config_dict, **given}, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        if given.keys() & config.plan_fields.keys() and config.plans:
+        if given.keys() & {*config.plan_fields, "tolerance"} and config.plans:
             config.warn_outside()
         return made
 
     def warn_outside(self) -> None:
         """Say if the plan is none of those that an elastic student was trained for."""
-        names = [plan["name"] for plan in self.plans or [] if plan["num_iterations"] != self.iterations]
-        if len(names) == len(self.plans or []):
+        plans, own = self.plans or [], (self.iterations, self.tolerance)
+        names = [plan["name"] for plan in plans if (plan["num_iterations"], plan.get("tolerance")) != own]
+        if len(names) == len(plans):
             logger.warning(
                 f"num_iterations: {self.iterations} is none of the trained plans, {', '.join(names)}"
             )
@@ -227,13 +229,18 @@ class IIETConfig(PreTrainedConfig):
         if len(found) != len(plan):
             raise ValueError(f"extrapolation: expected {len(plan)} lists, got {len(found)}")
         rows = self.extrapolation or [[]] * len(plan)
-        table = [_at_stop(row, r, own) for row, r, own in zip(rows, plan, found, strict=True)]
+        table = [with_stop(row, r, own) for row, r, own in zip(rows, plan, found, strict=True)]
         return table if any(table) else None
 
     @property
     def tolerances(self) -> list[float | None]:
         """Of each layer, an encoder's before a decoder's; None: its tokens run all iterations."""
         return self.tolerance if isinstance(self.tolerance, list) else [self.tolerance] * len(self.iterations)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True if tokens of some layer stop by themselves."""
+        return any(each is not None for each in self.tolerances)
 
     @property
     def num_start_evaluations(self) -> int:
@@ -286,48 +293,22 @@ class IIETConfig(PreTrainedConfig):
 
     def _validate_stops(self, most: int) -> None:
         """Raise ValueError for an extrapolation, tolerance or list of plans that does not fit the layers."""
-        rows, L = self.extrapolation, sum(getattr(self, name) for name in self.plan_fields.values())
-        longest = max(most - 1, 0)
+        L = len(self.iterations)
         accepted = (
-            f"none or, for each of {L} layers, at most {longest} lists (max_num_iterations - 1), the first of at "
-            "most two numbers, the second of at most three, and so on"
+            f"none or, for each of {L} layers, at most {max(most - 1, 0)} lists (max_num_iterations - 1), the first "
+            "of at most two numbers, the second of at most three, and so on"
         )
-        fits = rows is None or (
-            len(rows) == L
-            and max(map(len, rows)) <= longest
-            and all(len(entry) <= i for row in rows for i, entry in enumerate(row, 2))
-        )
-        self._require("extrapolation", fits, accepted)
-        alone = self.cache_policy == "shared" and not rows
+        self._require("extrapolation", fits_extrapolation(self.extrapolation, L, most), accepted)
+        alone = self.cache_policy == "shared" and not self.extrapolation
         accepted = (
             "none with cache_policy 'exact', whose later evaluations attend to each other, or extrapolation"
         )
         self._require("tolerance", self.tolerance is None or alone, accepted)
         self._require("tolerance", len(self.tolerances) == L, f"one number, or one for each of {L} layers")
-        names = [plan["name"] for plan in self.plans or []]
         accepted = f"plans of other names and of {L} numbers from 0 to {most} (max_num_iterations)"
-        fits = all(len(plan["num_iterations"]) == L for plan in self.plans or [])
-        fits = fits and all(max(plan["num_iterations"]) <= most for plan in self.plans or [])
-        stops = [plan["tolerance"] for plan in self.plans or [] if "tolerance" in plan]
-        fits = fits and all(len(stop) == L for stop in stops)
-        self._require("plans", fits and len(set(names)) == len(names), accepted)
+        self._require("plans", fits_plans(self.plans or [], L, most), accepted)
 
     def _require(self, field: str, fits: bool, accepted: str) -> None:
         """Raise ValueError, naming field, accepted values and what was found, unless the value fits."""
         if not fits:
             raise ValueError(f"{field}: expected {accepted}, got {reprlib.repr(getattr(self, field, None))}")
-
-
-def _at_stop(row: Sequence[list[float]], r: int, found: Sequence[float]) -> list[list[float]]:
-    """Return a layer's row with other coefficients at its stop r, without empty entries at its end."""
-    if r == 0:
-        if any(found):
-            raise ValueError(
-                f"extrapolation: expected none for a layer without iterations, got {list(found)}"
-            )
-        return list(row)
-    changed = [*row, *[[]] * (r - len(row))]
-    changed[r - 1] = [float(b) for b in found] if any(found) else []
-    while changed and not changed[-1]:
-        changed.pop()
-    return changed

@@ -76,7 +76,8 @@ def _is_member(value: Any) -> bool:
     figures = _is_between(value.get("nll", 0), -1, 1e6) and _is_between(value.get("accuracy", 0), -1, 2)
     stops = value.get("tolerance", [])
     stops = isinstance(stops, list) and all(each is None or _is_tolerance(each) for each in stops)
-    return bool(named and counted and figures and stops and _is_between(value.get("cut", 0), -1, 2))
+    cut = value.get("cut", 0)
+    return bool(named and counted and figures and stops and _is_between(cut, -1, 2) and 0 <= cut <= 1)
 
 
 _SWITCH: AcceptedValues = (lambda value: isinstance(value, bool), "true or false")

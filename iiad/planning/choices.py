@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["TOLERANCE", "Rows", "minimise"]
+__all__ = ["SLACK", "Rows", "minimise"]
 
-TOLERANCE = 1e-6
+SLACK = 1e-6
 """Share of a target by which a plan may miss it, and of the largest single number by which `minimise` may err."""
 
 Rows = Sequence[Sequence[float]]
@@ -17,7 +17,7 @@ def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -
     """Choose one entry for each layer and return its position: least first objective, of equals least second, ...
 
     objectives: to be least in turn, in total over the chosen entries. limits: numbers and the most that they may
-    total; must be possible. Both hold up to `TOLERANCE`.
+    total; must be possible. Both hold up to `SLACK`.
     """
     import numpy as np
     from scipy.optimize import Bounds as Range
@@ -35,7 +35,7 @@ def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -
 
     for rows, most in limits:
         numbers, scale = scaled(rows)
-        constraints.append(LinearConstraint(numbers, -np.inf, most / scale + TOLERANCE))
+        constraints.append(LinearConstraint(numbers, -np.inf, most / scale + SLACK))
     chosen = None
     for rows in objectives:
         numbers, _ = scaled(rows)
@@ -46,6 +46,6 @@ def minimise(objectives: Sequence[Rows], limits: Sequence[tuple[Rows, float]]) -
             break  # within the solver's rounding nothing else is as good so far
         assert found.x is not None, found.message
         chosen = found.x > 0.5
-        constraints.append(LinearConstraint(numbers, -np.inf, numbers[chosen].sum() + TOLERANCE))
+        constraints.append(LinearConstraint(numbers, -np.inf, numbers[chosen].sum() + SLACK))
     assert chosen is not None
     return [int(chosen[layer_of == t].argmax()) for t in range(len(lengths))]

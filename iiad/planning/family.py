@@ -1,6 +1,6 @@
 """The family: nested plans of one teacher, from the largest to the smallest, that one student learns at once.
 
-Each plan is contained in the one before: no layer's budget grows while another's shrinks.
+Each plan is contained in the one before: no layer's budget grows while another's shrinks, and no tolerance shrinks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from iiad.identities import ModelIdentity
 from iiad.influence.profile import Metric, Profile
 
 from .baselines import spread_evenly
-from .choices import TOLERANCE
+from .choices import SLACK
 from .costs import overhead_cut, predicted_loss
 from .curve import front_within
 from .plan import Plan
@@ -64,7 +64,7 @@ class FamilyPlan(Record):
     )
     num_iterations: list[Iterations] = Field(description="r_t for each layer")
     predicted_loss: Number | None = Field(
-        default=None, description="sum of the dropped scores, in the metric's unit; null without a profile"
+        default=None, description="in the metric's unit, see Plan; null without a profile"
     )
     extrapolation: list[Coefficients] | None = Field(
         default=None, description="coefficients of each layer at its budget; not written where there is none"
@@ -110,10 +110,10 @@ class Family(Artefact):
     def _holds_together(self) -> Self:
         names = [each.name for each in self.plans]
         for number, (each, plan) in enumerate(zip(self.plans, self.members, strict=True)):
-            if not each.tolerance and not math.isclose(each.cut, plan.overhead_cut, abs_tol=1e-6):
-                raise ValueError(
-                    f"plans.{number}.cut: expected the plan's {plan.overhead_cut:.6g}, got {each.cut}"
-                )
+            own = plan.overhead_cut
+            if each.cut < own - 1e-6 or (each.cut > own + 1e-6 and not each.tolerance):
+                least = "at least " if each.tolerance else ""
+                raise ValueError(f"plans.{number}.cut: expected {least}the plan's {own:.6g}, got {each.cut}")
             if each.name in names[:number]:
                 raise ValueError(f"plans.{number}.name: expected each once, got {each.name} twice")
         require_nested(self.plans, self.teacher)
@@ -194,7 +194,7 @@ def make_family(
         plan = [most for _, most in limits]
         if cut > 0:
             front = front_within(profile, metric, limits)
-            reached = [point for point in front if point.overhead_cut >= cut * (1 - TOLERANCE)]
+            reached = [point for point in front if point.overhead_cut >= cut * (1 - SLACK)]
             if not reached:
                 most_cut = f"{front[-1].overhead_cut:.4g} within the bounds"
                 raise InputError(f"cuts: expected at most {most_cut}, got {cut:g}")
@@ -230,11 +230,13 @@ def make_adaptive_family(
     start, whole = teacher.num_start_evaluations * teacher.num_layers, sum(teacher.num_iterations)
     plans: list[FamilyPlan] = []
     for cut in check_cuts(cuts):
-        if cut * (1 - TOLERANCE) <= dropped:
+        if cut * (1 - SLACK) <= dropped:
             continue
         plan, tolerances = [most for _, most in limits], None
         lost, dropped = predicted_loss(scores, plan), overhead_cut(plan, teacher.num_iterations)
         if cut > dropped:
+            if cut > (most := overhead_cut([fewest for fewest, _ in limits], teacher.num_iterations)):
+                raise InputError(f"cuts: expected at most {most:.4g} within the bounds, got {cut:g}")
             stops = choose_stops(profile, metric, limits, cut, least)
             plan, least = [stop.num_iterations for stop in stops], [stop.tolerance for stop in stops]
             tolerances = least if any(least) else None
@@ -256,7 +258,7 @@ def even_family(teacher: ModelIdentity, cuts: Sequence[float] = DEFAULT_CUTS) ->
     whole = teacher.num_iterations
     if not any(whole):
         raise InputError(f"cuts: expected a teacher with iterations, got a {teacher.model_type} without")
-    kept = [(cut, math.floor(sum(whole) * (1 - cut) + TOLERANCE)) for cut in check_cuts(cuts)]
+    kept = [(cut, math.floor(sum(whole) * (1 - cut) + SLACK)) for cut in check_cuts(cuts)]
     found = [(cut, spread_evenly(whole, number)) for cut, number in kept]
     plans = [
         FamilyPlan(name=name, cut=overhead_cut(plan, whole), num_iterations=plan)

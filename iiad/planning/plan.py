@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -42,7 +40,7 @@ from .costs import (
 from .latency import LatencyTable
 from .targets import Bounds, Targets
 
-__all__ = ["OwnPlan", "Plan", "bind_plan", "check_plan", "identify_rows", "read_plan", "truncated_identity"]
+__all__ = ["Plan", "check_plan"]
 
 
 _PROVENANCE: dict[str, tuple[set[str], set[str]]] = {
@@ -84,7 +82,9 @@ class Plan(Artefact):
         default=None, description="limits of each layer's iterations; null: the teacher's"
     )
     predicted_loss: Number | None = Field(
-        default=None, description="sum of the dropped scores, in the metric's unit"
+        default=None,
+        description="sum of the dropped scores and, with tolerances, of the shares of the others that stopped tokens "
+        "lose, in the metric's unit",
     )
     predicted_loss_error: Amount | None = Field(
         default=None, description="its standard error over the profile's batches; null for one batch"
@@ -117,8 +117,8 @@ class Plan(Artefact):
     def of(
         cls, profile: Profile, metric: str, num_iterations: Sequence[int], bounds: Bounds, **made: Any
     ) -> Self:
-        """Make a plan from a profile, with what it is predicted to lose. made: fields that are
-        not this, and others' values.
+        """Make a plan from a profile, with what it is predicted to lose. made: the other fields;
+        they override the predicted loss.
         """
         return cls(
             teacher=profile.model,
@@ -238,34 +238,6 @@ class Plan(Artefact):
         return self
 
 
-@dataclass(frozen=True)
-class OwnPlan:
-    """A plan that a model's configuration lists: of `bind_plan`, once the model is loaded.
-
-    extrapolation: coefficients of each layer at the plan's stops, by the configuration.
-    tolerance: of each layer, where the plan has one of its own.
-    """
-
-    name: str
-    num_iterations: Sequence[int]
-    extrapolation: Sequence[Coefficients]
-    tolerance: Tolerances | None = None
-
-
-def bind_plan(plan: Plan | OwnPlan, identity: ModelIdentity) -> Plan:
-    """Return the plan of this model. Raises InputError as `check_plan`, and for one that the model cannot run."""
-    if isinstance(plan, Plan):
-        check_plan(plan, identity)
-        return plan
-    made = Plan.explicit(plan.num_iterations, identity)
-    found = [list(layer) for layer in plan.extrapolation]
-    changes = {
-        "extrapolation": found if any(found) else None,
-        "tolerance": plan.tolerance or identity.tolerance,
-    }
-    return made.model_copy(update=changes)
-
-
 def check_plan(plan: Plan, identity: ModelIdentity) -> None:
     """Raise InputError unless the plan was made for this teacher and fits it."""
     if plan.teacher.fingerprint != identity.fingerprint:
@@ -277,46 +249,6 @@ def check_plan(plan: Plan, identity: ModelIdentity) -> None:
         _require_fit(plan.num_iterations, identity)
     except InputError as error:
         raise InputError(f"plan: num_iterations: {error}") from None
-
-
-def read_plan(plan: AnyPlan | None) -> Plan | OwnPlan | None:
-    """Read a plan from its file; return anything else as it is. Raises InputError as `Plan.load`."""
-    return Plan.load(plan) if isinstance(plan, str | Path) else plan
-
-
-AnyPlan = Plan | OwnPlan | str | Path
-"""A plan, one that the model lists, or a plan's file."""
-
-
-def truncated_identity(identity: ModelIdentity, plan: Plan) -> ModelIdentity:
-    """The same model under the plan. Raises InputError as `check_plan`."""
-    check_plan(plan, identity)
-    coefficients = plan.coefficients if any(plan.coefficients) else None
-    budget = list(plan.num_iterations)
-    changes = {"num_iterations": budget, "extrapolation": coefficients, "tolerance": plan.tolerance}
-    return identity.model_copy(update=changes)
-
-
-def identify_rows(
-    label: str, identity: ModelIdentity, plan: Plan | OwnPlan | None
-) -> list[tuple[str, ModelIdentity]]:
-    """Rows of one model in a comparison, each a label and the model under a plan: its own and, if given, `plan`.
-
-    Raises InputError as `bind_plan`.
-    """
-    rows = [(label, identity)]
-    if plan is not None:
-        rows.append((_label(label, plan), truncated_identity(identity, bind_plan(plan, identity))))
-    return rows
-
-
-def _label(label: str, plan: Plan | OwnPlan) -> str:
-    if isinstance(plan, OwnPlan):
-        return f"{label}, {plan.name}"
-    if plan.tolerance and plan.num_iterations == plan.teacher.num_iterations:
-        return f"{label}, adaptive"
-    how = " and extrapolated" if plan.extrapolation else " and adaptive" if plan.tolerance else ""
-    return f"{label}, truncated{how}"
 
 
 def _coefficients_at(num_iterations: Sequence[int], teacher: ModelIdentity) -> list[Coefficients]:

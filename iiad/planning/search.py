@@ -15,7 +15,7 @@ from iiad.errors import InputError
 from iiad.identities import ModelIdentity
 from iiad.influence.profile import Profile
 
-from .choices import TOLERANCE, Rows, minimise
+from .choices import SLACK, Rows, minimise
 from .costs import LOSS_UNITS, compute_cut, count_evaluations, dropped_scores, overhead_cut, predicted_loss
 from .curve import pareto_front
 from .latency import LatencyTable, PhaseLatency, check_latency
@@ -70,8 +70,8 @@ def plan_by_target(
     With targets of cost alone the best is the least predicted loss, the sum of the dropped scores. With
     `max_score` it is the cheapest: of the fewest evaluations, or of the least seconds of `targets.phase` where a
     latency table is given. Of equals the one of fewest evaluations, then the one that is quicker or loses less.
-    Iterations with scores below zero are dropped where that helps. Targets hold up to `TOLERANCE`; the best is
-    exact but for the rounding of sums and, where a latency table has a say, up to `TOLERANCE` too.
+    Iterations with scores below zero are dropped where that helps. Targets hold up to `SLACK`; the best is
+    exact but for the rounding of sums and, where a latency table has a say, up to `SLACK` too.
 
     With `tolerance_for` layers run at most what the plan of the other targets says, and may have tolerances, by
     `choose_stops`.
@@ -222,7 +222,7 @@ def _missed(targets: Targets, measured: Mapping[str, float]) -> str | None:
     for name, wanted in targets.given.items():
         value = measured.get(name, wanted)
         missed = value < wanted if name in AT_LEAST else value > wanted
-        if missed and not math.isclose(value, wanted, rel_tol=TOLERANCE):
+        if missed and not math.isclose(value, wanted, rel_tol=SLACK):
             return name
     return None
 

@@ -89,7 +89,7 @@ class Targets:
             "speedup": lambda value: f"a speedup of {self.phase} of at least {value:g}",
             "max_score": lambda value: f"a predicted loss of at most {value:g}",
             "tolerance_for": lambda share: (
-                f"{100 * share:.6g}% of the iterations dropped by tokens in the mean"
+                f"at least {100 * share:.6g}% of the iterations dropped by the mean token"
             ),
         }
         return " and ".join(texts[name](value) for name, value in self.given.items())

@@ -17,7 +17,7 @@ __all__ = ["LayerStop", "choose_stops"]
 
 
 class LayerStop(NamedTuple):
-    """What a layer runs: r_t iterations or, with a tolerance, as many as each token needs, at most r_t.
+    """A stop of one layer: r_t iterations or, with a tolerance, as many as each token needs, at most r_t.
 
     expected_evaluations: mean of a token. predicted_loss: in the metric's unit.
     """
@@ -40,9 +40,13 @@ def choose_stops(
     What tokens drop is expected from the profiled text, as if no layer before had stopped early. limits: fewest and
     most iterations of each layer; one that may not run a single one has no tolerance, as its tokens might. least: the
     least tolerance of each layer where it may run several iterations; None: any, or none.
-    Raises InputError for a profile without what that takes, and for a cut that the limits do not reach, or that they
-    make by themselves.
+    Raises InputError for a profile without what that takes, for one of extrapolated stops, and for a cut that the
+    limits do not reach, or that they make by themselves.
     """
+    if profile.settings.extrapolate:
+        raise InputError(
+            "profile: expected one measured without --extrapolate, which tolerances do not go with"
+        )
     if not profile.settling:
         got = profile.model.cache_policy
         why = (

@@ -103,7 +103,7 @@ class PlanReport:
                 "evaluations expected",
                 whole.num_evaluations,
                 f"{mean:.2f}",
-                f"{1 - mean / whole.num_evaluations:.1%} of them",
+                f"{1 - mean / whole.num_evaluations:.1%} compute cut",
             )
         target = "" if cost.target_tokens is None else " target"
         for side, before, after in zip(

@@ -117,6 +117,8 @@ def _family(config: Any) -> str:
     if not listed:
         return ""
     fields = config.split_plan(listed[-1]["num_iterations"])
+    if any("tolerance" in plan for plan in listed):
+        fields["tolerance"] = listed[-1].get("tolerance")
     given = ", ".join(f"{name}={value}" for name, value in fields.items())
     return _FAMILY.format(rows="\n".join(f"| {row} |" for row in rows), given=given)
 

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from cli.listed_plans import resolve_plan
 from iiad.checkpoints import load_model, save_checkpoint
 from iiad.evaluation.checks import CLAIMS, check_model
+from iiad.evaluation.loading_claims import loaded_at_own_plan
 from iiad.influence import Profile
 from iiad.planning import Plan
 
@@ -121,6 +123,9 @@ def test_an_elastic_student_learns_plans_with_tolerances_and_runs_each_by_its_na
     row = json.loads(output.read_text())["results"][-1]
     assert row["model"]["tolerance"] == made[1]["tolerance"]
     assert row["mean_evaluations"] < 8
+    claims = [claim for claim in CLAIMS if claim.measure is loaded_at_own_plan]
+    check = check_model(student, plan=resolve_plan("cut-30", str(student)), claims=claims)
+    assert [result.outcome for result in check.results] == ["passed"]
     code, shown, _ = iiad("show", plans)
     assert (code, "tolerance" in shown) == (0, True)
     code, _, errors = iiad(
@@ -159,7 +164,9 @@ def test_a_profile_is_of_all_iterations_whatever_the_models_tolerance(
         (("--tolerance-for", "-0.1"), "tolerance_for: expected from 0 to 1"),
         (("--tolerance-for", "0.4", "--family"), "tolerance-for"),
         (("--adaptive", "--tolerance-for", "0.4"), "adaptive"),
-        (("--family", "--adaptive", "--extrapolate"), "adaptive: expected no extrapolation with it"),
+        (("--family", "--adaptive", "--extrapolate"), "with --adaptive"),
+        (("--tolerance-for", "0.4", "--extrapolate"), "with --tolerance-for"),
+        (("--family", "--adaptive", "--cuts", "0.9", "--min-iterations", "1"), "cuts: expected at most"),
         (("--tolerance-for", "0.4", "--verify", "TEACHER", "--data", "stdlib"), "verify"),
     ],
 )

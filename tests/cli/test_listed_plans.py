@@ -13,7 +13,7 @@ from iiad.evaluation.checks import CLAIMS, check_model
 from iiad.generation.drafts import candidate_plans, load_draft
 from iiad.models import IIETConfig
 from iiad.planning import Plan
-from iiad.planning.plan import OwnPlan
+from iiad.planning.binding import OwnPlan
 from tests.helpers import make_seq2seq, refused
 
 PLANS = [

@@ -37,12 +37,29 @@ def test_a_self_draft_is_the_teachers_tensors_under_another_plan(name):
     assert draft.config is not teacher.config
     assert draft.model.layers[0].self_attn.config is draft.config
     assert not set(map(id, teacher.model.slots)) & set(map(id, draft.model.slots))
-    assert {**draft.config.to_dict(), "num_iterations": before["num_iterations"]} == before
+    assert draft.config.tolerance is None  # that of a plan goes with the plan
+    assert {
+        **draft.config.to_dict(),
+        **{key: before[key] for key in ("num_iterations", "tolerance")},
+    } == before
     assert teacher.config.to_dict() == before
     assert torch.equal(teacher(tokens).logits, wanted)
     found = draft(tokens).logits
     teacher.set_num_iterations(0)
     assert torch.equal(found, teacher(tokens).logits)
+
+
+def test_an_elastic_teacher_drafts_at_its_plans_without_tolerances():
+    plans = [
+        {"name": "full", "num_iterations": [3, 3, 3]},
+        {"name": "cut-20", "num_iterations": [3, 2, 2], "tolerance": [None, 0.1, 0.1], "cut": 0.3},
+        {"name": "cut-90", "num_iterations": [1, 0, 0], "cut": 8 / 9},
+    ]
+    teacher = make_iiet(num_iterations=3, cache_policy="shared", tolerance=0.3, plans=plans)
+    assert candidate_plans(teacher) == [[1, 0, 0]]
+    draft = self_draft(teacher, [1, 0, 0])
+    assert (draft.config.iterations, draft.config.tolerance) == ([1, 0, 0], None)
+    assert (teacher.config.iterations, teacher.config.tolerance) == ([3, 3, 3], 0.3)
 
 
 def test_a_self_draft_takes_no_memory():

@@ -55,7 +55,10 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
 
     history = [x]
     for t, iterations in enumerate(plan):
-        at = f"layers.{t}"
+        at, tolerance = (
+            f"layers.{t}",
+            config.tolerances[t + (0 if source is None else config.num_encoder_layers)],
+        )
 
         def block(point, at=at, first=None):
             y = norm(f"{at}.input_layernorm", point)
@@ -76,7 +79,7 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
                 a = w[f"{stack}.{at}.corrector.relaxation"][i] if config.relaxation else 1
                 z = points[-1]
                 found = (1 - a) * z + a * (x + block(z, first=first) - z)
-                points.append(settle(points, found, config.tolerance))
+                points.append(settle(points, found, tolerance))
             z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
             history.append(z)
             x = z
@@ -99,7 +102,7 @@ def naive_stack(w, stack, config, plan, coefficients, x, allowed, source=None, s
         for _ in range(iterations):
             mean = sum(update[k] * h for k, h in enumerate(history)) + update[-1] * points[-1]
             found = layer_norm(f"{at}.corrector.update_norm", block(mean, first=first))
-            points.append(settle(points, found, config.tolerance))
+            points.append(settle(points, found, tolerance))
         z = points[-1] + sum(b * (points[-1 - k] - points[-2 - k]) for k, b in enumerate(coefficients[t]))
         x = sum(output[k] * h for k, h in enumerate(history)) + output[-1] * z
         history.append(z)

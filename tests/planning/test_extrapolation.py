@@ -6,7 +6,7 @@ import pytest
 
 from iiad.influence.convergence import StepProducts
 from iiad.planning import Plan, candidates, plan_by_threshold, trade_off
-from iiad.planning.plan import truncated_identity
+from iiad.planning.binding import truncated_identity
 from iiad.reporting.page_maps import plan_grid
 from tests.helpers import load_spoilt, make_profile, printed, refused
 from tests.planning.test_plan_command import PROFILE, report

@@ -9,7 +9,7 @@ import pytest
 
 from iiad.influence.convergence import TOLERANCES, Settling
 from iiad.planning import Bounds, Plan, Targets, make_adaptive_family, plan_by_target, plan_by_threshold
-from iiad.planning.plan import truncated_identity
+from iiad.planning.binding import truncated_identity
 from iiad.planning.tolerance import choose_stops
 from tests.helpers import load_spoilt, make_profile, printed, refused
 from tests.planning.test_plan_command import PROFILE, report
@@ -87,7 +87,7 @@ def test_a_plan_predicts_the_loss_and_the_evaluations_of_its_tolerances():
     assert plan.expected_evaluations == pytest.approx(evaluations)
     assert plan.predicted_loss == pytest.approx(sum(losses))
     assert (plan.targets.tolerance_for, plan.predicted_loss_error) == (0.4, None)
-    assert "40% of the iterations dropped by tokens in the mean" in plan.explanation
+    assert "at least 40% of the iterations dropped by the mean token" in plan.explanation
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_model_under_the_plan_is_identified_with_its_tolerance():
 def test_the_table_shows_what_each_layer_is_expected_to_run():
     text = " ".join(printed(report(make_plan())).split())
     mean = sum(make_plan().expected_evaluations)
-    assert re.search(rf"evaluations expected . 8 \S+ {mean:.2f} .{1 - mean / 8: .1%} of them", text)
+    assert re.search(rf"evaluations expected . 8 \S+ {mean:.2f} .{1 - mean / 8: .1%} compute cut", text)
     assert "<= tolerance |z(i-1)|" in text
     assert "expected" not in printed(report(plan_by_threshold(MEASURED, 0)))
 
@@ -203,3 +203,21 @@ def test_a_family_file_whose_tolerances_are_not_nested_is_refused(tmp_path):
 def test_a_cut_that_the_plan_before_makes_adds_none():
     family = make_adaptive_family(MEASURED, [0.79, 0.8, 1])
     assert [plan.name for plan in family.plans] == ["cut-79", "cut-100"]
+
+
+def test_a_family_file_with_a_cut_below_its_plans_own_is_refused(tmp_path):
+    family = make_adaptive_family(MEASURED, [0.5, 0.8])
+    fields = json.loads(family.model_dump_json())["plans"]
+    assert fields[0]["tolerance"]
+    fields[0]["cut"] = 0.1
+    with refused("plans.0.cut: expected at least the plan's"):
+        load_spoilt(family, tmp_path, "plans", fields)
+
+
+def test_scores_below_zero_stand_in_no_cuts_way_and_extrapolated_ones_are_refused():
+    scores = {"kl": [[0.5, -0.1], [], [0.9, 0.05, -0.3]]}
+    plan = plan_by_target(MEASURED.model_copy(update={"scores": scores}), Targets(tolerance_for=0.1))
+    assert plan.predicted_loss < 0
+    settings = MEASURED.settings.model_copy(update={"extrapolate": True})
+    with refused("profile: expected one measured without --extrapolate"):
+        plan_by_target(MEASURED.model_copy(update={"settings": settings}), Targets(tolerance_for=0.1))
