@@ -47,7 +47,7 @@ def demo_report(result: StudyResult, bench: Bench, width: int) -> RenderableType
         f"\nAccuracy: of running products of swaps in the group S3, asked for at every position. {_compare(result)} "
         "Untrained cuts show what the teacher's iterations contribute, distilled ones what training gives back. "
         "Retained accuracy, overhead cut (dropped iterations) and decode speed (batch 1): relative to the teacher. "
-        "One seed: `iiad study depth-s3` asks with three, tuned learning rates and intervals."
+        "One seed: `iiad study depth-s3` asks with three, all baselines and intervals."
     )
     return Group(*stacked_tables(COLUMNS, rows, width), Text(legend, style="dim"))
 
@@ -74,5 +74,5 @@ done in {minutes:.1f} min; everything lies in {folder}. Next:
   iiad plan profile.json --curve
   iiad evaluate {runs}/teacher-seed0 {runs}/teacher-seed0-cut0.55-distilled --data {data}
   iiad check {runs}/teacher-seed0-cut0.55-distilled
-  iiad study depth-s3 --output-dir depth-s3 --jobs 2      # three seeds, tuned learning rates, all baselines
+  iiad study depth-s3 --output-dir depth-s3 --jobs 2      # three seeds, all baselines, intervals
 """
