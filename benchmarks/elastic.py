@@ -1,9 +1,10 @@
-"""One elastic student beside students of one plan each: the same steps for each, and the same evaluations in all.
+"""Elastic students beside students of one plan each, at the same evaluations in all.
 
-Runs `iiad profile`, `iiad plan --family` and `iiad distill` for every teacher, arm and plan, --jobs at a time, one
-thread each, and prints tables in Markdown: losses above the teacher's and accuracy retained, and their differences
-from the elastic student, each as a mean over the teachers with a 95 % interval. Finished runs in the output folder
-are kept; unfinished ones go on.
+An elastic student learns by the sandwich rule, --steps steps, or by a single plan a step; this one and the students
+alone take as many evaluations in all. "more" is the same again with --steps steps for each plan alone. Runs `iiad
+profile`, `iiad plan --family` and `iiad distill` for every teacher, arm and plan, --jobs at a time, one thread each.
+Prints tables in Markdown: losses above the teacher's and accuracy retained, means over the teachers; and elastic
+students minus those alone, with 95 % intervals. Finished runs in the output folder are kept; unfinished ones go on.
 
     python benchmarks/elastic.py text-0 text-1 text-2 --recipe documentation-distill --data docs-train.jsonl \
         --validation docs-valid.jsonl --output-dir elastic
@@ -26,7 +27,18 @@ from iiad.planning import Family
 from iiad.planning.costs import count_evaluations
 from iiad.studies.estimation import estimate
 
-UNTRAINED, ELASTIC, ALONE, EQUAL = "untrained", "elastic", "alone, as many steps", "alone, as much in all"
+UNTRAINED, SANDWICH, SINGLE, ALONE = "untrained", "sandwich", "single", "alone"
+MORE = {arm: f"{arm}, more" for arm in (SANDWICH, SINGLE, ALONE)}
+PAIRS = (
+    (SANDWICH, ALONE),
+    (SINGLE, ALONE),
+    (MORE[SANDWICH], MORE[ALONE]),
+    (MORE[SINGLE], MORE[ALONE]),
+    (SANDWICH, MORE[ALONE]),
+)
+"""Elastic students and those that they are compared with: at the same evaluations; the last, at the same steps."""
+
+ONE = ("distillation.elastic.rule=single",)
 
 
 class Job(NamedTuple):
@@ -62,34 +74,47 @@ def main() -> None:
         "--variant",
         action="append",
         default=[],
-        help="NAME:FIELD=VALUE[;FIELD=VALUE...]: one more elastic arm, as in "
+        help="NAME:FIELD=VALUE[;FIELD=VALUE...]: one more elastic student, of --steps steps, as in "
         "self:distillation.elastic.teacher=self",
     )
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     families = [make_family(args, seed) for seed in range(len(args.teachers))]
-    jobs = []
-    for seed, family in enumerate(families):
-        jobs += [Job(UNTRAINED, seed, None, 0), Job(ELASTIC, seed, None, args.steps)]
-        jobs += [
-            Job(f"{ELASTIC}, {name}", seed, None, args.steps, tuple(fields.split(";")))
-            for name, _, fields in (variant.partition(":") for variant in args.variant)
-        ]
-        jobs += [Job(ALONE, seed, plan.name, args.steps) for plan in family.plans]
+    variants = {name: fields.split(";") for name, _, fields in (each.partition(":") for each in args.variant)}
+    seeds = range(len(families))
+    jobs = [Job(UNTRAINED, seed, None, 0) for seed in seeds]
+    jobs += [Job(SANDWICH, seed, None, args.steps) for seed in seeds]
+    jobs += [
+        Job(name, seed, None, args.steps, tuple(fields))
+        for name, fields in variants.items()
+        for seed in seeds
+    ]
     results = run_all(args, families, jobs)
-    elastic = next(result for job, result in results.items() if job.arm == ELASTIC)
-    cost = elastic["trained_evaluations_per_token"], elastic["single_students_evaluations_per_token"]
-    steps = max(1, round(args.steps * cost[0] / cost[1]))
-    equal = [Job(EQUAL, job.seed, job.plan, steps) for job in jobs if job.arm == ALONE]
-    results |= run_all(args, families, equal)
-    losses = " ".join(f"{results[job]['teacher_validation_nll']:.4f}" for job in jobs if job.arm == ELASTIC)
+    elastic = next(result for job, result in results.items() if job.arm == SANDWICH)
+    cost, of_all = elastic["trained_evaluations_per_token"], elastic["single_students_evaluations_per_token"]
+    plans = len(families[0].plans)
+    longer = round(
+        args.steps * of_all / cost
+    )  # steps of the sandwich that cost args.steps of each plan alone
+    steps = {ALONE: round(args.steps * cost / of_all), MORE[ALONE]: args.steps, MORE[SANDWICH]: longer}
+    steps |= {SINGLE: plans * steps[ALONE], MORE[SINGLE]: plans * args.steps}
+    rest = [Job(MORE[SANDWICH], seed, None, longer) for seed in seeds]
+    rest += [Job(arm, seed, None, steps[arm], ONE) for arm in (SINGLE, MORE[SINGLE]) for seed in seeds]
+    rest += [
+        Job(arm, seed, plan.name, steps[arm])
+        for arm in (ALONE, MORE[ALONE])
+        for seed, family in enumerate(families)
+        for plan in family.plans
+    ]
+    results |= run_all(args, families, rest)
+    losses = " ".join(f"{results[job]['teacher_validation_nll']:.4f}" for job in jobs if job.arm == SANDWICH)
     print(f"teachers: {losses} nats a token")
+    counts = ", ".join(f"{arm} {number}" for arm, number in {SANDWICH: args.steps, **steps}.items())
     print(
-        f"elastic: {args.steps} steps of {cost[0]:.1f} evaluations a token; students of one plan each: {cost[1]:.0f} "
-        f"a step of all; as many steps are {args.steps} each, as much in all {steps} each\n"
+        f"evaluations a token: {cost:.1f} in a step of the sandwich, {of_all} in one of each plan; steps: {counts}\n"
     )
-    print_table("nats above the teacher", "above", ".4f", families, results)
-    print_table("accuracy retained, %", "retained", ".2f", families, results)
+    print_tables("nats above the teacher", "above", ".4f", families, results)
+    print_tables("accuracy retained, %", "retained", ".2f", families, results)
 
 
 def make_family(args: argparse.Namespace, seed: int) -> Family:
@@ -144,35 +169,52 @@ def run(*words: str) -> None:
     subprocess.run(["iiad", *words], check=True, env=environment, stdout=sys.stderr)
 
 
-def print_table(
+def print_tables(
     heading: str, figure: str, form: str, families: list[Family], results: dict[Job, dict[str, Any]]
 ) -> None:
-    """Print a row a plan: each arm's mean and, of all but the elastic one, the paired difference from it."""
+    """Print each arm's mean over the teachers, a row a plan, and the paired differences."""
     found = {}
     for job, result in results.items():
         for each in result["plans"]:
             above = each["validation_nll"] - result["teacher_validation_nll"]
             found[job.arm, each["name"], job.seed] = above if figure == "above" else 100 * each["retained"]
     arms, seeds = list(dict.fromkeys(job.arm for job in results)), range(len(families))
-    print(f"{heading}; in brackets the difference from the elastic student and its 95 % interval\n")
-    print(f"| plan | evaluations | {' | '.join(arms)} |")
-    print("| --- | --- |" + " --- |" * len(arms))
-    for name in [plan.name for plan in families[0].plans]:
-        plans = [next(plan for plan in family.plans if plan.name == name) for family in families]
-        counts = {
-            count_evaluations(family.teacher, plan.num_iterations)
-            for family, plan in zip(families, plans, strict=True)
-        }
-        cells = [name, "-".join(map(str, sorted(counts)))]
-        for arm in arms:
-            cells.append(f"{estimate([found[arm, name, seed] for seed in seeds]).mean:{form}}")
-            if arm not in (UNTRAINED, ELASTIC):
-                difference = estimate([found[arm, name, seed] - found[ELASTIC, name, seed] for seed in seeds])
-                interval = (
-                    "" if difference.low is None else f", {difference.low:{form}} to {difference.high:{form}}"
-                )
-                cells[-1] += f" ({difference.mean:+{form}}{interval})"
-        print(f"| {' | '.join(cells)} |")
+    names = [plan.name for plan in families[0].plans]
+    print_table(
+        f"{heading} | evaluations",
+        arms,
+        {
+            f"{name} | {count_alone(families, name)}": [
+                f"{estimate([found[arm, name, seed] for seed in seeds]).mean:{form}}" for arm in arms
+            ]
+            for name in names
+        },
+    )
+    differences = {}
+    for name in names:
+        cells = []
+        for one, other in PAIRS:
+            gap = estimate([found[one, name, seed] - found[other, name, seed] for seed in seeds])
+            interval = "" if gap.low is None else f" [{gap.low:{form}}, {gap.high:{form}}]"
+            cells.append(f"{gap.mean:+{form}}{interval}")
+        differences[name] = cells
+    print_table(f"{heading}: difference", [f"{one} - {other}" for one, other in PAIRS], differences)
+
+
+def count_alone(families: list[Family], name: str) -> str:
+    """Return the evaluations a token of a plan in all families."""
+    plans = [(family.teacher, plan) for family in families for plan in family.plans if plan.name == name]
+    counts = {count_evaluations(teacher, plan.num_iterations) for teacher, plan in plans}
+    return "-".join(map(str, sorted(counts)))
+
+
+def print_table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> None:
+    """Print a table in Markdown."""
+    header = f"| {corner} | {' | '.join(columns)} |"
+    print(header)
+    print("| --- " * (header.count("|") - 1) + "|")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |")
     print()
 
 

@@ -1,4 +1,4 @@
-"""Elastic students: one student that learns several nested plans at once (sandwich rule, Yu & Huang 2019).
+"""Elastic students: one student that learns several nested plans at once.
 
 Legend: B batch, T tokens, N positions that are asked for, D model width.
 """
@@ -20,7 +20,7 @@ from iiad.training.batches import Batch
 from iiad.training.distillation_sections import DistillationSection, ElasticSection
 from iiad.training.head import asked_labels, asked_values, head_loss
 from iiad.training.learner import LanguageModelling, Learner, Objective, hidden_states
-from iiad.training.turns import NamedPlan, Sandwich, Scores
+from iiad.training.turns import NamedPlan, NestedPlans, Scores, sandwich, single
 
 from .divergences import FullTarget
 from .objectives import LearnFromTeacher, hidden_layers
@@ -33,7 +33,7 @@ __all__ = [
     "describe_plans",
     "elastic_objective",
     "give_plans",
-    "make_sandwich",
+    "make_turns",
     "report_cost",
 ]
 
@@ -57,11 +57,10 @@ def choose_family(
             )
         return None
     count = len(family.plans)
-    between = max(count - 2, 0)
-    for name, wanted, of in (
-        ("weights", between, "plan between the largest and the smallest"),
-        ("loss_weights", count, "plan"),
-    ):
+    drawn = (count, "plan")
+    if elastic.rule == "sandwich":
+        drawn = (max(count - 2, 0), "plan between the largest and the smallest")
+    for name, wanted, of in (("weights", *drawn), ("loss_weights", count, "plan")):
         given = getattr(elastic, name)
         if given is not None and len(given) != wanted:
             expected = f"{wanted} numbers, one a {of}"
@@ -77,10 +76,12 @@ def choose_family(
     return family
 
 
-def make_sandwich(family: Family, section: ElasticSection) -> Sandwich:
+def make_turns(family: Family, section: ElasticSection) -> NestedPlans:
     """Return the turns in which a student learns a family."""
     plans = [NamedPlan(each.name, each.num_iterations, each.tolerance) for each in family.plans]
-    return Sandwich(plans, section.num_between, section.weights)
+    if section.rule == "single":
+        return single(plans, section.weights)
+    return sandwich(plans, section.num_between, section.weights)
 
 
 class LearnAndTeach:
@@ -110,7 +111,7 @@ class LearnAndTeach:
 
 
 class LearnPlans:
-    """The loss of each plan of a sandwich in its turn.
+    """The loss of each plan in its turn.
 
     objective: of all plans but the largest. largest: of that; default, the same. loss_weights: of each plan. Parts
     are named by the plan's role, as in kl_smallest, and those of the plans between are means over them.
@@ -119,11 +120,11 @@ class LearnPlans:
     def __init__(
         self,
         objective: Objective,
-        sandwich: Sandwich,
+        turns: NestedPlans,
         largest: Objective | None = None,
         loss_weights: Sequence[float] | None = None,
     ):
-        self.objective, self.sandwich, self.largest = objective, sandwich, largest or objective
+        self.objective, self.turns, self.largest = objective, turns, largest or objective
         self.loss_weights = loss_weights
 
     def signal(self, batch: Batch) -> Any:
@@ -132,23 +133,23 @@ class LearnPlans:
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the plan that runs, and its parts."""
-        sandwich, objective = self.sandwich, self.objective
-        if sandwich.turn == 0:
+        turns, objective = self.turns, self.objective
+        if turns.plan == 0:
             objective = self.largest
         elif isinstance(self.largest, LearnAndTeach):
             signal = self.largest.taught(learner)
         loss, parts = objective(learner, batch, signal)
         if self.loss_weights is not None:
-            loss = self.loss_weights[sandwich.plan] * loss
-        if sandwich.num_turns == 1:
+            loss = self.loss_weights[turns.plan] * loss
+        if turns.num_turns == 1:
             return loss, parts
-        share = 1 / sandwich.num_between if sandwich.role == "between" else 1
+        share = 1 / turns.num_drawn if turns.role == "between" else 1
         named = {"loss": loss.detach(), **parts}
-        return loss, {f"{name}_{sandwich.role}": share * part for name, part in named.items()}
+        return loss, {f"{name}_{turns.role}": share * part for name, part in named.items()}
 
 
 def elastic_objective(
-    objective: Objective, sandwich: Sandwich, section: DistillationSection, num_layers: int
+    objective: Objective, turns: NestedPlans, section: DistillationSection, num_layers: int
 ) -> LearnPlans:
     """Let an objective be that of nested plans; in stage distill the largest may have its own, as the recipe says."""
     elastic = section.elastic
@@ -158,7 +159,7 @@ def elastic_objective(
             largest = LearnAndTeach(hidden_layers(section, num_layers))
         elif elastic.largest == "text":
             largest = LanguageModelling()
-    return LearnPlans(objective, sandwich, largest, elastic.loss_weights)
+    return LearnPlans(objective, turns, largest, elastic.loss_weights)
 
 
 def give_plans(student: PreTrainedModel, family: Family, scores: Scores | None = None) -> None:
@@ -181,9 +182,9 @@ def give_plans(student: PreTrainedModel, family: Family, scores: Scores | None =
     student.reconfigure(plans=listed)
 
 
-def report_cost(sandwich: Sandwich, config: Any, seed: int) -> dict[str, float]:
+def report_cost(turns: NestedPlans, config: Any, seed: int) -> dict[str, float]:
     """Say and return what a step costs in block evaluations, beside students of one plan each."""
-    mean, alone = sandwich.count_evaluations(config, seed)
+    mean, alone = turns.count_evaluations(config, seed)
     print_status(
         f"elastic: {len(alone)} plans of {', '.join(map(str, alone))} evaluations a token; a step runs {mean:.1f}, "
         f"forward and back, and a step of {len(alone)} students of one plan each {sum(alone)} in all"

@@ -20,7 +20,7 @@ from iiad.training.scoring import COUNTED_TOKENS, TokenScore, require_knowledge,
 from iiad.training.turns import Turns
 
 from .continuations import Continuations
-from .elastic import choose_family, give_plans, make_sandwich
+from .elastic import choose_family, give_plans, make_turns
 from .objectives import hidden_layers, needs_signals
 from .stored_signals import StoredSignals
 from .students import freeze_unused, make_student, require_change
@@ -73,7 +73,7 @@ class Distillation:
         self.turns = Turns()
         if self.family is not None:
             give_plans(self.student, self.family)
-            self.turns = make_sandwich(self.family, recipe.distillation.elastic)
+            self.turns = make_turns(self.family, recipe.distillation.elastic)
         for model in (self.teacher, self.student):
             set_attention(model, recipe.training)
         self.rewriting = Rewriting()

@@ -23,7 +23,7 @@ from iiad.training.requirements import fit_recipe
 from iiad.training.rewriting import Rewriting
 from iiad.training.runs import RunFolder
 from iiad.training.stage import RunContext, Stage
-from iiad.training.turns import Sandwich
+from iiad.training.turns import NestedPlans
 
 from .elastic import describe_plans, elastic_objective, give_plans, report_cost
 from .objectives import LearnFromTeacher, LearnLayers
@@ -76,7 +76,7 @@ def distill(
         context = RunContext(
             run.path, run.record.identity, training, work.tokenizer, run.card, score, interruption, on_step
         )
-        if isinstance(work.turns, Sandwich):
+        if isinstance(work.turns, NestedPlans):
             results |= report_cost(work.turns, work.student.config, training.seed)
         results["tokens"] = _run_stages(work, context) * tokens_per_step(work.corpora.blocks, training)
         work.student.requires_grad_(True)
@@ -112,7 +112,7 @@ def _make_stage(work: Distillation, name: str, teacher: Any, changed: list[int],
             print_status("layerwise: layers are run one by one, not compiled")
     elif name in ("distill", "onpolicy"):
         objective = LearnFromTeacher(teacher, section, work.teacher_config.num_layers)
-    if isinstance(work.turns, Sandwich):
+    if isinstance(work.turns, NestedPlans):
         objective = elastic_objective(objective, work.turns, section, work.teacher_config.num_layers)
     return Stage(
         name=name,

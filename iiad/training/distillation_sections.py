@@ -47,11 +47,17 @@ class ElasticSection(Section):
         description="without a profile: shares of iterations to drop, evenly over the layers; null: plans are given, "
         "or one alone",
     )
+    rule: Literal["sandwich", "single"] = Field(
+        "sandwich",
+        description="plans of a step; sandwich: the largest, the smallest and num_between of those between; single: "
+        "one of all, so that the same evaluations make more steps",
+    )
     num_between: int = Field(
         1, ge=0, le=62, description="plans between the largest and the smallest to draw in each step"
     )
     weights: list[Weight] | None = Field(
-        None, description="how likely each plan between is to be drawn, in their order; default: all alike"
+        None,
+        description="how likely each plan that is not always run is to be drawn, in their order; default: all alike",
     )
     teacher: Literal["teacher", "self"] = Field(
         "teacher",
@@ -73,6 +79,16 @@ class ElasticSection(Section):
             yield "cuts", "different shares from 0 to 1"
         if self.loss_weights is not None and not any(self.loss_weights):
             yield "loss_weights", "a number above 0 among them"
+        if self.rule == "single":
+            if self.num_between != 1:
+                yield "num_between", "1 with elastic.rule single"
+            if self.weights is not None and not any(self.weights):
+                yield "weights", "a number above 0 among them"
+            if self.teacher == "self":
+                yield (
+                    "teacher",
+                    "teacher with elastic.rule single, whose steps do not all run the largest plan",
+                )
 
 
 class OnPolicySection(StageSection):

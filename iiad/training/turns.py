@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .batches import derive_seed
 from .scoring import TokenScore
 
-__all__ = ["Sandwich", "Turns", "summarize_scores"]
+__all__ = ["NestedPlans", "Turns", "sandwich", "single", "summarize_scores"]
 
 Scores = dict[str, TokenScore]
 """Of each plan by its name; of a model that has one plan alone, of that under "full"."""
@@ -50,24 +50,27 @@ class NamedPlan(NamedTuple):
         return {**config.split_plan(self.num_iterations), "tolerance": self.tolerance}
 
 
-class Sandwich(Turns):
-    """The largest plan, k drawn from those between and the smallest, each a pass over the same batch (sandwich rule,
-    Yu & Huang 2019, arXiv 1903.05134).
+class NestedPlans(Turns):
+    """Nested plans, some in every step and some drawn, each a pass over the same batch.
 
-    plans: nested, the largest first; the model runs it between steps. num_between: k; fewer where fewer can be drawn.
-    weights: how likely each plan between is to be drawn, in their order; default: all alike. All processes draw the
-    same plans.
+    plans: the largest first; the model runs it between steps. always: numbers of those that run in every step.
+    num_drawn: how many of the others do; fewer where fewer can be drawn. weights: how likely each of the others is to
+    be drawn, in their order; default: all alike. All processes draw the same plans.
     """
 
     def __init__(
-        self, plans: Sequence[NamedPlan], num_between: int = 1, weights: Sequence[float] | None = None
+        self,
+        plans: Sequence[NamedPlan],
+        always: Sequence[int],
+        num_drawn: int,
+        weights: Sequence[float] | None = None,
     ):
-        self.plans = list(plans)
-        between = range(1, len(plans) - 1)
-        weights = [1.0] * len(between) if weights is None else weights
-        self.weights = {number: w for number, w in zip(between, weights, strict=True) if w > 0}
-        self.num_between = min(num_between, len(self.weights))
-        self.num_turns = min(len(plans), 2) + self.num_between
+        self.plans, self.always = list(plans), list(always)
+        others = [number for number in range(len(plans)) if number not in self.always]
+        weights = [1.0] * len(others) if weights is None else weights
+        self.weights = {number: w for number, w in zip(others, weights, strict=True) if w > 0}
+        self.num_drawn = min(num_drawn, len(self.weights))
+        self.num_turns = len(self.always) + self.num_drawn
         self.drawn = self._draw(0, 0)
         self.turn = 0
 
@@ -91,8 +94,7 @@ class Sandwich(Turns):
         numbers = random.Random(derive_seed("plans", seed, step))
         # The k largest u^(1/w) are a weighted sample without replacement (Efraimidis & Spirakis 2006).
         keys = {number: math.log(1 - numbers.random()) / w for number, w in self.weights.items()}
-        between = sorted(sorted(keys, key=lambda number: -keys[number])[: self.num_between])
-        return [0, *between, len(self.plans) - 1][: self.num_turns]
+        return sorted([*self.always, *sorted(keys, key=lambda number: -keys[number])[: self.num_drawn]])
 
     def enter(self, model: Any, turn: int) -> None:
         """Give the model the plan of a pass. It keeps the largest plan's slots, which are enough without a cache.
@@ -122,6 +124,18 @@ class Sandwich(Turns):
         alone = [start + sum(plan.num_iterations) for plan in self.plans]
         steps = [sum(alone[number] for number in self._draw(seed, step)) for step in range(_COUNTED_STEPS)]
         return sum(steps) / len(steps), alone
+
+
+def sandwich(
+    plans: Sequence[NamedPlan], num_between: int = 1, weights: Sequence[float] | None = None
+) -> NestedPlans:
+    """The largest plan, the smallest and num_between drawn from those between (Yu & Huang 2019, arXiv 1903.05134)."""
+    return NestedPlans(plans, sorted({0, len(plans) - 1}), num_between, weights)
+
+
+def single(plans: Sequence[NamedPlan], weights: Sequence[float] | None = None) -> NestedPlans:
+    """One plan a step, drawn from all (ours): at the same evaluations more steps, each of a plan alone."""
+    return NestedPlans(plans, (), 1, weights)
 
 
 def _follow(config: Any, plan: NamedPlan) -> None:

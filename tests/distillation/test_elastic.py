@@ -21,7 +21,7 @@ from iiad.training.distillation_sections import DistillationSection
 from iiad.training.learner import LanguageModelling, Learner
 from iiad.training.run_status import read_run
 from iiad.training.scoring import TokenScore
-from iiad.training.turns import NamedPlan, Sandwich, summarize_scores
+from iiad.training.turns import NamedPlan, sandwich, single, summarize_scores
 from tests.helpers import log_of, make_iiet, refused
 
 PLANS = {"full": [2, 2], "cut-25": [2, 1], "cut-50": [1, 1], "cut-100": [0, 0]}
@@ -81,24 +81,24 @@ def test_the_gradient_of_a_sandwich_is_the_sum_of_the_plans_own(tolerances, norm
     live = LiveTeacher(teacher, [0, 1, 2, 3])
     inner = LearnFromTeacher(live, section, 3)
     batch = {"input_ids": tokens, "labels": tokens}
-    sandwich = Sandwich(nested, num_between=1)
-    sandwich.draw(seed=0, step=3)
-    learner = Learner(student, LearnPlans(inner, sandwich, loss_weights=[1, 0.5, 0.25, 2]))
-    for turn in range(sandwich.num_turns):
-        sandwich.enter(student, turn)
+    turns = sandwich(nested, num_between=1)
+    turns.draw(seed=0, step=3)
+    learner = Learner(student, LearnPlans(inner, turns, loss_weights=[1, 0.5, 0.25, 2]))
+    for turn in range(turns.num_turns):
+        turns.enter(student, turn)
         loss, _ = learner(batch, learner.objective.signal(batch))
         loss.backward()
-    sandwich.leave(student)
+    turns.leave(student)
     assert (student.config.num_iterations, student.config.tolerance) == ([3, 3, 3], None)
     wanted = {}
-    for number in sandwich.drawn:
+    for number in turns.drawn:
         other.reconfigure(num_iterations=nested[number].num_iterations, tolerance=tolerances[number])
         other.zero_grad()
         loss, _ = Learner(other, inner)(batch, inner.signal(batch))
         loss.backward()
         for name, gradient in gradients(other).items():
             wanted[name] = wanted.get(name, 0) + [1, 0.5, 0.25, 2][number] * gradient
-    assert len(set(sandwich.drawn)) == 3
+    assert len(set(turns.drawn)) == 3
     assert gradients(student).keys() == wanted.keys()
     for name, gradient in gradients(student).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-12, atol=1e-13, msg=name)
@@ -194,11 +194,15 @@ def test_losses_are_logged_by_role_and_validation_by_plan(elastic):
         assert entry["retained"] == min(entry[f"retained_{name}"] for name in PLANS)
 
 
-@pytest.mark.parametrize("teacher", ["teacher", pytest.param("self", marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_bit_for_bit(teacher, teacher_folder, plans_file, lesson, elastic, tmp_path):
-    recipe = lesson(distill=4, recover=2, training=USUAL, elastic={"teacher": teacher})
+@pytest.mark.parametrize(
+    "section",
+    [{}, {"rule": "single"}, pytest.param({"teacher": "self"}, marks=pytest.mark.slow)],
+    ids=["sandwich", "single", "self"],
+)
+def test_a_killed_run_goes_on_bit_for_bit(section, teacher_folder, plans_file, lesson, elastic, tmp_path):
+    recipe = lesson(distill=4, recover=2, training=USUAL, elastic=section)
     whole, killed = elastic, tmp_path / "killed"
-    if teacher == "self":
+    if section:
         whole = tmp_path / "whole"
         distill(teacher_folder, plans_file, recipe, whole)
     stage = "stage-1-distill"
@@ -214,17 +218,17 @@ def test_a_killed_run_goes_on_bit_for_bit(teacher, teacher_folder, plans_file, l
 
 def test_draws_follow_from_seed_and_step_by_their_weights_and_no_plan_runs_twice():
     plans = [NamedPlan(str(n), [9 - n]) for n in range(6)]
-    sandwich = Sandwich(plans, num_between=2, weights=[1, 0, 2, 7])
-    assert sandwich.num_turns == 4
+    turns = sandwich(plans, num_between=2, weights=[1, 0, 2, 7])
+    assert turns.num_turns == 4
     drawn = []
     for step in range(2000):
-        sandwich.draw(5, step)
-        drawn.append(sandwich.drawn)
+        turns.draw(5, step)
+        drawn.append(turns.drawn)
     assert all(each[0] == 0 and each[-1] == 5 and sorted(set(each)) == each for each in drawn)
     assert not any(2 in each for each in drawn)
-    sandwich.draw(5, 17)
-    assert sandwich.drawn == drawn[17]
-    one = Sandwich(plans, weights=[1, 0, 2, 7])
+    turns.draw(5, 17)
+    assert turns.drawn == drawn[17]
+    one = sandwich(plans, weights=[1, 0, 2, 7])
     counts = Counter()
     for step in range(3000):
         one.draw(0, step)
@@ -233,26 +237,76 @@ def test_draws_follow_from_seed_and_step_by_their_weights_and_no_plan_runs_twice
 
 
 @pytest.mark.parametrize(
-    ("num_plans", "num_between", "turns"), [(1, 3, 1), (2, 3, 2), (3, 3, 3), (5, 0, 2), (5, 2, 4)]
+    ("num_plans", "num_between", "count"), [(1, 3, 1), (2, 3, 2), (3, 3, 3), (5, 0, 2), (5, 2, 4)]
 )
-def test_a_step_has_as_many_turns_as_there_are_plans_to_run(num_plans, num_between, turns):
-    sandwich = Sandwich([NamedPlan(str(n), [9 - n]) for n in range(num_plans)], num_between)
-    sandwich.draw(0, 1)
-    assert len(set(sandwich.drawn)) == len(sandwich.drawn) == sandwich.num_turns == turns
-    assert {0, num_plans - 1} <= set(sandwich.drawn)
+def test_a_step_has_as_many_turns_as_there_are_plans_to_run(num_plans, num_between, count):
+    turns = sandwich([NamedPlan(str(n), [9 - n]) for n in range(num_plans)], num_between)
+    turns.draw(0, 1)
+    assert len(set(turns.drawn)) == len(turns.drawn) == turns.num_turns == count
+    assert {0, num_plans - 1} <= set(turns.drawn)
+
+
+def test_a_single_plan_of_all_is_drawn_for_each_step_by_its_weight():
+    plans = [NamedPlan(str(n), [9 - n]) for n in range(4)]
+    turns, again, counts = single(plans, [4, 0, 1, 5]), single(plans, [4, 0, 1, 5]), Counter()
+    assert turns.num_turns == 1
+    for step in range(3000):
+        turns.draw(3, step)
+        (number,) = turns.drawn
+        counts[number] += 1
+    assert [counts[number] / 3000 for number in range(4)] == pytest.approx([0.4, 0, 0.1, 0.5], abs=0.03)
+    turns.draw(3, 17)
+    again.draw(3, 17)
+    assert turns.drawn == again.drawn
+
+
+def test_a_step_of_a_single_plan_is_plain_distillation_under_that_plan(
+    teacher_folder, plans_file, lesson, tmp_path
+):
+    turns = single([NamedPlan(*each) for each in PLANS.items()])
+
+    def plan_of(seed):
+        turns.draw(seed + 1, 0)  # stage distill has the second of the run's seeds
+        return list(PLANS)[turns.drawn[0]]
+
+    for name in ("cut-25", "cut-100"):
+        training = {"seed": next(seed for seed in range(100) if plan_of(seed) == name)}
+        drawn, alone = (tmp_path / f"{name}-{which}" for which in ("drawn", "alone"))
+        one = make_file(teacher_folder, {name: PLANS[name]}, tmp_path / f"{name}.json")
+        recipe = lesson(distill=1, training=training, elastic={"rule": "single"})
+        distill(teacher_folder, plans_file, recipe, drawn)
+        distill(teacher_folder, one, lesson(distill=1, training=training), alone)
+        assert_equal(weights_of(drawn), weights_of(alone))
+        results = RunRecord.load(drawn / "run.json").results
+        assert [each["name"] for each in results["plans"]] == list(PLANS)
+        assert results["trained_evaluations_per_token"] == pytest.approx((6 + 5 + 4 + 2) / 4, abs=0.2)
+
+
+def test_the_largest_plan_learns_from_the_text_whenever_it_is_drawn(tokens):
+    student, turns = make_iiet(num_iterations=3), single(NESTED)
+    batch = {"input_ids": tokens, "labels": tokens}
+    inner = LearnFromTeacher(LiveTeacher(make_iiet(num_iterations=3)), DistillationSection(), 3)
+    learner, drawn = Learner(student, LearnPlans(inner, turns, LanguageModelling())), set()
+    for step in range(12):
+        turns.draw(0, step)
+        turns.enter(student, 0)
+        _, parts = learner(batch, inner.signal(batch))
+        assert ("kl" in parts) == (turns.drawn != [0])
+        drawn |= set(turns.drawn)
+    assert drawn == {0, 1, 2, 3}
 
 
 def test_a_student_that_teaches_itself_hands_its_largest_plans_output_on_detached(tokens):
     student, copy = make_iiet(num_iterations=3), make_iiet(num_iterations=3)
-    batch, sandwich = {"input_ids": tokens, "labels": tokens}, Sandwich(NESTED)
+    batch, turns = {"input_ids": tokens, "labels": tokens}, sandwich(NESTED)
     section = DistillationSection(hidden_weight=0.5)
     inner = LearnFromTeacher(None, section, 3)
-    learner = Learner(student, LearnPlans(inner, sandwich, LearnAndTeach([0, 1, 2, 3])))
-    sandwich.enter(student, 0)
+    learner = Learner(student, LearnPlans(inner, turns, LearnAndTeach([0, 1, 2, 3])))
+    turns.enter(student, 0)
     loss, parts = learner(batch, learner.objective.signal(batch))
     plain, _ = Learner(student, LanguageModelling())(batch)
     assert loss.item() == plain.item() == parts["loss_largest"].item()
-    sandwich.enter(student, 2)
+    turns.enter(student, 2)
     loss, parts = learner(batch, None)
     loss.backward()
     teacher = LearnFromTeacher(LiveTeacher(copy, [0, 1, 2, 3]), section, 3)
@@ -328,9 +382,9 @@ def test_an_encoder_decoder_learns_plans_of_both_halves(pair_folders, cache_dir,
 
 def test_the_smaller_plans_come_nearer_to_the_teacher():
     teacher, student = make_iiet(num_iterations=3), make_iiet(num_iterations=3)
-    section, sandwich = DistillationSection(ce_weight=0.0), Sandwich(NESTED)
+    section, turns = DistillationSection(ce_weight=0.0), sandwich(NESTED)
     objective = LearnFromTeacher(LiveTeacher(teacher), section, 3)
-    learner = Learner(student, LearnPlans(objective, sandwich))
+    learner = Learner(student, LearnPlans(objective, turns))
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.002)
     ids = torch.randint(3, 90, (25, 4, 16), generator=torch.Generator().manual_seed(0))
 
@@ -345,9 +399,9 @@ def test_the_smaller_plans_come_nearer_to_the_teacher():
     before = losses()
     for step, tokens in enumerate(ids[1:]):
         batch = {"input_ids": tokens, "labels": tokens}
-        sandwich.draw(0, step)
-        for turn in range(sandwich.num_turns):
-            sandwich.enter(student, turn)
+        turns.draw(0, step)
+        for turn in range(turns.num_turns):
+            turns.enter(student, turn)
             learner(batch, objective.signal(batch))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -369,6 +423,7 @@ def test_retention_is_that_of_the_plan_that_retains_least():
     [
         ({"elastic": {"cuts": [0, 1]}}, "distillation.elastic.cuts: expected none with a plan file"),
         ({"elastic": {"weights": [1.0]}}, "weights: expected 2 numbers, one a plan between the largest"),
+        ({"elastic": {"rule": "single", "weights": [1.0]}}, "weights: expected 4 numbers, one a plan, got 1"),
         ({"elastic": {"loss_weights": [1.0]}}, "loss_weights: expected 4 numbers, one a plan, got 1"),
         ({"layerwise": 1}, "distillation.layerwise.max_steps: expected 0 with nested plans"),
     ],
@@ -394,6 +449,10 @@ def test_fields_of_families_need_one(teacher_folder, plan_file, lesson, tmp_path
         ({"elastic": {"cuts": []}}, "cuts"),
         ({"elastic": {"num_between": -1}}, "num_between"),
         ({"elastic": {"loss_weights": [0.0]}}, "a number above 0"),
+        ({"elastic": {"rule": "single", "weights": [0.0, 0.0]}}, "(?s)weights.*a number above 0"),
+        ({"elastic": {"rule": "single", "num_between": 2}}, "(?s)num_between.*1 with elastic.rule single"),
+        ({"elastic": {"rule": "single", "teacher": "self"}}, "teacher with elastic.rule single"),
+        ({"elastic": {"rule": "both"}}, "'sandwich' or 'single'"),
         ({"elastic": {"teacher": "self"}, "signals": "x"}, "null with elastic.teacher self"),
         ({"elastic": {"teacher": "self"}, "kl_weight": 0.0}, "teacher, where stage distill has neither"),
     ],

@@ -215,14 +215,22 @@ def test_two_processes_go_on_from_prompts_with_tokens_of_their_own(one, lesson, 
     assert commands.found(0)["weights"] == commands.found(1)["weights"]
 
 
-@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_learn_nested_plans_as_one_does(fsdp, one, lesson, together, tmp_path):
+@pytest.mark.parametrize(
+    ("fsdp", "rule"),
+    [(False, "sandwich"), (False, "single")]
+    + [pytest.param(True, rule, marks=pytest.mark.slow) for rule in ("sandwich", "single")],
+)
+def test_two_processes_learn_nested_plans_as_one_does(fsdp, rule, one, lesson, together, tmp_path):
     def fields(**training):
         made = lesson(**training)
-        made["distillation"] |= {"layerwise": {"max_steps": 0}, "elastic": {"cuts": [0, 0.5, 0.75, 1]}}
+        made["distillation"] |= {
+            "layerwise": {"max_steps": 0},
+            "elastic": {"cuts": [0, 0.5, 0.75, 1], "rule": rule},
+        }
         return made
 
     distill(one, None, DistillRecipe.model_validate(fields(per_device_train_batch_size=4)), tmp_path / "one")
     code, run = together(fields(**HALF, fsdp=fsdp), one)
     assert code == 0
-    assert_same_run(tmp_path / "one", run, "loss", "kl_largest", "kl_smallest")
+    parts = ("kl_largest", "kl_smallest") if rule == "sandwich" else ("kl",)
+    assert_same_run(tmp_path / "one", run, "loss", *parts)
