@@ -17,6 +17,7 @@ from iiad.data import load_tokenizer, tokenizer_fingerprint
 from iiad.errors import InputError, one_line
 from iiad.planning import Plan
 from iiad.training.distillation_sections import StudentSection
+from iiad.training.turns import iteration_parameters
 
 __all__ = ["changed_layers", "freeze_unused", "learning_only", "make_student", "require_change"]
 
@@ -119,9 +120,8 @@ def freeze_unused(student: PreTrainedModel) -> None:
     """Stop training of parameters that the student leaves without use, which weight decay must not touch either."""
     base = student.base_model
     for layer in base.layers:
-        for name, parameter in layer.corrector.named_parameters() if layer.num_iterations == 0 else ():
-            if name.startswith("update_") or name == "relaxation":  # what only iterations use
-                parameter.requires_grad_(False)
+        for parameter in iteration_parameters(layer) if layer.num_iterations == 0 else ():
+            parameter.requires_grad_(False)
     for stack in base.stacks:
         for norm in list(getattr(stack.predictor, "norms", []))[student.config.num_start_evaluations :]:
             norm.requires_grad_(False)

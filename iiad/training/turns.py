@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from torch import nn
 
 from .batches import derive_seed
 from .scoring import TokenScore
 
-__all__ = ["NestedPlans", "Turns", "sandwich", "single", "summarize_scores"]
+__all__ = ["NestedPlans", "Turns", "iteration_parameters", "sandwich", "single", "summarize_scores"]
 
 Scores = dict[str, TokenScore]
 """Of each plan by its name; of a model that has one plan alone, of that under "full"."""
@@ -105,8 +107,15 @@ class NestedPlans(Turns):
         _follow(model.config, self.plans[self.plan])
 
     def leave(self, model: Any) -> None:
-        """Give the model the largest plan."""
+        """Give the model the largest plan. Parameters that no plan of the step runs have no gradient.
+
+        DDP and FSDP2 give them zeros, by which the optimizer would move them on.
+        """
         self.turn = 0
+        most = self.plans[self.drawn[0]]
+        for layer, num_iterations in zip(model.base_model.layers, most.num_iterations, strict=True):
+            for parameter in iteration_parameters(layer) if num_iterations == 0 else ():
+                parameter.grad = None
         _follow(model.config, self.plans[0])
 
     def score(self, model: Any, score: Callable[[Any], TokenScore]) -> Scores:
@@ -136,6 +145,13 @@ def sandwich(
 def single(plans: Sequence[NamedPlan], weights: Sequence[float] | None = None) -> NestedPlans:
     """One plan a step, drawn from all (ours): at the same evaluations more steps, each of a plan alone."""
     return NestedPlans(plans, (), 1, weights)
+
+
+def iteration_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield what only a layer's iterations use, not its first evaluation."""
+    for name, parameter in layer.corrector.named_parameters():
+        if name.startswith("update_") or name == "relaxation":
+            yield parameter
 
 
 def _follow(config: Any, plan: NamedPlan) -> None:
