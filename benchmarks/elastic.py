@@ -96,7 +96,11 @@ def main() -> None:
     longer = round(
         args.steps * of_all / cost
     )  # steps of the sandwich that cost args.steps of each plan alone
-    steps = {ALONE: round(args.steps * cost / of_all), MORE[ALONE]: args.steps, MORE[SANDWICH]: longer}
+    steps = {
+        ALONE: max(1, round(args.steps * cost / of_all)),
+        MORE[ALONE]: args.steps,
+        MORE[SANDWICH]: longer,
+    }
     steps |= {SINGLE: plans * steps[ALONE], MORE[SINGLE]: plans * args.steps}
     rest = [Job(MORE[SANDWICH], seed, None, longer) for seed in seeds]
     rest += [Job(arm, seed, None, steps[arm], ONE) for arm in (SINGLE, MORE[SINGLE]) for seed in seeds]

@@ -129,7 +129,7 @@ class LearnPlans:
 
     def signal(self, batch: Batch) -> Any:
         """Return the teacher's signal, one for all plans; None where the student teaches itself."""
-        return self.objective.signal(batch)
+        return (self.largest if self.turns.drawn == [0] else self.objective).signal(batch)
 
     def __call__(self, learner: Learner, batch: Batch, signal: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the plan that runs, and its parts."""
@@ -142,7 +142,8 @@ class LearnPlans:
         if self.loss_weights is not None:
             loss = self.loss_weights[turns.plan] * loss
         if turns.num_turns == 1:
-            return loss, parts
+            # Means are taken over steps of other plans, whose parts must be the same.
+            return loss, parts if self.largest is self.objective else {}
         share = 1 / turns.num_drawn if turns.role == "between" else 1
         named = {"loss": loss.detach(), **parts}
         return loss, {f"{name}_{turns.role}": share * part for name, part in named.items()}

@@ -147,7 +147,7 @@ def single(plans: Sequence[NamedPlan], weights: Sequence[float] | None = None) -
     return NestedPlans(plans, (), 1, weights)
 
 
-def iteration_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+def iteration_parameters(layer: Any) -> Iterator[nn.Parameter]:
     """Yield what only a layer's iterations use, not its first evaluation."""
     for name, parameter in layer.corrector.named_parameters():
         if name.startswith("update_") or name == "relaxation":
