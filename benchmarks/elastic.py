@@ -38,7 +38,7 @@ PAIRS = (
 )
 """Elastic students and those that they are compared with: at the same evaluations; the last, at the same steps."""
 
-ONE = ("distillation.elastic.rule=single",)
+SINGLE_RULE = ("distillation.elastic.rule=single",)
 
 
 class Job(NamedTuple):
@@ -93,17 +93,13 @@ def main() -> None:
     elastic = next(result for job, result in results.items() if job.arm == SANDWICH)
     cost, of_all = elastic["trained_evaluations_per_token"], elastic["single_students_evaluations_per_token"]
     plans = len(families[0].plans)
-    longer = round(
-        args.steps * of_all / cost
-    )  # steps of the sandwich that cost args.steps of each plan alone
-    steps = {
-        ALONE: max(1, round(args.steps * cost / of_all)),
-        MORE[ALONE]: args.steps,
-        MORE[SANDWICH]: longer,
-    }
+    steps = {ALONE: max(1, round(args.steps * cost / of_all)), MORE[ALONE]: args.steps}
+    steps[MORE[SANDWICH]] = round(args.steps * of_all / cost)
     steps |= {SINGLE: plans * steps[ALONE], MORE[SINGLE]: plans * args.steps}
-    rest = [Job(MORE[SANDWICH], seed, None, longer) for seed in seeds]
-    rest += [Job(arm, seed, None, steps[arm], ONE) for arm in (SINGLE, MORE[SINGLE]) for seed in seeds]
+    rest = [Job(MORE[SANDWICH], seed, None, steps[MORE[SANDWICH]]) for seed in seeds]
+    rest += [
+        Job(arm, seed, None, steps[arm], SINGLE_RULE) for arm in (SINGLE, MORE[SINGLE]) for seed in seeds
+    ]
     rest += [
         Job(arm, seed, plan.name, steps[arm])
         for arm in (ALONE, MORE[ALONE])

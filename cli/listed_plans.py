@@ -18,8 +18,8 @@ def resolve_plan(plan: str | None, model: str) -> Plan | OwnPlan | None:
     """Return the plan of a file or, of an elastic student's own, the one with that name or cut.
 
     A cut is the least share of iterations to drop, of the largest plan's or, where plans have tolerances, of the
-    teacher's. Says if a file's plan is none of those that the
-    model was trained for. Raises InputError for anything else.
+    teacher's. Says if a file's plan is none of those that the model was trained for. Raises InputError for anything
+    else.
     """
     if plan is None:
         return None

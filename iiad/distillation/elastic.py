@@ -113,8 +113,9 @@ class LearnAndTeach:
 class LearnPlans:
     """The loss of each plan in its turn.
 
-    objective: of all plans but the largest. largest: of that; default, the same. loss_weights: of each plan. Parts
-    are named by the plan's role, as in kl_smallest, and those of the plans between are means over them.
+    objective: of all plans but the largest. largest: of that; default, the same. loss_weights: of each plan. Where
+    a step runs several, parts are named by the plan's role, as in kl_smallest, and those of the plans between are
+    means over them.
     """
 
     def __init__(

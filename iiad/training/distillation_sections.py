@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import mul
 from typing import Literal
 
 from pydantic import Field
@@ -57,7 +58,7 @@ class ElasticSection(Section):
     )
     weights: list[Weight] | None = Field(
         None,
-        description="how likely each plan that is not always run is to be drawn, in their order; default: all alike",
+        description="how likely each plan is to be drawn, in their order; sandwich: each between; default: all alike",
     )
     teacher: Literal["teacher", "self"] = Field(
         "teacher",
@@ -73,7 +74,7 @@ class ElasticSection(Section):
     )
 
     def conflicts(self) -> Conflicts:
-        """Cuts that are shares, each once; weights that are not all 0."""
+        """Cuts that are shares, each once; weights that are not all 0; what goes with rule single."""
         cuts = self.cuts or []
         if not all(0 <= cut <= 1 for cut in cuts) or len(set(cuts)) < len(cuts):
             yield "cuts", "different shares from 0 to 1"
@@ -82,8 +83,10 @@ class ElasticSection(Section):
         if self.rule == "single":
             if self.num_between != 1:
                 yield "num_between", "1 with elastic.rule single"
-            if self.weights is not None and not any(self.weights):
-                yield "weights", "a number above 0 among them"
+            if self.weights is not None:
+                losses = self.loss_weights or [1.0] * len(self.weights)
+                if not any(map(mul, self.weights, losses)):
+                    yield "weights", "a number above 0 among them, for a plan whose loss has one, too"
             if self.teacher == "self":
                 yield (
                     "teacher",

@@ -452,6 +452,7 @@ def test_fields_of_families_need_one(teacher_folder, plan_file, lesson, tmp_path
         ({"elastic": {"num_between": -1}}, "num_between"),
         ({"elastic": {"loss_weights": [0.0]}}, "a number above 0"),
         ({"elastic": {"rule": "single", "weights": [0.0, 0.0]}}, "(?s)weights.*a number above 0"),
+        ({"elastic": {"rule": "single", "weights": [1, 0], "loss_weights": [0, 1]}}, "whose loss has one"),
         ({"elastic": {"rule": "single", "num_between": 2}}, "(?s)num_between.*1 with elastic.rule single"),
         ({"elastic": {"rule": "single", "teacher": "self"}}, "teacher with elastic.rule single"),
         ({"elastic": {"rule": "both"}}, "'sandwich' or 'single'"),
