@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from enum import Enum
 
 import pytest
 
@@ -24,7 +25,9 @@ from tests.planning.test_pair_costs import EQUAL, make_pair_table
 from tests.reporting.test_verification_report import make_verification
 
 NAN, INF = float("nan"), float("inf")
-GONE, EXTRA, DEEP, DEEPER = object(), object(), object(), object()
+GONE, EXTRA, DEEP, DEEPER = Enum(
+    "Change", "GONE EXTRA DEEP DEEPER"
+)  # whose repr, by which values are drawn, stays
 
 REFUSED = {
     bool: ["true", 1, 0, 1.0, NAN, [], {}],
@@ -187,7 +190,7 @@ SAMPLES = make_samples()
 FIELDS = {name: json.loads(sample.model_dump_json()) for name, sample in SAMPLES.items()}
 FREE = {"run": [("settings",), ("results",)], "study": [("definition",)]}
 """Fields that hold any fields."""
-OPEN = {"settings", "results", "definition", "tried", "accuracy_by_group"}
+OPEN = {"settings", "results", "definition", "tried", "accuracy_by_group", "texts", "evaluations_by_class"}
 """Fields whose names are free."""
 KINDS = pytest.mark.parametrize("name", SAMPLES)
 SHARES = pytest.mark.parametrize("share", [0.03, pytest.param(1.0, marks=pytest.mark.slow)])
